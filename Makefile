@@ -1,0 +1,59 @@
+# The only task runner. `make help` lists what there is; each target says what it needs and installs it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTEST := .venv/bin/pytest
+# Two workers: the integration tests start servers, and the smallest machine we test on has two cores.
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
+
+.PHONY: env
+env: ## Make .venv from the lock (nothing to do: well under a second)
+	@deploy/dev/env.sh
+
+.PHONY: lock
+lock: ## Refresh requirements/*.lock from pyproject.toml (UPGRADE=1: newest versions)
+	@deploy/dev/lock.sh
+
+.PHONY: proto
+proto: env ## Generate the stubs and the descriptor set from api/protos
+	@.venv/bin/python deploy/dev/proto.py
+
+.PHONY: check
+check: env ## Every gate that needs no server: format, lint, types, imports, protos, freshness
+	@.venv/bin/python deploy/dev/check.py
+
+.PHONY: format
+format: env ## Format the code and apply the safe lint fixes
+	@.venv/bin/ruff check --fix-only --quiet
+	@.venv/bin/ruff format --quiet
+
+.PHONY: test
+test: env ## Install what the tests need (Slurm, the engine) and run all of them
+	@deploy/dev/system-packages.sh
+	@.venv/bin/python deploy/engine/environment.py
+	@$(PYTEST) -n $(PYTEST_WORKERS) -ra $(PYTEST_ARGS) tests
+
+.PHONY: test-fast
+test-fast: env ## The tests that start no server: unit, stories, properties
+	@$(PYTEST) -n $(PYTEST_WORKERS) -ra $(PYTEST_ARGS) $(wildcard tests/unit tests/stories tests/property)
+
+.PHONY: quickstart
+quickstart: env ## A cluster, Penstock and a model on this machine; ends with a streamed answer
+	@deploy/dev/system-packages.sh
+	@.venv/bin/python deploy/dev/quickstart.py up
+
+.PHONY: quickstart-down
+quickstart-down: env ## Stop what `make quickstart` started
+	@.venv/bin/python deploy/dev/quickstart.py down
+
+.PHONY: clean
+clean: ## Remove what make built here (the engine and the caches outside the tree stay)
+	@rm -rf .venv .cache dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Penstock keeps language models served on a Slurm cluster."""

@@ -1,0 +1,1 @@
+"""The penstock command: thin, and everything it does is an RPC."""

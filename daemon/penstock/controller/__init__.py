@@ -1,0 +1,1 @@
+"""Observe, plan, record, execute: one pass a tick, under one lease."""

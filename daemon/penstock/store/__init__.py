@@ -1,0 +1,1 @@
+"""What Penstock remembers, in PostgreSQL; every statement is named."""

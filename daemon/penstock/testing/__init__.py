@@ -1,0 +1,1 @@
+"""Fakes that ship: documented, and kept honest by the contract suite."""
