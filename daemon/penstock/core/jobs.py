@@ -1,0 +1,208 @@
+"""A Slurm job, as the rest of Penstock sees it.
+
+Slurm's own words, made into values: a closed list of states, times as aware UTC datetimes, amounts with their
+unit in the name. Nothing here knows how a job is read from a cluster or written to one; `penstock.slurm` does that,
+and hands these values to the planner.
+
+The rule guarded here: a state that this release does not know is `JobState.UNKNOWN`, and is neither live nor
+ended. Unknown is not absent.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+class JobState(enum.StrEnum):
+    """The base states of a Slurm job (`JOB STATE CODES` in squeue(1)), and one for what we cannot read."""
+
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    STOPPED = "STOPPED"
+    COMPLETING = "COMPLETING"
+    STAGE_OUT = "STAGE_OUT"
+    SIGNALING = "SIGNALING"
+    RESIZING = "RESIZING"
+    REQUEUED = "REQUEUED"
+    REQUEUE_FED = "REQUEUE_FED"
+    REQUEUE_HOLD = "REQUEUE_HOLD"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    SPECIAL_EXIT = "SPECIAL_EXIT"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+    TIMEOUT = "TIMEOUT"
+    PREEMPTED = "PREEMPTED"
+    NODE_FAIL = "NODE_FAIL"
+    BOOT_FAIL = "BOOT_FAIL"
+    DEADLINE = "DEADLINE"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    LAUNCH_FAILED = "LAUNCH_FAILED"
+    RECONFIG_FAIL = "RECONFIG_FAIL"
+    REVOKED = "REVOKED"
+    UNKNOWN = "UNKNOWN"
+
+
+ENDED_STATES = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.CANCELLED,
+        JobState.FAILED,
+        JobState.TIMEOUT,
+        JobState.PREEMPTED,
+        JobState.NODE_FAIL,
+        JobState.BOOT_FAIL,
+        JobState.DEADLINE,
+        JobState.OUT_OF_MEMORY,
+        JobState.LAUNCH_FAILED,
+        JobState.RECONFIG_FAIL,
+        JobState.REVOKED,
+    }
+)
+"""States from which a job never runs again by itself (a human may still requeue it: then it is PENDING again)."""
+
+WAITING_STATES = frozenset(
+    {
+        JobState.PENDING,
+        JobState.REQUEUED,
+        JobState.REQUEUE_FED,
+        JobState.REQUEUE_HOLD,
+        JobState.RESV_DEL_HOLD,
+        JobState.SPECIAL_EXIT,
+    }
+)
+"""States in which Slurm has not given the job its nodes yet. Waiting is not a failure (rule 9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One line of Slurm's queue."""
+
+    job_id: int
+    name: str
+    comment: str
+    state: JobState
+    state_text: str = ""
+    """What Slurm said, kept for the reader where `state` is UNKNOWN."""
+    reason: str = ""
+    """Slurm's reason, in its own spelling: why the job waits, or why it ended. Empty when Slurm says None."""
+    partition: str = ""
+    nodes: str = ""
+    """Slurm's own compressed node list, such as `gpu[01-03]`; empty while the job waits."""
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    """When it started; for a waiting job Slurm's estimate, which may be missing."""
+    ends_at: datetime | None = None
+    time_limit_s: int | None = None
+    """None: unlimited, or not known yet."""
+    exit_code: int | None = None
+    """The script's exit code, once it has ended."""
+    exit_signal: int | None = None
+    restarts: int = 0
+    """How often Slurm has requeued this job. The job id stays; the count tells the runs apart."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED_STATES
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Everything Slurm is told when a replica is submitted. Holds no secret: Slurm shows or stores all of it."""
+
+    name: str
+    """Unique for ever (it ends in the attempt's token), for `--dependency=singleton` and for finding it again."""
+    comment: str
+    script: str
+    """The whole batch script, shebang first."""
+    work_dir: str
+    output: str
+    """Where standard output and error go; its folder exists already (Slurm fails the job otherwise)."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclude_nodes: tuple[str, ...] = ()
+    time_limit_s: int | None = None
+    """None: the partition's default. Rounded up to whole minutes, as Slurm does."""
+    nodes: int = 1
+    tasks_per_node: int = 1
+    cpus_per_task: int | None = None
+    memory_per_node_mib: int | None = None
+    gres: str | None = None
+    """Generic resources a node, as in `--gres`: `gpu:2`, `gpu:a100:4`."""
+    exclusive: bool = False
+    warn_signal_s: int | None = None
+    """Send the batch shell SIGTERM this long before the time limit (`--signal=B:TERM@N`)."""
+    singleton: bool = True
+    extra_options: Mapping[str, str] = field(default_factory=dict)
+    """Further long options of sbatch without their dashes; an empty value means a flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    name: str
+    up: bool
+    is_default: bool
+    max_time_s: int | None
+    """None: no limit."""
+    default_time_s: int | None
+    max_nodes: int | None
+    total_nodes: int
+    total_cpus: int
+    nodes: tuple[str, ...]
+    allowed_accounts: tuple[str, ...] | None = None
+    """None: all."""
+    allowed_qos: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    state: str
+    """Slurm's own words, base state first, flags joined by `+`: `IDLE`, `DOWN+DRAIN`."""
+    cpus: int
+    memory_mib: int
+    gpus: Mapping[str, int]
+    """GPU type -> how many; the type is empty where the site names none."""
+    partitions: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    reason: str = ""
+    cpus_allocated: int = 0
+    memory_allocated_mib: int = 0
+    gpus_allocated: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether Slurm may put a job there now or later without a human's help."""
+        words = set(self.state.replace("*", "").upper().split("+"))
+        return not words & {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "NOT_RESPONDING", "ERROR"}
+
+    @property
+    def total_gpus(self) -> int:
+        return sum(self.gpus.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the cluster can run, as of one instant."""
+
+    name: str
+    slurm_version: str
+    """Such as `22.05.8`."""
+    partitions: tuple[Partition, ...]
+    nodes: tuple[Node, ...]
+    accounts: tuple[str, ...] | None = None
+    """Accounts this user may charge; None where the site keeps no accounting, and then any account is accepted."""
+    message_timeout_s: int = 10
+    """Slurm's MessageTimeout: how long a reply may take. Doubt about a submission lasts longer than this."""

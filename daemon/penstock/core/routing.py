@@ -1,0 +1,38 @@
+"""What the front door must know: which models there are, and which replicas may take requests for them.
+
+The gateway turns this into Envoy's configuration; it never reads the tables for it. An endpoint is listed here exactly when its
+attempt is live, has proved itself ready and is not draining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One ready replica's agent."""
+
+    attempt: str
+    """The attempt's token."""
+    replica: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One deployment, as clients see it."""
+
+    deployment: str
+    model_names: tuple[str, ...]
+    """What clients may put into `model`: the deployment's name, and its served name where it has one."""
+    secret: str
+    """What Envoy presents to the deployment's agents."""
+    endpoints: tuple[Endpoint, ...]
+    """Empty: requests are led to the gateway, which says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingState:
+    routes: tuple[Route, ...]

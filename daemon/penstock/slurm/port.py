@@ -1,0 +1,89 @@
+"""The port: everything Penstock asks of Slurm, and what it may rely on.
+
+One contract, in words here and as a test suite in `tests/contract`; the fake, the command-line backend and the pyslurm
+backend all pass it. The port decides nothing and retries nothing: whether to try again is the controller's business.
+
+The rule guarded here: *unknown is not absent*. A call that cannot be answered in full raises; it never returns
+less than the truth.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.core.jobs import Cluster, Job, Submission
+
+
+class SlurmError(Exception):
+    """What Slurm said no to, or did not say. The message is for people and names the command or call."""
+
+
+class SlurmUnavailable(SlurmError):
+    """Slurm could not be asked, or answered in part or in a form this release cannot read. Nothing was changed."""
+
+
+class SubmissionRefused(SlurmError):
+    """Slurm said no: no job was made and none will be from this call. `reason` is Slurm's sentence."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class SubmissionUnknown(SlurmError):
+    """The call failed in a way that leaves it open whether a job was made: look it up by name, and wait first."""
+
+
+class NoSuchJob(SlurmError):
+    """Slurm knows no such job, or the job with that id bears another name (ids are reused after a state reset)."""
+
+
+class Slurm(Protocol):
+    """A Slurm cluster, seen by the one user that Penstock runs as."""
+
+    @property
+    def backend(self) -> str:
+        """`cli`, `pyslurm` or `fake`; for the log."""
+        ...
+
+    async def list_jobs(self) -> tuple[Job, ...]:
+        """Every job of this user that Slurm still remembers, ended ones too (MinJobAge, 300 s by default).
+
+        One request to slurmctld, whatever the number of jobs. Array tasks come as one row each.
+        Raises SlurmUnavailable rather than return part of the queue; an empty tuple means an empty queue.
+        """
+        ...
+
+    async def find(self, name: str) -> tuple[Job, ...]:
+        """The jobs of this user with exactly this name, ended ones too. Raises SlurmUnavailable."""
+        ...
+
+    async def submit(self, submission: Submission) -> int:
+        """Make one job and return its id. Not idempotent: calling twice makes two jobs.
+
+        Raises SubmissionRefused when there is certainly no job, SubmissionUnknown when there may be one.
+        """
+        ...
+
+    async def cancel(self, job_id: int, *, name: str) -> None:
+        """Cancel the job with this id if it bears this name. Idempotent: an ended job stays as it is, without error.
+
+        Sends SIGTERM to the batch shell and its steps, then SIGKILL after KillWait.
+        Raises NoSuchJob (also when the name differs) and SlurmUnavailable.
+        """
+        ...
+
+    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
+        """Send a signal such as `TERM` to the batch shell only, if the job bears this name and runs.
+
+        Raises NoSuchJob (also when the job does not run) and SlurmUnavailable.
+        """
+        ...
+
+    async def cluster(self) -> Cluster:
+        """Partitions, nodes and limits as of now. Raises SlurmUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the backend holds (its bridge process, say). Jobs are left alone."""
+        ...
