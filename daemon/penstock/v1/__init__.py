@@ -1,0 +1,1 @@
+"""The contract in Python: generated from api/protos by `make proto`, never edited."""
