@@ -1,0 +1,209 @@
+"""What the controller may decide, and the words it says it in.
+
+A `Decision` is a reason from a closed list, one sentence with its numbers, and zero or more actions; none means "not now".
+An `Action` is one effect, named so exactly that carrying it out needs no further judgement: `reconcile` commits the intent,
+`execute` has one idempotent branch for each. The duties of the executor are written on the action.
+
+Sentences hold no running clocks ("for 35 s"): a decision that stands says the same thing each tick, and so is one row.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock.core.jobs import Job
+
+
+class Reason(enum.Enum):
+    """Every reason there is, with what it means. Part of the API: docs/reasons.md is made from this list."""
+
+    # Deployments
+    SCALE_UP = ("ScaleUp", "There are fewer replicas than wanted; new ones are made.")
+    SCALE_DOWN = ("ScaleDown", "There are more replicas than wanted; some are drained.")
+    ROLLOUT_SURGE = ("RolloutSurge", "The spec changed; a replica of the new revision is made before an old one goes.")
+    ROLLOUT_RETIRE = ("RolloutRetire", "A replica of an old revision is drained, because the new revision is ready for it.")
+    ROLLOUT_WAIT = ("RolloutWait", "An old replica stays until a new one is ready. Not now.")
+    DELETING = ("Deleting", "The deployment is being deleted; its replicas are drained or cancelled.")
+    DELETED = ("Deleted", "The deployment's last job has ended; the deployment is removed.")
+    PAUSED = ("Paused", "The deployment is paused: nothing is started, stopped or replaced.")
+    STEADY = ("Steady", "Everything is as wanted. Nothing to do.")
+    PROGRESSING = ("Progressing", "Replicas are on their way to being ready.")
+    # Replicas
+    SUBMIT = ("Submit", "A new attempt is written down and submitted to Slurm.")
+    BACK_OFF = ("BackOff", "The last attempt failed; the next one waits. Not now.")
+    SUBMISSION_DOUBTFUL = ("SubmissionDoubtful", "It is not known whether Slurm took the submission; it is looked up first. Not now.")
+    RESUBMIT = ("Resubmit", "Slurm certainly does not have the job; the same attempt is submitted again.")
+    SUBMISSION_REFUSED = ("SubmissionRefused", "Slurm said no to the submission.")
+    ADOPT = ("Adopt", "A live job with this attempt's token was found in Slurm and is taken over.")
+    QUEUED = ("Queued", "The job waits in Slurm's queue. Not a failure, and no time-out runs.")
+    STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
+    READY = ("Ready", "The replica takes requests.")
+    STARTUP_TIMEOUT = ("StartupTimeout", "The engine did not generate a token in time since the job's start; the job is cancelled.")
+    REPORT_TIMEOUT = ("ReportTimeout", "The agent has been silent for too long; the job is cancelled.")
+    JOB_ENDED = ("JobEnded", "The job ended although nobody asked it to; the replica will be started again.")
+    JOB_MISSING = ("JobMissing", "Slurm answers, but does not list the job any more; that must last before it is believed. Not now.")
+    JOB_LOST = ("JobLost", "Slurm has not listed the job for long enough; it is gone.")
+    JOB_STATE_UNKNOWN = ("JobStateUnknown", "Slurm gives the job a state that this release does not know. Nothing is done.")
+    DRAIN = ("Drain", "The replica takes no new requests, finishes the running ones and ends.")
+    DRAINING = ("Draining", "The replica finishes its running requests. Not now.")
+    DRAIN_TIMEOUT = ("DrainTimeout", "Draining took longer than allowed; the job is cancelled.")
+    STOPPING = ("Stopping", "The job was told to end and has not ended yet. Not now.")
+    CANCEL = ("Cancel", "The job is cancelled: the replica is to go and serves nobody.")
+    REMOVE = ("Remove", "The replica is to go and its job has ended; it is removed.")
+    # The cluster
+    CLUSTER_UNREACHABLE = ("ClusterUnreachable", "Slurm could not be asked, so nothing is started or stopped. Not now.")
+    ORPHAN_FOUND = ("OrphanFound", "A job bears our mark but belongs to no attempt; it is cancelled if that lasts. Not now.")
+    ORPHAN_CANCELLED = ("OrphanCancelled", "A job that bears our mark and belongs to no attempt is cancelled.")
+
+    def __init__(self, word: str, meaning: str) -> None:
+        self.word = word
+        self.meaning = meaning
+
+
+@dataclass(frozen=True, slots=True)
+class CreateReplica:
+    """Make a replica of this revision. The database only."""
+
+    deployment_uid: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Write down a new attempt of this replica (token, secret, script), commit, then call sbatch once.
+
+    What comes back is written down: a job id, a refusal, or nothing when it is not known.
+    """
+
+    replica_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resubmit:
+    """Look the attempt's job up by name; adopt it if it is there, else call sbatch once with the same token."""
+
+    replica_uid: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Write the job's id to the attempt. The database only."""
+
+    token: str
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class RecordJob:
+    """Write what Slurm says of the attempt's job. The database only."""
+
+    token: str
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMissing:
+    """Write since when complete listings lack the attempt's job; None: they have it again. The database only."""
+
+    token: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndAttempt:
+    """Write that the attempt has ended. The database only."""
+
+    replica_uid: str
+    token: str
+    exit_code: int | None
+    job: Job | None
+    failures: int
+    """The replica's failures in a row from now on."""
+    next_attempt_at: datetime | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Write that the replica drains, which takes it out of routing; then send SIGTERM to its batch shell."""
+
+    replica_uid: str
+    token: str
+    job_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Write that the job is to end; then scancel it."""
+
+    token: str
+    job_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOrphan:
+    """scancel a job that bears our mark and belongs to nothing."""
+
+    job_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Write that the replica is to go and not to come back. The database only."""
+
+    replica_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveReplica:
+    """Write that the replica is gone. The database only."""
+
+    replica_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveDeployment:
+    """Remove the deployment and what hangs on it. The database only."""
+
+    deployment_uid: str
+
+
+Action = (
+    CreateReplica
+    | Submit
+    | Resubmit
+    | Adopt
+    | RecordJob
+    | RecordMissing
+    | EndAttempt
+    | Drain
+    | Cancel
+    | CancelOrphan
+    | Leave
+    | RemoveReplica
+    | RemoveDeployment
+)
+
+EFFECTS = (Submit, Resubmit, Drain, Cancel, CancelOrphan)
+"""The actions that mutate Slurm. All others are done once the decision is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided about one subject. `deployment` empty: about the cluster; `replica` empty: about the deployment."""
+
+    deployment: str
+    replica: str
+    reason: Reason
+    message: str
+    actions: tuple[Action, ...] = ()
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        return self.deployment, self.replica

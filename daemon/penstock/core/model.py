@@ -1,0 +1,213 @@
+"""The world as the planner sees it: deployments, replicas and their attempts, and what Slurm said, at one instant.
+
+Everything is frozen, and everything is data: the time too. What PostgreSQL holds comes in as `Deployment`, `Replica` and `Attempt`;
+what Slurm answered comes in as a `Listing`, and a Slurm that did not answer comes in as `Unknown`. The rule guarded here: a source
+that failed is a value of its own, so that nothing can mistake it for an empty one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from penstock.core.jobs import Job
+from penstock.core.spec import Spec
+
+JOB_NAME_PREFIX = "penstock-"
+"""First part of the name of every job of ours: `penstock-<deployment>-<token>`."""
+
+MARK = "penstock/1"
+"""First word of the comment of every job of ours: `penstock/1 <installation> <token>`."""
+
+
+class ReplicaState(enum.StrEnum):
+    """Where a replica stands. What each means and the legal moves are in `penstock.core.states`."""
+
+    WAITING = "waiting"
+    SUBMITTING = "submitting"
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    REMOVED = "removed"
+
+
+class Phase(enum.StrEnum):
+    """What the agent in the job last said of itself."""
+
+    NONE = "none"
+    REGISTERED = "registered"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One submission of a replica to Slurm. Live until `ended_at` is set; a replica has at most one live attempt."""
+
+    token: str
+    """20 characters, unique for ever; the end of the job's name."""
+    number: int
+    """Counts the replica's attempts from 1."""
+    intended_at: datetime
+    """When the intent was committed: before the submission."""
+    submitted_at: datetime | None = None
+    """When the last call of sbatch was begun, whatever came of it. None: never called."""
+    job_id: int | None = None
+    """None: Slurm has not been seen to have it."""
+    job: Job | None = None
+    """As the controller last recorded it, for showing; the planner reads the listing."""
+    missing_since: datetime | None = None
+    """Since when complete listings have not had the job."""
+    phase: Phase = Phase.NONE
+    phase_message: str = ""
+    endpoint: str = ""
+    """host:port of the agent; empty until it registered."""
+    registered_at: datetime | None = None
+    ready_at: datetime | None = None
+    reported_at: datetime | None = None
+    drain_at: datetime | None = None
+    """When it was decided that it should drain."""
+    signalled_at: datetime | None = None
+    """When its job was told to drain (SIGTERM)."""
+    cancelled_at: datetime | None = None
+    """When its job was told to end (scancel)."""
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    last_words: str = ""
+
+    @property
+    def live(self) -> bool:
+        return self.ended_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One copy of a deployment's model."""
+
+    uid: str
+    deployment_uid: str
+    name: str
+    """`<deployment>-<number>`."""
+    number: int
+    revision: int
+    state: ReplicaState
+    message: str
+    since: datetime
+    created_at: datetime
+    attempt: Attempt | None = None
+    """The live attempt, or the last one."""
+    failures: int = 0
+    """Attempts in a row that ended without being asked to."""
+    next_attempt_at: datetime | None = None
+    leaving: bool = False
+    """It is to go and not to come back: scaled away, replaced, or its deployment deleted."""
+    removed_at: datetime | None = None
+
+    @property
+    def live_attempt(self) -> Attempt | None:
+        return self.attempt if self.attempt is not None and self.attempt.live else None
+
+
+class ConditionStatus(enum.StrEnum):
+    TRUE = "true"
+    FALSE = "false"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    uid: str
+    name: str
+    spec: Spec
+    generation: int
+    resource_version: int
+    revision: int
+    """The number of the revision that `spec` is."""
+    created_at: datetime
+    labels: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
+    deleted_at: datetime | None = None
+    force_delete: bool = False
+    observed_generation: int = 0
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def served_name(self) -> str:
+        return self.spec.model.served_name or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    deployment_uid: str
+    number: int
+    spec: Spec
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Slurm answered in full: these are all the jobs of our user that it remembers."""
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Slurm did not answer, or not in full."""
+
+    error: str
+    since: datetime
+    """When it last stopped answering."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The world at `now`."""
+
+    now: datetime
+    installation: str
+    """Which Penstock we are; other installations' jobs on the same cluster are not ours."""
+    deployments: tuple[Deployment, ...]
+    replicas: tuple[Replica, ...]
+    """All that are not removed."""
+    slurm: Listing | Unknown
+    message_timeout_s: int = 10
+    """Slurm's MessageTimeout; doubt about a submission lasts longer than this."""
+    known_tokens: frozenset[str] = frozenset()
+    """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
+
+
+def job_name(deployment: str, token: str) -> str:
+    return f"{JOB_NAME_PREFIX}{deployment}-{token}"
+
+
+def job_comment(installation: str, token: str) -> str:
+    return f"{MARK} {installation} {token}"
+
+
+def marked_token(job: Job, installation: str) -> str | None:
+    """The attempt's token if the job bears this installation's mark in its comment and its name agrees; else None.
+
+    A mark whose name does not agree was copied or forged: such a job is not ours and is never touched.
+    """
+    words = job.comment.split(" ")
+    if len(words) != 3 or words[0] != MARK or words[1] != installation or not words[2]:
+        return None
+    token = words[2]
+    return token if job.name.startswith(JOB_NAME_PREFIX) and job.name.endswith(f"-{token}") else None

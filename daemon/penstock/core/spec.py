@@ -1,0 +1,121 @@
+"""What someone wants served: a deployment's spec, as the planner and the script renderer read it.
+
+The same shape as `spec.proto`, less what this release refuses by name, with every default filled in and every quantity in its
+unit. Nothing here validates: a spec that reaches this file has passed the contract's field rules and the cluster's limits.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class EngineTask(enum.StrEnum):
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+class RolloutStrategy(enum.StrEnum):
+    ROLLING_UPDATE = "rolling-update"
+    RECREATE = "recreate"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Exactly one of `path` and `hub` is set."""
+
+    path: str | None = None
+    hub: str | None = None
+    hub_revision: str = ""
+    served_name: str = ""
+    """Empty: the deployment's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    name: str = "vllm"
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    task: EngineTask = EngineTask.GENERATE
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    venv: str | None = None
+    """None: what the job's PATH has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Each a node."""
+
+    gpus: int = 0
+    gpu_type: str = ""
+    cpus: int | None = None
+    memory: str = ""
+    """As it was written, such as `8GiB`; `memory_mib` is what counts."""
+    memory_mib: int | None = None
+    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Empty or None: the cluster's own default."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    reservation: str = ""
+    time_limit: str = ""
+    """As it was written, such as `4h`; `time_limit_s` is what counts."""
+    time_limit_s: int | None = None
+    exclusive: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    startup_timeout_s: int = 1800
+    report_timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    strategy: RolloutStrategy = RolloutStrategy.ROLLING_UPDATE
+    max_surge: str = "1"
+    max_unavailable: str = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    backoff_initial_s: int = 10
+    backoff_max_s: int = 300
+    reset_after_s: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    model: Model
+    engine: Engine = Engine()
+    environment: Environment = Environment()
+    replicas: int = 1
+    resources: Resources = Resources()
+    placement: Placement = Placement()
+    probes: Probes = Probes()
+    rollout: Rollout = Rollout()
+    restart: RestartPolicy = RestartPolicy()
+    drain_timeout_s: int = 60
+
+
+def share(text: str, of: int, *, up: bool) -> int:
+    """A number or a percentage of `of` as whole replicas, percentages rounded up or down as Kubernetes does.
+
+    >>> share("25%", 10, up=True), share("25%", 10, up=False), share("3", 10, up=True)
+    (3, 2, 3)
+    """
+    if not text.endswith("%"):
+        return int(text)
+    hundredths = int(text[:-1]) * of
+    return -(-hundredths // 100) if up else hundredths // 100
