@@ -8,6 +8,8 @@ PYTEST := .venv/bin/pytest
 # Two workers: the integration tests start servers, and the smallest machine we test on has two cores.
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+# A file's tests stay on one worker, so that what its fixtures start is started once; files start in their order.
+PYTEST_SPREAD := -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## Show this list
@@ -36,17 +38,17 @@ format: env ## Format the code and apply the safe lint fixes
 
 .PHONY: test
 test: env ## Install what the tests need (Slurm, the engine) and run all of them
-	@deploy/dev/system-packages.sh
+	@deploy/dev/system-packages.sh test
 	@.venv/bin/python deploy/engine/environment.py
-	@$(PYTEST) -n $(PYTEST_WORKERS) -ra $(PYTEST_ARGS) tests
+	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) tests
 
 .PHONY: test-fast
 test-fast: env ## The tests that start no server: unit, stories, properties
-	@$(PYTEST) -n $(PYTEST_WORKERS) -ra $(PYTEST_ARGS) $(wildcard tests/unit tests/stories tests/property)
+	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) $(wildcard tests/unit tests/stories tests/property)
 
 .PHONY: quickstart
 quickstart: env ## A cluster, Penstock and a model on this machine; ends with a streamed answer
-	@deploy/dev/system-packages.sh
+	@deploy/dev/system-packages.sh quickstart
 	@.venv/bin/python deploy/dev/quickstart.py up
 
 .PHONY: quickstart-down

@@ -53,7 +53,14 @@ def google_protos() -> dict[str, bytes]:
 
 def protoc(*arguments: str) -> None:
     """Runs the pinned protoc; ends the program with its message when it fails."""
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{SITE_PACKAGES}", f"-I{WELL_KNOWN}"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"-I{PROTOS}",
+        f"-I{SITE_PACKAGES}",
+        f"-I{WELL_KNOWN}",
+    ]
     done = subprocess.run([*command, *arguments], cwd=PROTOS, text=True, capture_output=True)
     if done.returncode != 0:
         sys.exit(done.stderr.strip())
@@ -64,7 +71,10 @@ def generate(scratch: Path) -> dict[str, bytes]:
     own = own_protos()
     if not own:
         sys.exit(f"no .proto file in {PROTOS.relative_to(ROOT)}/penstock/v1")
-    plugins = [f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    plugins = [
+        f"--plugin={name}={Path(sys.executable).parent / name}"
+        for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     protoc(*plugins, f"--python_out={scratch}", f"--mypy_out={scratch}", VALIDATE, *own)
     protoc(*plugins, f"--grpc_python_out={scratch}", f"--mypy_grpc_out=only_async:{scratch}", *own)
     protoc(f"--descriptor_set_out={scratch / DESCRIPTORS}", "--include_imports", *own)
@@ -84,8 +94,18 @@ def generate(scratch: Path) -> dict[str, bytes]:
 
 def _move_validate(text: str) -> str:
     """The same stub, importing buf.validate from inside penstock.v1."""
-    text = re.sub(r"^from buf\.validate import validate_pb2\b", f"from penstock.v1 import {VALIDATE_STUB}", text, flags=re.MULTILINE)
-    text = re.sub(r"^import buf\.validate\.validate_pb2.*\n", f"import penstock.v1.{VALIDATE_STUB}\n", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^from buf\.validate import validate_pb2\b",
+        f"from penstock.v1 import {VALIDATE_STUB}",
+        text,
+        flags=re.MULTILINE,
+    )
+    text = re.sub(
+        r"^import buf\.validate\.validate_pb2.*\n",
+        f"import penstock.v1.{VALIDATE_STUB}\n",
+        text,
+        flags=re.MULTILINE,
+    )
     if re.search(r"^(from|import) buf\b", text, re.MULTILINE):
         sys.exit("protoc writes the import of buf.validate in a way that deploy/dev/proto.py does not know")
     return text
@@ -93,7 +113,9 @@ def _move_validate(text: str) -> str:
 
 def _plain_context(text: str) -> str:
     """The same types, with a context typed by its messages: mypy-protobuf puts the servicer's return type there."""
-    return re.sub(r"(_aio\.ServicerContext\[[\w.]+, )_abc\.(?:Awaitable|AsyncIterator)\[([\w.]+)\]\]", r"\1\2]", text)
+    return re.sub(
+        r"(_aio\.ServicerContext\[[\w.]+, )_abc\.(?:Awaitable|AsyncIterator)\[([\w.]+)\]\]", r"\1\2]", text
+    )
 
 
 def wanted() -> Iterator[tuple[Path, bytes]]:

@@ -1,0 +1,86 @@
+"""The rules of the house that no other gate can check."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = sorted((ROOT / "daemon" / "penstock" / "core").glob("**/*.py"))
+
+# What the standard library offers and a pure function must not take: the clock, chance, and the world outside.
+IMPURE = frozenset(
+    "asyncio io multiprocessing os pathlib queue random secrets select shutil signal socket subprocess sys tempfile "
+    "threading time urllib".split()
+)
+IMPURE_CALLS = frozenset("now utcnow today uuid1 uuid4 getenv open print input".split())
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Top-level names of every module that is imported absolutely anywhere in the tree."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def _impure_calls(tree: ast.AST) -> set[str]:
+    called = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute):
+                called.add(node.func.attr)
+            elif isinstance(node.func, ast.Name):
+                called.add(node.func.id)
+    return called & IMPURE_CALLS
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_is_pure(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = _imports(tree) - {"penstock"}
+    assert not imported - sys.stdlib_module_names, "core imports the standard library only"
+    assert not imported & IMPURE, "core has no clock, no randomness, no I/O"
+    assert not _impure_calls(tree), "time and identities come into core as data"
+
+
+def test_the_core_rule_would_notice() -> None:
+    tree = ast.parse("import time\nfrom datetime import datetime\nimport yaml\nx = datetime.now()\n")
+    assert _imports(tree) & IMPURE == {"time"}
+    assert _imports(tree) - sys.stdlib_module_names == {"yaml"}
+    assert _impure_calls(tree) == {"now"}
+
+
+@pytest.mark.parametrize("folder", ["api", "daemon", "db", "deploy", "runtime", "tests"])
+def test_no_top_level_folder_is_a_package(folder: str) -> None:
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_base_install_stays_what_a_job_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {requirement.split(">")[0] for requirement in project["dependencies"]}
+    assert names == {
+        "googleapis-common-protos", "grpcio", "grpcio-health-checking", "grpcio-status", "httpx", "protobuf",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lock", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda lock: lock.name)
+def test_locks_name_no_registry(lock: Path) -> None:
+    assert "://" not in lock.read_text()
+
+
+def test_descriptor_set_is_complete() -> None:
+    """Envoy refuses a set in which an import is missing."""
+    raw = (ROOT / "daemon" / "penstock" / "v1" / "descriptor.binpb").read_bytes()
+    files = descriptor_pb2.FileDescriptorSet.FromString(raw).file
+    names = {file.name for file in files}
+    assert {dependency for file in files for dependency in file.dependency} <= names
+    assert not any(file.HasField("source_code_info") for file in files)
