@@ -22,8 +22,14 @@ class Reason(enum.Enum):
     # Deployments
     SCALE_UP = ("ScaleUp", "There are fewer replicas than wanted; new ones are made.")
     SCALE_DOWN = ("ScaleDown", "There are more replicas than wanted; some are drained.")
-    ROLLOUT_SURGE = ("RolloutSurge", "The spec changed; a replica of the new revision is made before an old one goes.")
-    ROLLOUT_RETIRE = ("RolloutRetire", "A replica of an old revision is drained, because the new revision is ready for it.")
+    ROLLOUT_SURGE = (
+        "RolloutSurge",
+        "The spec changed; a replica of the new revision is made before an old one goes.",
+    )
+    ROLLOUT_RETIRE = (
+        "RolloutRetire",
+        "A replica of an old revision is drained, because the new revision is ready for it.",
+    )
     ROLLOUT_WAIT = ("RolloutWait", "An old replica stays until a new one is ready. Not now.")
     DELETING = ("Deleting", "The deployment is being deleted; its replicas are drained or cancelled.")
     DELETED = ("Deleted", "The deployment's last job has ended; the deployment is removed.")
@@ -33,19 +39,31 @@ class Reason(enum.Enum):
     # Replicas
     SUBMIT = ("Submit", "A new attempt is written down and submitted to Slurm.")
     BACK_OFF = ("BackOff", "The last attempt failed; the next one waits. Not now.")
-    SUBMISSION_DOUBTFUL = ("SubmissionDoubtful", "It is not known whether Slurm took the submission; it is looked up first. Not now.")
+    SUBMISSION_DOUBTFUL = (
+        "SubmissionDoubtful",
+        "It is not known whether Slurm took the submission; it is looked up first. Not now.",
+    )
     RESUBMIT = ("Resubmit", "Slurm certainly does not have the job; the same attempt is submitted again.")
     SUBMISSION_REFUSED = ("SubmissionRefused", "Slurm said no to the submission.")
     ADOPT = ("Adopt", "A live job with this attempt's token was found in Slurm and is taken over.")
     QUEUED = ("Queued", "The job waits in Slurm's queue. Not a failure, and no time-out runs.")
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
-    STARTUP_TIMEOUT = ("StartupTimeout", "The engine did not generate a token in time since the job's start; the job is cancelled.")
+    STARTUP_TIMEOUT = (
+        "StartupTimeout",
+        "The engine did not generate a token in time since the job's start; the job is cancelled.",
+    )
     REPORT_TIMEOUT = ("ReportTimeout", "The agent has been silent for too long; the job is cancelled.")
     JOB_ENDED = ("JobEnded", "The job ended although nobody asked it to; the replica will be started again.")
-    JOB_MISSING = ("JobMissing", "Slurm answers, but does not list the job any more; that must last before it is believed. Not now.")
+    JOB_MISSING = (
+        "JobMissing",
+        "Slurm answers, but does not list the job any more; that must last before it is believed. Not now.",
+    )
     JOB_LOST = ("JobLost", "Slurm has not listed the job for long enough; it is gone.")
-    JOB_STATE_UNKNOWN = ("JobStateUnknown", "Slurm gives the job a state that this release does not know. Nothing is done.")
+    JOB_STATE_UNKNOWN = (
+        "JobStateUnknown",
+        "Slurm gives the job a state that this release does not know. Nothing is done.",
+    )
     DRAIN = ("Drain", "The replica takes no new requests, finishes the running ones and ends.")
     DRAINING = ("Draining", "The replica finishes its running requests. Not now.")
     DRAIN_TIMEOUT = ("DrainTimeout", "Draining took longer than allowed; the job is cancelled.")
@@ -53,9 +71,18 @@ class Reason(enum.Enum):
     CANCEL = ("Cancel", "The job is cancelled: the replica is to go and serves nobody.")
     REMOVE = ("Remove", "The replica is to go and its job has ended; it is removed.")
     # The cluster
-    CLUSTER_UNREACHABLE = ("ClusterUnreachable", "Slurm could not be asked, so nothing is started or stopped. Not now.")
-    ORPHAN_FOUND = ("OrphanFound", "A job bears our mark but belongs to no attempt; it is cancelled if that lasts. Not now.")
-    ORPHAN_CANCELLED = ("OrphanCancelled", "A job that bears our mark and belongs to no attempt is cancelled.")
+    CLUSTER_UNREACHABLE = (
+        "ClusterUnreachable",
+        "Slurm could not be asked, so nothing is started or stopped. Not now.",
+    )
+    ORPHAN_FOUND = (
+        "OrphanFound",
+        "A job bears our mark but belongs to no attempt; it is cancelled if that lasts. Not now.",
+    )
+    ORPHAN_CANCELLED = (
+        "OrphanCancelled",
+        "A job that bears our mark and belongs to no attempt is cancelled.",
+    )
 
     def __init__(self, word: str, meaning: str) -> None:
         self.word = word

@@ -186,7 +186,16 @@ class Node:
     def usable(self) -> bool:
         """Whether Slurm may put a job there now or later without a human's help."""
         words = set(self.state.replace("*", "").upper().split("+"))
-        return not words & {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "NOT_RESPONDING", "ERROR"}
+        return not words & {
+            "DOWN",
+            "DRAIN",
+            "DRAINED",
+            "DRAINING",
+            "FAIL",
+            "FAILING",
+            "NOT_RESPONDING",
+            "ERROR",
+        }
 
     @property
     def total_gpus(self) -> int:

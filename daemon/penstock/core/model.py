@@ -189,6 +189,8 @@ class Observation:
     slurm: Listing | Unknown
     message_timeout_s: int = 10
     """Slurm's MessageTimeout; doubt about a submission lasts longer than this."""
+    reports_open_since: datetime | None = None
+    """Since when somebody could hear the agents' reports without a break; None: nobody can now."""
     known_tokens: frozenset[str] = frozenset()
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
 
