@@ -1,0 +1,184 @@
+"""Specs. Inward every default is filled in and every quantity is put into its unit; outward a default is left unset again.
+
+So what someone wrote is what he reads back, in his own spelling, without the defaults that he did not write; the one exception
+is `replicas`, which is always shown, because commands change it too. `spec_in(spec_out(spec)) == spec` for every spec.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from penstock.core import spec as core
+from penstock.rpc.quantities import memory_mib, time_limit_s
+from penstock.v1 import spec_pb2 as pb
+
+Value = TypeVar("Value")
+
+_TASKS = {
+    core.EngineTask.GENERATE: pb.ENGINE_TASK_GENERATE,
+    core.EngineTask.EMBED: pb.ENGINE_TASK_EMBED,
+}
+_STRATEGIES = {
+    core.RolloutStrategy.ROLLING_UPDATE: pb.ROLLOUT_STRATEGY_ROLLING_UPDATE,
+    core.RolloutStrategy.RECREATE: pb.ROLLOUT_STRATEGY_RECREATE,
+}
+
+
+def task_out(task: core.EngineTask) -> pb.EngineTask:
+    """The same task in the contract's words."""
+    return _TASKS[task]
+
+
+def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
+    """A spec that has passed validation, with its defaults."""
+    default = core.Spec(core.Model())
+    return core.Spec(
+        model=core.Model(
+            path=spec.model.path if spec.model.HasField("path") else None,
+            hub=spec.model.hub if spec.model.HasField("hub") else None,
+            hub_revision=spec.model.hub_revision,
+            served_name=spec.model.served_name,
+        ),
+        engine=core.Engine(
+            name=spec.engine.name or default.engine.name,
+            args=tuple(spec.engine.args),
+            env=dict(spec.engine.env),
+            task=_key(_TASKS, spec.engine.task) or default.engine.task,
+        ),
+        environment=core.Environment(venv=spec.environment.venv.path if spec.environment.HasField("venv") else None),
+        replicas=spec.replicas if spec.HasField("replicas") else default.replicas,
+        resources=core.Resources(
+            gpus=spec.resources.gpus,
+            gpu_type=spec.resources.gpu_type,
+            cpus=spec.resources.cpus or None,
+            memory=spec.resources.memory,
+            memory_mib=memory_mib(spec.resources.memory) if spec.resources.memory else None,
+            nodes=spec.resources.nodes or default.resources.nodes,
+        ),
+        placement=_placement_in(spec.placements[0]) if spec.placements else default.placement,
+        probes=_probes_in(spec.probes),
+        rollout=core.Rollout(
+            strategy=_key(_STRATEGIES, spec.rollout.strategy) or default.rollout.strategy,
+            max_surge=spec.rollout.max_surge or default.rollout.max_surge,
+            max_unavailable=spec.rollout.max_unavailable or default.rollout.max_unavailable,
+        ),
+        restart=_restart_in(spec.restart),
+        drain_timeout_s=spec.drain_timeout_s if spec.HasField("drain_timeout_s") else default.drain_timeout_s,
+    )
+
+
+def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
+    """The spec as a manifest would have it."""
+    default = core.Spec(core.Model())
+    message = pb.DeploymentSpec(
+        model=pb.Model(
+            path=spec.model.path,
+            hub=spec.model.hub,
+            hub_revision=spec.model.hub_revision,
+            served_name=spec.model.served_name,
+        ),
+        replicas=spec.replicas,
+        drain_timeout_s=_unless(spec.drain_timeout_s, default.drain_timeout_s),
+    )
+    # A part that is wholly as by default is left out, rather than shown empty.
+    if spec.engine != default.engine:
+        message.engine.CopyFrom(
+            pb.Engine(
+                name=_unless(spec.engine.name, default.engine.name),
+                args=spec.engine.args,
+                env=spec.engine.env,
+                task=_unless(_TASKS[spec.engine.task], _TASKS[default.engine.task]),
+            )
+        )
+    if spec.environment.venv is not None:
+        message.environment.venv.path = spec.environment.venv
+    if spec.resources != default.resources:
+        message.resources.CopyFrom(
+            pb.Resources(
+                gpus=spec.resources.gpus,
+                gpu_type=spec.resources.gpu_type,
+                cpus=spec.resources.cpus,
+                memory=spec.resources.memory,
+                nodes=_unless(spec.resources.nodes, default.resources.nodes),
+            )
+        )
+    if spec.placement != default.placement:
+        message.placements.append(_placement_out(spec.placement))
+    if spec.probes != default.probes:
+        message.probes.CopyFrom(
+            pb.Probes(
+                startup_timeout_s=_unless(spec.probes.startup_timeout_s, default.probes.startup_timeout_s),
+                report_timeout_s=_unless(spec.probes.report_timeout_s, default.probes.report_timeout_s),
+            )
+        )
+    if spec.rollout != default.rollout:
+        message.rollout.CopyFrom(
+            pb.Rollout(
+                strategy=_unless(_STRATEGIES[spec.rollout.strategy], _STRATEGIES[default.rollout.strategy]),
+                max_surge=_unless(spec.rollout.max_surge, default.rollout.max_surge),
+                max_unavailable=_unless(spec.rollout.max_unavailable, default.rollout.max_unavailable),
+            )
+        )
+    if spec.restart != default.restart:
+        message.restart.CopyFrom(
+            pb.RestartPolicy(
+                backoff_initial_s=_unless(spec.restart.backoff_initial_s, default.restart.backoff_initial_s),
+                backoff_max_s=_unless(spec.restart.backoff_max_s, default.restart.backoff_max_s),
+                reset_after_s=_unless(spec.restart.reset_after_s, default.restart.reset_after_s),
+            )
+        )
+    return message
+
+
+def _placement_in(placement: pb.Placement) -> core.Placement:
+    return core.Placement(
+        partition=placement.partition,
+        account=placement.account,
+        qos=placement.qos,
+        constraint=placement.constraint,
+        reservation=placement.reservation,
+        time_limit=placement.time_limit,
+        time_limit_s=time_limit_s(placement.time_limit) if placement.time_limit else None,
+        exclusive=placement.exclusive,
+        options=dict(placement.options),
+    )
+
+
+def _placement_out(placement: core.Placement) -> pb.Placement:
+    return pb.Placement(
+        partition=placement.partition,
+        account=placement.account,
+        qos=placement.qos,
+        constraint=placement.constraint,
+        reservation=placement.reservation,
+        time_limit=placement.time_limit,
+        exclusive=placement.exclusive,
+        options=placement.options,
+    )
+
+
+def _probes_in(probes: pb.Probes) -> core.Probes:
+    default = core.Probes()
+    return core.Probes(
+        startup_timeout_s=probes.startup_timeout_s or default.startup_timeout_s,
+        report_timeout_s=probes.report_timeout_s or default.report_timeout_s,
+    )
+
+
+def _restart_in(restart: pb.RestartPolicy) -> core.RestartPolicy:
+    default = core.RestartPolicy()
+    return core.RestartPolicy(
+        backoff_initial_s=restart.backoff_initial_s or default.backoff_initial_s,
+        backoff_max_s=restart.backoff_max_s or default.backoff_max_s,
+        reset_after_s=restart.reset_after_s or default.reset_after_s,
+    )
+
+
+def _unless(value: Value, default: Value) -> Value | None:
+    """None, which leaves the field unset, where the value is the default."""
+    return None if value == default else value
+
+
+def _key(table: dict[Value, int], value: int) -> Value | None:
+    """The core word of an enum's value; None for UNSPECIFIED."""
+    return next((word for word, number in table.items() if number == value), None)

@@ -1,0 +1,85 @@
+"""What a client may have done wrong, as values: one violation a field, one refusal a call.
+
+Knows neither the protos nor core. `errors` makes the gRPC status of a refusal; nothing else in this package aborts a call.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import grpc
+
+MAX_NAMED = 5
+"""How many violations the message itself names; the details carry all of them."""
+
+
+class Fault(enum.Enum):
+    """What is wrong with a field, and the status that says so. A call is refused for the first kind that it has."""
+
+    BAD_VALUE = ("BAD_VALUE", grpc.StatusCode.INVALID_ARGUMENT)
+    NOT_SUPPORTED_YET = ("NOT_SUPPORTED_YET", grpc.StatusCode.UNIMPLEMENTED)
+    CLUSTER_CANNOT = ("CLUSTER_CANNOT", grpc.StatusCode.FAILED_PRECONDITION)
+    TAKEN = ("TAKEN", grpc.StatusCode.ALREADY_EXISTS)
+
+    def __init__(self, word: str, status: grpc.StatusCode) -> None:
+        self.word = word
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that cannot be as it is."""
+
+    field: str
+    """As in a manifest: `spec.placements[0].time_limit`."""
+    message: str
+    """What was given and what is accepted."""
+    fault: Fault = Fault.BAD_VALUE
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class Refused(Exception):
+    """The call is refused. One sentence, and the fields it speaks of where it is about fields."""
+
+    def __init__(self, status: grpc.StatusCode, message: str, violations: tuple[Violation, ...] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.violations = violations
+
+
+def refuse(violations: list[Violation]) -> None:
+    """Raises Refused with all violations of the first kind that there is; returns if there is none."""
+    for fault in Fault:
+        if named := tuple(violation for violation in violations if violation.fault is fault):
+            raise Refused(fault.status, _sentence(named), named)
+
+
+def quoted(value: object) -> str:
+    """A value as the client gave it, cut to what a sentence can hold.
+
+    >>> quoted("8 GiBs"), quoted(-1), quoted(True)
+    ('"8 GiBs"', '-1', 'true')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return str(value)
+    text = "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in value)
+    return f'"{text}"' if len(text) <= 80 else f'"{text[:77]}..."'
+
+
+def not_found(noun: str, name: str) -> Refused:
+    """The sentence for an object that is not there."""
+    return Refused(grpc.StatusCode.NOT_FOUND, f"there is no {noun} {quoted(name)}")
+
+
+def _sentence(violations: tuple[Violation, ...]) -> str:
+    if len(violations) == 1:
+        return str(violations[0])
+    named = "; ".join(str(violation) for violation in violations[:MAX_NAMED])
+    more = f"; and {len(violations) - MAX_NAMED} more" if len(violations) > MAX_NAMED else ""
+    return f"{len(violations)} fields cannot be as they are: {named}{more}"

@@ -1,0 +1,285 @@
+"""Whether a request is well-formed: the contract's own field rules, and the rules between fields that it states in words.
+
+Pure: message in, violations out, in the manifest's own paths. Knows the protos, and neither core nor the cluster (`limits` does
+that). The rule guarded here: what this release does not carry out is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import protovalidate
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from penstock.rpc.quantities import time_limit_s
+from penstock.rpc.refusals import Fault, Violation, quoted, refuse
+from penstock.v1 import deployment_pb2, spec_pb2
+
+_ENGINE_ARGS = {
+    "model": "spec.model.path or spec.model.hub",
+    "served-model-name": "spec.model.served_name",
+    "revision": "spec.model.hub_revision",
+    "host": None,
+    "port": None,
+    "uds": None,
+    "api-key": None,
+    "ssl-keyfile": None,
+    "ssl-certfile": None,
+    "ssl-ca-certs": None,
+    "root-path": None,
+    "grpc": None,
+    "headless": None,
+}
+"""Engine arguments that Penstock sets itself or that cut it off from the engine -> the field to use instead."""
+
+_ENGINE_ENV = ("PENSTOCK_", "VLLM_API_KEY")
+"""Beginnings of environment variables that are Penstock's own."""
+
+_SBATCH_OPTIONS = {
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "reservation": "reservation",
+    "time": "time_limit",
+    "exclusive": "exclusive",
+    "gres": "resources.gpus",
+    "gpus": "resources.gpus",
+    "gpus-per-node": "resources.gpus",
+    "gpus-per-task": "resources.gpus",
+    "gpus-per-socket": "resources.gpus",
+    "cpus-per-task": "resources.cpus",
+    "cpus-per-gpu": "resources.cpus",
+    "mincpus": "resources.cpus",
+    "mem": "resources.memory",
+    "mem-per-cpu": "resources.memory",
+    "mem-per-gpu": "resources.memory",
+    "nodes": "resources.nodes",
+    "ntasks": None,
+    "ntasks-per-node": None,
+    "ntasks-per-core": None,
+    "ntasks-per-gpu": None,
+    "ntasks-per-socket": None,
+    "job-name": None,
+    "comment": None,
+    "dependency": None,
+    "kill-on-invalid-dep": None,
+    "output": None,
+    "error": None,
+    "input": None,
+    "open-mode": None,
+    "signal": None,
+    "requeue": None,
+    "no-requeue": None,
+    "array": None,
+    "wrap": None,
+    "export": None,
+    "export-file": None,
+    "get-user-env": None,
+    "chdir": None,
+    "parsable": None,
+    "test-only": None,
+    "wait": None,
+    "quiet": None,
+    "verbose": None,
+    "help": None,
+    "usage": None,
+    "version": None,
+    "clusters": None,
+    "uid": None,
+    "gid": None,
+}
+"""sbatch options that Penstock sets itself or cannot do without -> the field to use instead."""
+
+
+def check(request: Message) -> None:
+    """Raises Refused for what the contract's field rules say of a request, and nothing more."""
+    refuse([*_field_rules(request)])
+
+
+def check_deployment(deployment: deployment_pb2.Deployment) -> None:
+    """Raises Refused when the deployment is not one that this release can carry out on any cluster."""
+    violations = [*_field_rules(deployment)]
+    named = {violation.field for violation in violations}
+    violations += [found for found in _rules_between(deployment.spec) if found.field not in named]
+    violations += _control_characters(deployment, "")
+    # What a part that comes later holds is not looked at.
+    later = [*_not_supported(deployment.spec)]
+    violations = [found for found in violations if not found.field.startswith(tuple(part.field for part in later))]
+    refuse(violations + later)
+
+
+def warnings(deployment: deployment_pb2.Deployment) -> list[str]:
+    """What is legal and probably not meant, in sentences."""
+    said = []
+    spec = deployment.spec
+    startup_s = spec.probes.startup_timeout_s or 1800
+    for index, placement in enumerate(spec.placements):
+        if placement.time_limit and time_limit_s(placement.time_limit) <= startup_s:
+            said.append(
+                f"spec.placements[{index}].time_limit: {quoted(placement.time_limit)} is not longer than the"
+                f" {startup_s} s that a replica may take to become ready (spec.probes.startup_timeout_s)"
+            )
+    return said
+
+
+def _field_rules(message: Message) -> Iterator[Violation]:
+    for found in protovalidate.collect_violations(message):
+        path = _path(found.proto.field)
+        if path.endswith("spec.model.source"):
+            # A oneof has a name in the contract only.
+            yield Violation(path.removesuffix(".source"), "one of path and hub must be given")
+        else:
+            yield Violation(path, _accepted(found))
+
+
+def _path(field: Any) -> str:
+    """A protovalidate field path in the manifest's spelling: `spec.engine.env["A"]`, `spec.placements[0].qos`."""
+    text = ""
+    for element in field.elements if field is not None else ():
+        text += ("." if text else "") + element.field_name
+        if element.subscript is not None:
+            value = element.subscript.value
+            text += f"[{quoted(value)}]" if isinstance(value, str) else f"[{value}]"
+    return text
+
+
+def _accepted(found: protovalidate.Violation) -> str:
+    """The value and what would be accepted, in words."""
+    rule, value = found.proto.rule_id, found.field_value
+    if rule == "required":
+        return "must be given"
+    message = found.proto.message
+    if rule == "string.min_len" and value == "":
+        return "must not be empty"
+    if rule.endswith(("gte_lte", ".gte", ".lte", ".gt")):
+        message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    if rule == "enum.defined_only":
+        message = "must be one of the enum's values"
+    if rule == "string.pattern":
+        message = f"must match {found.rule_value}"
+    if isinstance(value, (str, int, float)):
+        return f"{message}, not {quoted(value)}"
+    return message
+
+
+def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
+    """What holds between fields, and what is Penstock's own to set."""
+    if spec.model.hub_revision and not spec.model.HasField("hub"):
+        yield Violation("spec.model.hub_revision", "is only for a model from the hub; spec.model.hub is not set")
+    rollout = spec.rollout
+    if _nothing(rollout.max_surge or "1") and _nothing(rollout.max_unavailable or "0"):
+        yield Violation("spec.rollout.max_surge", "must not be zero while spec.rollout.max_unavailable is zero too:"
+                        " a rollout could never begin")  # fmt: skip
+    restart = spec.restart
+    if (first := restart.backoff_initial_s or 10) > (longest := restart.backoff_max_s or 300):
+        yield Violation("spec.restart.backoff_initial_s", f"must be at most spec.restart.backoff_max_s, {longest}, not {first}")
+    if spec.resources.gpu_type and not spec.resources.gpus:
+        yield Violation("spec.resources.gpu_type", f"is {quoted(spec.resources.gpu_type)}, but spec.resources.gpus is 0")
+    yield from _engine(spec.engine)
+    for index, placement in enumerate(spec.placements):
+        path = f"spec.placements[{index}]"
+        if placement.time_limit:
+            try:
+                time_limit_s(placement.time_limit)
+            except ValueError as error:
+                yield Violation(f"{path}.time_limit", f"{error}, not {quoted(placement.time_limit)}")
+        for option in sorted(placement.options):
+            yield from _option(path, option)
+
+
+def _nothing(share: str) -> bool:
+    return share.rstrip("%").strip("0") == ""
+
+
+def _engine(engine: spec_pb2.Engine) -> Iterator[Violation]:
+    for index, argument in enumerate(engine.args):
+        path = f"spec.engine.args[{index}]"
+        if index == 0 and argument and not argument.startswith("-"):
+            yield Violation(path, f"must be an option such as --max-model-len, not {quoted(argument)}")
+        if not argument.startswith("--"):
+            continue
+        # The engine takes `--max_model_len`, `--port=1` and unambiguous beginnings (`--por 1`) too.
+        name = argument[2:].split("=", 1)[0].replace("_", "-")
+        if (owner := _owner(name, list(_ENGINE_ARGS), shortest=3)) is None:
+            continue
+        instead = _ENGINE_ARGS[owner]
+        yield Violation(path, f"{quoted(argument)} is set by Penstock itself" + (f"; use {instead}" if instead else ""))
+    for variable in sorted(engine.env):
+        if variable.startswith(_ENGINE_ENV):
+            yield Violation(f"spec.engine.env[{quoted(variable)}]", "is set by Penstock itself")
+
+
+def _option(path: str, option: str) -> Iterator[Violation]:
+    # sbatch takes unambiguous beginnings of long options (`--outp`), so those are refused with the whole.
+    if (owner := _owner(option, list(_SBATCH_OPTIONS), shortest=1)) is None:
+        return
+    instead = _SBATCH_OPTIONS[owner]
+    field = f"spec.{instead}" if instead and "." in instead else f"{path}.{instead}"
+    said = "is set by Penstock itself" if owner == option else f"is a beginning of {owner}, which is set by Penstock itself"
+    yield Violation(f"{path}.options[{quoted(option)}]", said + (f"; use {field}" if instead else ""))
+
+
+def _owner(name: str, reserved: list[str], *, shortest: int) -> str | None:
+    """The reserved name that this is, or the first that it is a beginning of."""
+    if name in reserved:
+        return name
+    return next((owner for owner in reserved if len(name) >= shortest and owner.startswith(name)), None)
+
+
+def _control_characters(message: Message, prefix: str) -> Iterator[Violation]:
+    """Characters that no shell, file name or table should have to carry. Line ends are for arguments and variables only."""
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        for place, item in _items(path, field, value):
+            if isinstance(item, Message):
+                yield from _control_characters(item, f"{place}.")
+            elif isinstance(item, str):
+                allowed = "\n\t" if path in ("spec.engine.args", "spec.engine.env") else ""
+                if bad := next((mark for mark in item if (mark < " " or mark == "\x7f") and mark not in allowed), None):
+                    yield Violation(place, f"must not have the control character \\x{ord(bad):02x}")
+
+
+def _items(path: str, field: FieldDescriptor, value: Any) -> Iterator[tuple[str, Any]]:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        for key, item in sorted(value.items()):
+            yield f"{path}[{quoted(key)}]", key
+            yield f"{path}[{quoted(key)}]", item
+    elif field.is_repeated:
+        for index, item in enumerate(value):
+            yield f"{path}[{index}]", item
+    else:
+        yield path, value
+
+
+def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
+    """The parts of the contract that come later, by name."""
+    present = {
+        "spec.model.adapters": bool(spec.model.adapters),
+        "spec.environment.module": spec.environment.HasField("module"),
+        "spec.environment.apptainer": spec.environment.HasField("apptainer"),
+        "spec.environment.pyxis": spec.environment.HasField("pyxis"),
+        "spec.rollout.progress_deadline_s": spec.rollout.HasField("progress_deadline_s"),
+        "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
+        "spec.rollout.canary": spec.rollout.HasField("canary"),
+        "spec.scaling": spec.HasField("scaling"),
+        "spec.admission": spec.HasField("admission"),
+    }
+    for path, is_present in present.items():
+        if is_present:
+            yield Violation(path, "not supported yet", Fault.NOT_SUPPORTED_YET)
+    if spec.rollout.strategy == spec_pb2.ROLLOUT_STRATEGY_CANARY:
+        yield _later("spec.rollout.strategy", "ROLLOUT_STRATEGY_CANARY is not supported yet")
+    if spec.resources.nodes > 1:
+        yield _later("spec.resources.nodes", f"more than 1 is not supported yet, not {spec.resources.nodes}")
+    if len(spec.placements) > 1:
+        yield _later("spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given")
+    for index, placement in enumerate(spec.placements):
+        if placement.HasField("patience_s"):
+            yield _later(f"spec.placements[{index}].patience_s", "not supported yet")
+
+
+def _later(path: str, message: str) -> Violation:
+    return Violation(path, message, Fault.NOT_SUPPORTED_YET)
