@@ -143,7 +143,7 @@ class Cluster:
     @property
     def settings(self) -> Settings:
         saved = self._load().get("settings")
-        if saved is not None:
+        if isinstance(saved, dict):
             return Settings(**saved)
         return self._settings or Settings()
 
@@ -340,7 +340,8 @@ class Cluster:
         everywhere = f"Nodes=node[1-{settings.nodes}] State=UP"
         tier = " PriorityTier=10" if settings.preempt else ""
         preempt = (
-            f"PartitionName=preempt {everywhere} MaxTime=UNLIMITED DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=5\n"
+            f"PartitionName=preempt {everywhere} MaxTime=UNLIMITED DefaultTime=60 PriorityTier=1"
+            " PreemptMode=REQUEUE GraceTime=5\n"
             if settings.preempt
             else ""
         )
@@ -413,7 +414,7 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
             raise ClusterError("--gpus must be 0 or more, --cpus and --memory-mib 1 or more")
         if len(str(self.root)) > ROOT_LENGTH_MAX:
             raise ClusterError(
-                f"the root {self.root} is longer than {ROOT_LENGTH_MAX} characters, too long for sockets: choose another"
+                f"the root {self.root} is longer than {ROOT_LENGTH_MAX} characters, too long for sockets"
             )
         if any(character.isspace() or character in ",#'\"" for character in str(self.root)):
             raise ClusterError(
@@ -482,7 +483,8 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
             at = self.root / "munge"
             return [
                 daemon_path("munged"), "--foreground", f"--key-file={at}/munge.key", f"--socket={at}/socket",
-                f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/seed", "--num-threads=2",
+                f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/seed",
+                "--num-threads=2",
             ]  # fmt: skip
         if daemon == "slurmctld":
             return [daemon_path("slurmctld"), "-D", "-f", str(self.conf)]

@@ -1,0 +1,306 @@
+"""The command-line backend: Slurm asked through squeue, sbatch, scancel, sinfo and scontrol.
+
+It works with every Slurm since 21.08: fields are chosen by name and printed with marks made up for the call, since
+JSON differs between releases and costs ten times as much. What the texts mean is in `parse.py`.
+
+It does not know which jobs are Penstock's; it speaks for one user. It retries nothing.
+
+The rule guarded here: a command that failed, was late, or printed less than whole rows raises. And what sbatch did not
+clearly refuse may have been accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.core.jobs import Cluster, Job, JobState, Submission
+from penstock.slurm import options, parse
+from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+
+COMMAND_TIMEOUT_S = 30.0
+"""Three times Slurm's default MessageTimeout: a command retries by itself, and one that is later than this hangs."""
+OUTPUT_BYTES_MAX = 64 * 1024 * 1024
+"""About 200,000 jobs of one user; more is not read, so that a broken command cannot fill the memory."""
+ERROR_CHARACTERS_MAX = 500
+"""How much of a command's complaint goes into an error message."""
+
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+"""The variables that Slurm's commands, and through sbatch the jobs, get of the daemon's environment.
+
+The rest stays here: it may hold the database's password, and SLURM_*, SBATCH_*, SQUEUE_* would change what commands do.
+"""
+
+NO_ANSWER = re.compile(
+    r"unable to contact|communicat|connect|timed? ?out|zero bytes|message (send|receive) failure|unexpected message|"
+    r"authenticat|credential|munge|insane message|version|standby|transport endpoint|broken pipe|reset by peer|"
+    r"temporarily unavailable|too many open files|host is down|no route|network|unspecified error|no error|"
+    r"configuration source|slurm\.conf|s_p_parse_file|internal error|i/o error|resource temporarily",
+    re.IGNORECASE,
+)
+"""Complaints of sbatch after which a job may exist: the request may have arrived and only its answer been lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A command that ran to its end."""
+
+    status: int
+    """The exit status; -N when signal N ended it."""
+    stdout: str
+    stderr: str
+
+    @property
+    def complaint(self) -> str:
+        """What the command said, on one line, for an error message."""
+        text = " ".join(self.stderr.split()) or " ".join(self.stdout.split())
+        return text[:ERROR_CHARACTERS_MAX] or f"exit status {self.status} and not a word"
+
+
+class CommandFailed(Exception):
+    """A command did not run to its end: missing, late, or printing without end."""
+
+
+class CommandLine:
+    """A Slurm cluster through its commands; implements `penstock.slurm.port.Slurm`."""
+
+    def __init__(
+        self,
+        *,
+        conf: str | None = None,
+        prefix: Sequence[str] = (),
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`conf`: SLURM_CONF; None for the daemon's own, or else Slurm's built-in path or DNS record.
+        `prefix`: put before each command, such as a script that enters a container.
+        `environment`: in place of the process's own."""
+        source = os.environ if environment is None else environment
+        self._environment = {name: source[name] for name in PASSED_ON if name in source}
+        self._environment.setdefault("PATH", os.defpath)
+        if conf is None:
+            conf = source.get("SLURM_CONF")
+        if conf is not None:
+            self._environment["SLURM_CONF"] = conf
+        self._prefix = tuple(prefix)
+        self._timeout_s = timeout_s
+
+    @property
+    def backend(self) -> str:
+        return "cli"
+
+    async def list_jobs(self) -> tuple[Job, ...]:
+        marks = _marks()
+        output = await self._ask(
+            "squeue",
+            "--all",
+            "--array",
+            "--states=all",
+            f"--user={os.geteuid()}",
+            f"--Format={parse.format_option(parse.JOB_FIELDS, marks)}",
+        )
+        try:
+            return parse.parse_jobs(output, marks)
+        except parse.ParseError as error:
+            raise SlurmUnavailable(f"squeue printed what cannot be read: {error}") from error
+
+    async def find(self, name: str) -> tuple[Job, ...]:
+        # squeue's --name filters in squeue itself, after loading the same rows, and splits the name at commas.
+        return tuple(job for job in await self.list_jobs() if job.name == name)
+
+    async def submit(self, submission: Submission) -> int:
+        wrong = options.problems(submission)
+        if wrong:
+            raise SubmissionRefused("; ".join(wrong))
+        try:
+            outcome = await self._run(
+                "sbatch", "--parsable", *options.arguments(submission), stdin=submission.script
+            )
+        except CommandFailed as error:
+            raise SubmissionUnknown(f"submitting job {submission.name}: {error}") from error
+        if outcome.status == 0:
+            match = re.fullmatch(r"([0-9]+)(;[^\n]*)?", outcome.stdout.strip())
+            if match is None:
+                raise SubmissionUnknown(
+                    f"submitting job {submission.name}: sbatch printed {parse.quote(outcome.stdout)}, not a job id"
+                )
+            return int(match[1])
+        refusal = _refusal(outcome)
+        if refusal is None:
+            raise SubmissionUnknown(f"submitting job {submission.name}: sbatch: {outcome.complaint}")
+        raise SubmissionRefused(refusal)
+
+    async def cancel(self, job_id: int, *, name: str) -> None:
+        job = await self._look_up(job_id, name)
+        if job.ended:
+            return
+        outcome = await self._change("scancel", f"--name={name}", str(job_id))
+        if outcome.status != 0 and not _already_over(outcome):
+            raise SlurmUnavailable(f"cancelling job {job_id}: scancel: {outcome.complaint}")
+
+    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
+        job = await self._look_up(job_id, name)
+        if job.state is not JobState.RUNNING:
+            raise NoSuchJob(f"job {job_id} ({name}) is {job.state}, so it cannot be sent {signal}")
+        outcome = await self._change(
+            "scancel", "--batch", f"--signal={signal}", f"--name={name}", str(job_id)
+        )
+        if outcome.status == 0:
+            return
+        if _already_over(outcome):
+            raise NoSuchJob(f"job {job_id} ({name}) ended before it could be sent {signal}")
+        raise SlurmUnavailable(f"sending {signal} to job {job_id}: scancel: {outcome.complaint}")
+
+    async def cluster(self) -> Cluster:
+        marks = _marks()
+        config = await self._ask("scontrol", "show", "config")
+        partitions = await self._ask("scontrol", "--all", "--oneliner", "show", "partition")
+        nodes = await self._ask(
+            "sinfo", "--all", "--Node", f"--Format={parse.format_option(parse.NODE_FIELDS, marks)}"
+        )
+        try:
+            settings = parse.parse_config(config)
+            return Cluster(
+                name=settings["ClusterName"],
+                slurm_version=settings["SLURM_VERSION"],
+                partitions=parse.parse_partitions(partitions),
+                nodes=parse.parse_nodes(nodes, marks),
+                accounts=await self._accounts(settings),
+                message_timeout_s=parse.parse_seconds(settings["MessageTimeout"]),
+            )
+        except parse.ParseError as error:
+            raise SlurmUnavailable(f"the cluster's description cannot be read: {error}") from error
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""
+
+    async def _accounts(self, settings: Mapping[str, str]) -> tuple[str, ...] | None:
+        """The accounts of this user where slurmctld enforces associations; None where any account is accepted."""
+        if "associations" not in settings.get("AccountingStorageEnforce", ""):
+            return None
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        output = await self._ask(
+            "sacctmgr", "--noheader", "--parsable2", "show", "associations", f"users={user}", "format=Account"
+        )
+        return tuple(sorted({line.strip() for line in output.splitlines() if line.strip()}))
+
+    async def _look_up(self, job_id: int, name: str) -> Job:
+        """The job with this id and name, or NoSuchJob. Of several rows with one id, the one that has not ended."""
+        jobs = [job for job in await self.list_jobs() if job.job_id == job_id]
+        for job in sorted(jobs, key=lambda job: job.ended):
+            if job.name == name:
+                return job
+            raise NoSuchJob(
+                f"job {job_id} is named {parse.quote(job.name)}, not {name}: its id was used again"
+            )
+        raise NoSuchJob(f"Slurm knows no job {job_id} ({name}) of this user")
+
+    async def _ask(self, *command: str) -> str:
+        """What a command that changes nothing printed; SlurmUnavailable when it failed."""
+        outcome = await self._change(*command)
+        if outcome.status != 0:
+            raise SlurmUnavailable(f"{command[0]}: {outcome.complaint}")
+        return outcome.stdout
+
+    async def _change(self, *command: str) -> Outcome:
+        """Run a command whose repetition does no harm; SlurmUnavailable when it did not run to its end."""
+        try:
+            # Times are printed in the command's own zone. sbatch must not get this: it passes its variables on.
+            return await self._run(*command, extra={"TZ": "UTC"})
+        except CommandFailed as error:
+            raise SlurmUnavailable(str(error)) from error
+
+    async def _run(
+        self, *command: str, stdin: str | None = None, extra: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._prefix,
+                *command,
+                stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**self._environment, **(extra or {})},
+                start_new_session=True,  # a Ctrl-C meant for the daemon must not end an sbatch half-way
+            )
+        except OSError as error:
+            raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                stdout, stderr, _ = await asyncio.gather(
+                    _read(process.stdout), _read(process.stderr), _write(process.stdin, stdin)
+                )
+                status = await process.wait()
+        except TimeoutError:
+            raise CommandFailed(f"{command[0]} gave no answer in {self._timeout_s:g} s") from None
+        except _TooMuch:
+            raise CommandFailed(f"{command[0]} printed more than {OUTPUT_BYTES_MAX} bytes") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+        return Outcome(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+class _TooMuch(Exception):
+    pass
+
+
+async def _read(stream: asyncio.StreamReader | None) -> bytes:
+    if stream is None:
+        return b""
+    pieces, size = [], 0
+    while piece := await stream.read(1 << 16):
+        pieces.append(piece)
+        size += len(piece)
+        if size > OUTPUT_BYTES_MAX:
+            raise _TooMuch
+    return b"".join(pieces)
+
+
+async def _write(stream: asyncio.StreamWriter | None, text: str | None) -> None:
+    """Write the script. A command that ends without reading it says why itself."""
+    if stream is None or text is None:
+        return
+    with contextlib.suppress(ConnectionError):
+        stream.write(text.encode())
+        await stream.drain()
+    stream.close()
+
+
+def _marks() -> parse.Marks:
+    nonce = secrets.token_hex(8)
+    return parse.Marks(field=f"\x1f{nonce}\x1f", row=f"\x1e{nonce}\x1e")
+
+
+_REFUSAL = re.compile(r"Batch job submission failed: (.+)")
+
+
+def _refusal(outcome: Outcome) -> str | None:
+    """Slurm's sentence when sbatch clearly said no; None when that is open."""
+    if outcome.status < 0 or outcome.stdout.strip():
+        return None
+    lines = [re.sub(r"^sbatch: ((error|fatal): )?", "", line).strip() for line in outcome.stderr.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Try ")]
+    if not lines or any(NO_ANSWER.search(line) for line in lines):
+        return None
+    sentences = [match[1] for line in lines if (match := _REFUSAL.search(line))]
+    # Without that line sbatch gave up over its own options, before it asked.
+    return "; ".join(sentences or lines)[:ERROR_CHARACTERS_MAX]
+
+
+_OVER = re.compile(
+    r"already completing or completed|invalid job id|already completed|job is pending", re.IGNORECASE
+)
+
+
+def _already_over(outcome: Outcome) -> bool:
+    return _OVER.search(outcome.stderr) is not None
