@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +14,7 @@ from google.protobuf import descriptor_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = sorted((ROOT / "daemon" / "penstock" / "core").glob("**/*.py"))
+RUNTIME = sorted((ROOT / "runtime" / "penstock_runtime").glob("**/*.py"))
 
 # What the standard library offers and a pure function must not take: the clock, chance, and the world outside.
 IMPURE = frozenset(
@@ -19,6 +22,11 @@ IMPURE = frozenset(
     "threading time urllib".split()
 )
 IMPURE_CALLS = frozenset("now utcnow today uuid1 uuid4 getenv open print input".split())
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as the locks write it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _imports(tree: ast.AST) -> set[str]:
@@ -70,6 +78,20 @@ def test_base_install_stays_what_a_job_needs() -> None:
     assert names == {
         "googleapis-common-protos", "grpcio", "grpcio-health-checking", "grpcio-status", "httpx", "protobuf",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
+def test_the_runtime_needs_the_base_install_only(path: Path) -> None:
+    """On a compute node nothing else is there: an import from the server extra would fail in the job."""
+    base = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "job.lock").read_text(), re.MULTILINE))
+    providers = importlib.metadata.packages_distributions()
+    outside = (
+        _imports(ast.parse(path.read_text())) - sys.stdlib_module_names - {"penstock", "penstock_runtime"}
+    )
+    for name in outside:
+        assert base & {_normal(provider) for provider in providers.get(name, [])}, (
+            f"{name} is not in the base install"
+        )
 
 
 @pytest.mark.parametrize("lock", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda lock: lock.name)
