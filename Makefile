@@ -39,7 +39,7 @@ format: env ## Format the code and apply the safe lint fixes
 .PHONY: test
 test: env ## Install what the tests need (Slurm, the engine) and run all of them
 	@deploy/dev/system-packages.sh test
-	@.venv/bin/python deploy/engine/environment.py
+	@.venv/bin/python deploy/engine/environment.py --progress
 	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) tests
 
 .PHONY: test-fast
