@@ -15,13 +15,21 @@ Json = dict[str, Any]
 
 def alphabet() -> list[str]:
     """The 256 characters that stand for the bytes 0 to 255, in the order of the bytes."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     moved = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(moved)) for byte in range(256)]
 
 
 def tokenizer_json(
-    vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], special: Sequence[str], *, split_digits: bool
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    special: Sequence[str],
+    *,
+    split_digits: bool,
 ) -> Json:
     """The content of tokenizer.json: `special` tokens are never split and never printed."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

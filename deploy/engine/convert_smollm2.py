@@ -52,7 +52,9 @@ def main(folder: Path) -> None:
     tensors = {}
     for tensor in reader.tensors:
         name = renamed(tensor.name)
-        swap = heads if name.endswith("q_proj.weight") else key_heads if name.endswith("k_proj.weight") else None
+        swap = (
+            heads if name.endswith("q_proj.weight") else key_heads if name.endswith("k_proj.weight") else None
+        )
         tensors[name] = (tuple(int(size) for size in reversed(tensor.shape)), f32_bytes(tensor, swap))
     safetensors_file.write_f32(folder / "model.safetensors", tensors)
 
@@ -76,7 +78,7 @@ def renamed(name: str) -> str:
 def f32_bytes(tensor: Any, heads: int | None) -> Callable[[], bytes]:
     def read() -> bytes:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("<f4", copy=False)
-        return (values if heads is None else unpair(values, heads)).tobytes()
+        return bytes((values if heads is None else unpair(values, heads)).tobytes())
 
     return read
 
@@ -121,7 +123,9 @@ def write_tokenizer(folder: Path, fields: dict[str, Any]) -> None:
     types = fields["tokenizer.ggml.token_type"]
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    write_json(folder / "tokenizer.json", byte_tokens.tokenizer_json(vocabulary, merges, special, split_digits=True))
+    write_json(
+        folder / "tokenizer.json", byte_tokens.tokenizer_json(vocabulary, merges, special, split_digits=True)
+    )
     write_json(
         folder / "tokenizer_config.json",
         {

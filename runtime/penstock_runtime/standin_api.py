@@ -1,0 +1,490 @@
+"""The stand-in's endpoints: vLLM's HTTP as Penstock uses it, in vLLM's own shapes, over the stand-in's engine.
+
+Paths, fields, status codes and the order of a stream's events were taken from vLLM 0.32; tests/contract holds both to
+them. What vLLM would do and this does not is refused with 400, never ignored: batches of prompts, n above 1, tools,
+structured output. Beside vLLM's own there is `/standin/faults`: GET shows the behaviour, POST changes some of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import struct
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from penstock_runtime import standin_text
+from penstock_runtime.standin_engine import (
+    CORE_DIED,
+    BehaviourError,
+    ConnectionCut,
+    Engine,
+    EngineDied,
+    Piece,
+)
+from penstock_runtime.standin_http import Exchange, Request
+from penstock_runtime.standin_text import Prompt, PromptError
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What a completion without max_tokens gets, in OpenAI's API and in vLLM."""
+VERSION = "0.32.0+standin"
+FINGERPRINT = "vllm-standin"
+DRAINING = "cannot schedule new futures after shutdown"
+"""What vLLM tells a request that comes after SIGTERM: its thread pool has been shut down."""
+DONE = b"data: [DONE]\n\n"
+REFUSED_FIELDS = (
+    "tools",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "echo",
+    "suffix",
+    "prompt_logprobs",
+)
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(self, status: int, kind: str, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.parameter = parameter
+
+    def body(self) -> bytes:
+        error = {"message": str(self), "type": self.kind, "param": self.parameter, "code": self.status}
+        return json.dumps({"error": error}).encode()
+
+
+def bad_value(message: str, parameter: str) -> ApiError:
+    """400 for one field of the body."""
+    return ApiError(400, "BadRequestError", message, parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What was asked for on the command line."""
+
+    model: str
+    names: tuple[str, ...]
+    max_model_len: int
+    pooling: bool
+    embedding_size: int
+    force_include_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A chat or completion request, checked."""
+
+    chat: bool
+    id: str
+    model: str
+    created: int
+    prompt: Prompt
+    max_tokens: int
+    ignore_eos: bool
+    stops: tuple[str, ...]
+    # How many alternatives beside the token itself; None: no logprobs at all.
+    logprobs: int | None
+    stream: bool
+    usage: bool
+    usage_everywhere: bool
+
+
+class Api:
+    """Routes requests. `draining` is set while the process finishes its last streams."""
+
+    def __init__(self, engine: Engine, service: Service) -> None:
+        self._engine = engine
+        self._service = service
+        self._created = int(time.time())
+        self.draining = False
+        self._routes: dict[tuple[str, str], Callable[[Request, Exchange], Awaitable[None]]] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/ping"): self._health,
+            ("GET", "/version"): self._version,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/metrics"): self._metrics,
+            ("POST", "/tokenize"): self._tokenize,
+            ("GET", "/standin/faults"): self._show_faults,
+            ("POST", "/standin/faults"): self._set_faults,
+        }
+        # One runner each, as in vLLM: an engine that generates has no embeddings, and the other way round.
+        if service.pooling:
+            self._routes["POST", "/v1/embeddings"] = self._embeddings
+        else:
+            self._routes["POST", "/v1/chat/completions"] = self._generate
+            self._routes["POST", "/v1/completions"] = self._generate
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        """Answer one request."""
+        route = self._routes.get(("GET" if request.method == "HEAD" else request.method, request.path))
+        if route is None:
+            known = any(path == request.path for _, path in self._routes)
+            detail = b'{"detail":"Method Not Allowed"}' if known else b'{"detail":"Not Found"}'
+            exchange.respond(405 if known else 404, detail)
+            return
+        try:
+            await route(request, exchange)
+        except ApiError as error:
+            exchange.respond(error.status, error.body())
+        except PromptError as error:
+            exchange.respond(400, bad_value(str(error), error.parameter).body())
+        except EngineDied as error:
+            exchange.respond(500, ApiError(500, "InternalServerError", str(error)).body())
+        except ConnectionCut:
+            exchange.cut()
+
+    async def _health(self, request: Request, exchange: Exchange) -> None:
+        exchange.respond(503 if self._engine.behaviour.unhealthy or self._engine.failure is not None else 200)
+
+    async def _version(self, request: Request, exchange: Exchange) -> None:
+        _respond(exchange, {"version": VERSION})
+
+    async def _models(self, request: Request, exchange: Exchange) -> None:
+        cards: list[dict[str, Any]] = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._created,
+                "owned_by": "vllm",
+                "root": self._service.model,
+                "parent": None,
+                "max_model_len": self._service.max_model_len,
+                "permission": [],
+            }
+            for name in self._service.names
+        ]
+        _respond(exchange, {"object": "list", "data": cards})
+
+    async def _metrics(self, request: Request, exchange: Exchange) -> None:
+        engine = self._engine
+        text = engine.metrics.text(engine.running, engine.waiting, engine.cache_usage)
+        exchange.respond(200, text.encode(), "text/plain; version=1.0.0; charset=utf-8")
+
+    async def _tokenize(self, request: Request, exchange: Exchange) -> None:
+        body = self._body(request)
+        text: Any = body.get("prompt")
+        if "messages" in body:
+            standin_text.from_messages(body["messages"])
+            text = " ".join(str(message.get("content")) for message in body["messages"])
+        if not isinstance(text, str):
+            raise bad_value("prompt must be a text", "prompt")
+        ids = standin_text.token_ids(text)
+        shown = text.split() if body.get("return_token_strs") else None
+        length = self._service.max_model_len
+        _respond(exchange, {"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": shown})
+
+    async def _show_faults(self, request: Request, exchange: Exchange) -> None:
+        _respond(exchange, asdict(self._engine.behaviour))
+
+    async def _set_faults(self, request: Request, exchange: Exchange) -> None:
+        changes = _object(request)
+        try:
+            self._engine.change(changes)
+        except BehaviourError as error:
+            raise bad_value(str(error), "behaviour") from error
+        _respond(exchange, asdict(self._engine.behaviour))
+
+    async def _embeddings(self, request: Request, exchange: Exchange) -> None:
+        self._refuse_if_told()
+        body = self._body(request)
+        given = body.get("input")
+        if isinstance(given, list) and given and all(type(token) is int for token in given):
+            given = [given]
+        texts: list[Any] = given if isinstance(given, list) else [given]
+        if not texts or not all(isinstance(text, str | list) for text in texts):
+            raise bad_value("input must be a text, a list of texts, or token ids", "input")
+        texts = [text if isinstance(text, str) else " ".join(f"t{token}" for token in text) for text in texts]
+        size = _integer(body, "dimensions", self._service.embedding_size, least=1)
+        encoding = body.get("encoding_format") or "float"
+        if encoding not in ("float", "base64"):
+            raise bad_value(
+                f"encoding_format is {encoding!r}; float or base64 is accepted", "encoding_format"
+            )
+        data: list[dict[str, Any]] = []
+        tokens = 0
+        for index, text in enumerate(texts):
+            prompt = standin_text.from_prompt(text)
+            async with contextlib.aclosing(
+                self._engine.generate(prompt, 1, ignore_eos=True, stops=())
+            ) as pieces:
+                async for _ in pieces:
+                    pass
+            self._engine.metrics.generation_tokens -= 1  # the one that was made to take its slot and its time
+            tokens += prompt.tokens
+            vector: Any = standin_text.embedding(text, size)
+            if encoding == "base64":
+                vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+            data.append({"index": index, "object": "embedding", "embedding": vector})
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+        _respond(
+            exchange,
+            {
+                "id": f"embd-{_request_id(request)}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": body.get("model") or self._service.names[0],
+                "data": data,
+                "usage": usage,
+            },
+        )
+
+    async def _generate(self, request: Request, exchange: Exchange) -> None:
+        self._refuse_if_told()
+        asked = self._asked(request)
+        pieces = self._engine.generate(
+            asked.prompt, asked.max_tokens, ignore_eos=asked.ignore_eos, stops=asked.stops
+        )
+        async with contextlib.aclosing(pieces):
+            if asked.stream:
+                await self._stream(asked, pieces, exchange)
+            else:
+                got = [piece async for due in pieces for piece in due]
+                _respond(exchange, _whole_answer(asked, got))
+
+    async def _stream(self, asked: Asked, pieces: AsyncIterator[list[Piece]], exchange: Exchange) -> None:
+        # vLLM says 200 before the first token is there, so what goes wrong later can only be said in the stream.
+        if self._engine.failure is not None:
+            raise EngineDied(self._engine.failure)
+        exchange.start_stream("text/event-stream; charset=utf-8")
+        writer = _ChunkWriter(asked)
+        made = 0
+        try:
+            opening = writer.opening()
+            async for due in pieces:
+                events = [opening] if opening else []
+                opening = b""
+                for piece in due:
+                    made += piece.tokens
+                    events.append(writer.chunk(piece, made))
+                exchange.write(b"".join(events))
+                await exchange.drain()
+            if asked.usage:
+                exchange.write(writer.usage(made))
+        except EngineDied as error:
+            exchange.write(b"data: %b\n\n" % ApiError(500, "InternalServerError", str(error)).body())
+        exchange.write(DONE)
+        exchange.end()
+
+    def _refuse_if_told(self) -> None:
+        """500 while draining, or as a fault."""
+        if self.draining:
+            raise ApiError(500, "InternalServerError", DRAINING)
+        left = self._engine.behaviour.fail_requests
+        if left > 0:
+            self._engine.change({"fail_requests": left - 1})
+        if left:
+            raise ApiError(500, "InternalServerError", CORE_DIED)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """The body, its model one that is served here."""
+        body = _object(request)
+        model = body.get("model")
+        if model is not None and model not in self._service.names:
+            known = ", ".join(self._service.names)
+            message = f"The model `{model}` does not exist. Valid aliases: {known}."
+            raise ApiError(404, "NotFoundError", message, "model")
+        return body
+
+    def _asked(self, request: Request) -> Asked:
+        """The request as a checked value; raises ApiError and PromptError with vLLM's statuses."""
+        body = self._body(request)
+        chat = request.path == "/v1/chat/completions"
+        source = "messages" if chat else "prompt"
+        if source not in body:
+            raise ApiError(400, "Bad Request", f"body.{source}: Field required", f"body.{source}")
+        prompt = standin_text.from_messages(body[source]) if chat else standin_text.from_prompt(body[source])
+        for field in REFUSED_FIELDS:
+            if body.get(field):
+                raise bad_value(f"{field} is not known to the stand-in engine", field)
+        if _integer(body, "n", 1) != 1:
+            raise bad_value("n must be 1", "n")
+        temperature = body.get("temperature")
+        if isinstance(temperature, int | float) and temperature < 0:
+            raise bad_value(f"temperature must be non-negative, got {temperature}.", "temperature")
+        stream = body.get("stream") is True
+        options = body.get("stream_options") or {}
+        if options and not stream:
+            raise bad_value("Stream options can only be defined when `stream=True`.", "stream_options")
+        forced = self._service.force_include_usage
+        usage = forced or options.get("include_usage") is True
+        return Asked(
+            chat=chat,
+            id=f"{'chatcmpl' if chat else 'cmpl'}-{_request_id(request)}",
+            model=body.get("model") or self._service.names[0],
+            created=int(time.time()),
+            prompt=prompt,
+            max_tokens=self._limit(body, prompt, chat),
+            ignore_eos=body.get("ignore_eos") is True,
+            stops=_stops(body.get("stop")),
+            logprobs=_logprobs(body, chat),
+            stream=stream,
+            usage=usage,
+            usage_everywhere=forced or (usage and options.get("continuous_usage_stats") is True),
+        )
+
+    def _limit(self, body: Mapping[str, Any], prompt: Prompt, chat: bool) -> int:
+        length = self._service.max_model_len
+        room = length - prompt.tokens
+        if room < 1:
+            message = (
+                f"This model's maximum context length is {length} tokens; the prompt has {prompt.tokens}."
+            )
+            raise bad_value(message, "messages" if chat else "prompt")
+        name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+        default = room if chat else min(room, DEFAULT_COMPLETION_TOKENS)
+        limit = _integer(body, name, default)
+        if limit < 1:
+            raise bad_value(f"{name} must be at least 1, got {limit}.", name)
+        if limit > length:
+            message = (
+                f"{name}={limit} cannot be greater than max_model_len={length}. Request fewer output tokens."
+            )
+            raise bad_value(message, name)
+        if limit > room:
+            message = f"{name}={limit} and a prompt of {prompt.tokens} tokens are longer than max_model_len={length}."
+            raise bad_value(message, name)
+        return limit
+
+
+class _ChunkWriter:
+    """Writes a stream's events; what is the same in all of them is made once."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        kind = "chat.completion.chunk" if asked.chat else "text_completion"
+        head = {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model}
+        self._head = "data: " + json.dumps(head, separators=(",", ":"))[:-1]
+        self._before = (
+            self._head + ',"choices":[{"index":0,' + ('"delta":{"content":' if asked.chat else '"text":')
+        )
+        self._between = "}" if asked.chat else ""
+
+    def opening(self) -> bytes:
+        """A chat's first event gives the role."""
+        if not self._asked.chat:
+            return b""
+        delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
+        return f'{self._head},"choices":[{{"index":0,{delta}{self._usage(0)}}}\n\n'.encode()
+
+    def chunk(self, piece: Piece, made: int) -> bytes:
+        """One event; `made` counts the tokens up to its end."""
+        asked = self._asked
+        end = '"finish_reason":null'
+        if piece.finish_reason is not None:
+            end = f'"finish_reason":"{piece.finish_reason}","stop_reason":{json.dumps(piece.stop_reason)}'
+        logprobs = "null" if asked.logprobs is None else json.dumps(_logprobs_of(asked, [piece]))
+        text = f'{self._before}{json.dumps(piece.text)}{self._between},"logprobs":{logprobs},{end}}}]'
+        text += self._usage(made)
+        if piece.finish_reason is not None and not asked.usage:
+            text += f',"system_fingerprint":"{FINGERPRINT}"'
+        return f"{text}}}\n\n".encode()
+
+    def usage(self, made: int) -> bytes:
+        """The event after the last token, where usage was asked for."""
+        usage = json.dumps(_usage(self._asked, made), separators=(",", ":"))
+        return (
+            f'{self._head},"choices":[],"usage":{usage},"system_fingerprint":"{FINGERPRINT}"}}\n\n'.encode()
+        )
+
+    def _usage(self, made: int) -> str:
+        if not self._asked.usage_everywhere:
+            return ""
+        prompt = self._asked.prompt.tokens
+        return (
+            f',"usage":{{"prompt_tokens":{prompt},"total_tokens":{prompt + made},"completion_tokens":{made}}}'
+        )
+
+
+def _whole_answer(asked: Asked, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """The answer to a request that did not ask for a stream."""
+    text = "".join(piece.text for piece in pieces)
+    choice: dict[str, Any] = {"index": 0}
+    if asked.chat:
+        choice["message"] = {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    choice["logprobs"] = None if asked.logprobs is None else _logprobs_of(asked, pieces)
+    choice |= {"finish_reason": pieces[-1].finish_reason, "stop_reason": pieces[-1].stop_reason}
+    return {
+        "id": asked.id,
+        "object": "chat.completion" if asked.chat else "text_completion",
+        "created": asked.created,
+        "model": asked.model,
+        "choices": [choice],
+        "system_fingerprint": FINGERPRINT,
+        "usage": _usage(asked, sum(piece.tokens for piece in pieces)),
+    }
+
+
+def _usage(asked: Asked, made: int) -> dict[str, int]:
+    prompt = asked.prompt.tokens
+    return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
+
+
+def _logprobs_of(asked: Asked, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Made-up numbers in the shape of the endpoint: chat's list of tokens, or completions' lists side by side."""
+    tokens: list[dict[str, Any]] = []
+    for piece in pieces:
+        for index in range(piece.first, piece.first + piece.tokens):
+            token = asked.prompt.token(index)
+            named = {"token": token, "logprob": -0.125 * (1 + index % 8), "bytes": list(token.encode())}
+            others = [named | {"token": f"{token}~{rank}"} for rank in range(1, asked.logprobs or 0)]
+            tokens.append(named | {"top_logprobs": [named, *others] if asked.logprobs else []})
+    if asked.chat:
+        return {"content": tokens}
+    return {
+        "text_offset": [sum(len(before["token"]) for before in tokens[:at]) for at in range(len(tokens))],
+        "token_logprobs": [each["logprob"] for each in tokens],
+        "tokens": [each["token"] for each in tokens],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in tokens],
+    }
+
+
+def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
+    if chat:
+        return _integer(body, "top_logprobs", 0) if body.get("logprobs") is True else None
+    return None if body.get("logprobs") is None else _integer(body, "logprobs", 0)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (
+        (value,) if isinstance(value, str) else tuple(value or ()) if isinstance(value, list | None) else None
+    )
+    if stops is None or not all(isinstance(stop, str) and stop for stop in stops):
+        raise bad_value("stop must be a text or a list of texts, none of them empty", "stop")
+    return stops
+
+
+def _integer(body: Mapping[str, Any], name: str, default: int, least: int | None = None) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or (least is not None and value < least):
+        raise bad_value(f"{name} is {value!r}; a whole number is accepted", name)
+    return value
+
+
+def _object(request: Request) -> dict[str, Any]:
+    try:
+        body = request.json()
+    except ValueError as error:
+        raise ApiError(400, "Bad Request", f"the body is not JSON: {error}", "body") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "Bad Request", "the body must be a JSON object", "body")
+    return body
+
+
+def _request_id(request: Request) -> str:
+    return request.headers.get("x-request-id") or uuid.uuid4().hex[:16]
+
+
+def _respond(exchange: Exchange, content: Mapping[str, Any]) -> None:
+    exchange.respond(200, json.dumps(content, separators=(",", ":")).encode())
