@@ -75,7 +75,13 @@ def generate(scratch: Path) -> dict[str, bytes]:
         f"--plugin={name}={Path(sys.executable).parent / name}"
         for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
     ]
-    protoc(*plugins, f"--python_out={scratch}", f"--mypy_out={scratch}", VALIDATE, *own)
+    protoc(
+        *plugins,
+        f"--python_out={scratch}",
+        f"--mypy_out=relax_strict_optional_primitives:{scratch}",
+        VALIDATE,
+        *own,
+    )
     protoc(*plugins, f"--grpc_python_out={scratch}", f"--mypy_grpc_out=only_async:{scratch}", *own)
     protoc(f"--descriptor_set_out={scratch / DESCRIPTORS}", "--include_imports", *own)
 

@@ -47,15 +47,15 @@ class Partition(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        up: _builtins.bool = ...,
-        is_default: _builtins.bool = ...,
+        name: _builtins.str | None = ...,
+        up: _builtins.bool | None = ...,
+        is_default: _builtins.bool | None = ...,
         max_time_s: _builtins.int | None = ...,
         default_time_s: _builtins.int | None = ...,
         max_nodes: _builtins.int | None = ...,
-        total_nodes: _builtins.int = ...,
-        total_cpus: _builtins.int = ...,
-        total_gpus: _builtins.int = ...,
+        total_nodes: _builtins.int | None = ...,
+        total_cpus: _builtins.int | None = ...,
+        total_gpus: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_default_time_s", b"_default_time_s", "_max_nodes", b"_max_nodes", "_max_time_s", b"_max_time_s", "default_time_s", b"default_time_s", "max_nodes", b"max_nodes", "max_time_s", b"max_time_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -91,8 +91,8 @@ class Node(_message.Message):
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
+            key: _builtins.str | None = ...,
+            value: _builtins.int | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -133,15 +133,15 @@ class Node(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        state: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        cpus: _builtins.int = ...,
-        cpus_allocated: _builtins.int = ...,
-        memory_mib: _builtins.int = ...,
-        memory_allocated_mib: _builtins.int = ...,
-        gpus: _builtins.int = ...,
-        gpus_allocated: _builtins.int = ...,
+        name: _builtins.str | None = ...,
+        state: _builtins.str | None = ...,
+        reason: _builtins.str | None = ...,
+        cpus: _builtins.int | None = ...,
+        cpus_allocated: _builtins.int | None = ...,
+        memory_mib: _builtins.int | None = ...,
+        memory_allocated_mib: _builtins.int | None = ...,
+        gpus: _builtins.int | None = ...,
+        gpus_allocated: _builtins.int | None = ...,
         gpu_types: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         partitions: _abc.Iterable[_builtins.str] | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
@@ -192,9 +192,9 @@ class GetClusterResponse(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        slurm_version: _builtins.str = ...,
-        backend: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        slurm_version: _builtins.str | None = ...,
+        backend: _builtins.str | None = ...,
         partitions: _abc.Iterable[Global___Partition] | None = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
         observed_at: _timestamp_pb2.Timestamp | None = ...,
@@ -238,8 +238,8 @@ class GetSystemResponse(_message.Message):
     def __init__(
         self,
         *,
-        version: _builtins.str = ...,
-        schema_version: _builtins.str = ...,
+        version: _builtins.str | None = ...,
+        schema_version: _builtins.str | None = ...,
         conditions: _abc.Iterable[_metadata_pb2.Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

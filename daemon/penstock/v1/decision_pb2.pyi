@@ -60,16 +60,16 @@ class Decision(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.int = ...,
-        tick: _builtins.str = ...,
-        deployment: _builtins.str = ...,
-        replica: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        message: _builtins.str = ...,
+        id: _builtins.int | None = ...,
+        tick: _builtins.str | None = ...,
+        deployment: _builtins.str | None = ...,
+        replica: _builtins.str | None = ...,
+        reason: _builtins.str | None = ...,
+        message: _builtins.str | None = ...,
         actions: _abc.Iterable[Global___DecidedAction] | None = ...,
         first_at: _timestamp_pb2.Timestamp | None = ...,
         last_at: _timestamp_pb2.Timestamp | None = ...,
-        count: _builtins.int = ...,
+        count: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_at", b"first_at", "last_at", b"last_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -97,9 +97,9 @@ class DecidedAction(_message.Message):
     def __init__(
         self,
         *,
-        action: _builtins.str = ...,
-        target: _builtins.str = ...,
-        outcome: _builtins.str = ...,
+        action: _builtins.str | None = ...,
+        target: _builtins.str | None = ...,
+        outcome: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -125,10 +125,10 @@ class ListDecisionsRequest(_message.Message):
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
-        replica: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        deployment: _builtins.str | None = ...,
+        replica: _builtins.str | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -153,7 +153,7 @@ class ListDecisionsResponse(_message.Message):
         self,
         *,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
-        next_page_token: _builtins.str = ...,
+        next_page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -177,8 +177,8 @@ class WatchDecisionsRequest(_message.Message):
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
-        replica: _builtins.str = ...,
+        deployment: _builtins.str | None = ...,
+        replica: _builtins.str | None = ...,
         after: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
@@ -222,8 +222,8 @@ class ExplainRequest(_message.Message):
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
-        replica: _builtins.str = ...,
+        deployment: _builtins.str | None = ...,
+        replica: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -254,7 +254,7 @@ class ExplainResponse(_message.Message):
     def __init__(
         self,
         *,
-        summary: _builtins.str = ...,
+        summary: _builtins.str | None = ...,
         conditions: _abc.Iterable[_metadata_pb2.Condition] | None = ...,
         replicas: _abc.Iterable[Global___ReplicaExplanation] | None = ...,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
@@ -278,8 +278,8 @@ class ReplicaExplanation(_message.Message):
     def __init__(
         self,
         *,
-        replica: _builtins.str = ...,
-        message: _builtins.str = ...,
+        replica: _builtins.str | None = ...,
+        message: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

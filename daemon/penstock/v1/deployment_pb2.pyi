@@ -128,13 +128,13 @@ class DeploymentStatus(_message.Message):
     def __init__(
         self,
         *,
-        observed_generation: _builtins.int = ...,
+        observed_generation: _builtins.int | None = ...,
         conditions: _abc.Iterable[_metadata_pb2.Condition] | None = ...,
-        desired_replicas: _builtins.int = ...,
-        replicas: _builtins.int = ...,
-        ready_replicas: _builtins.int = ...,
-        updated_replicas: _builtins.int = ...,
-        current_revision: _builtins.int = ...,
+        desired_replicas: _builtins.int | None = ...,
+        replicas: _builtins.int | None = ...,
+        ready_replicas: _builtins.int | None = ...,
+        updated_replicas: _builtins.int | None = ...,
+        current_revision: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -166,7 +166,7 @@ class ApplyDeploymentRequest(_message.Message):
         *,
         deployment: Global___Deployment | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
-        create_only: _builtins.bool = ...,
+        create_only: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -194,7 +194,7 @@ class ApplyDeploymentResponse(_message.Message):
         self,
         *,
         deployment: Global___Deployment | None = ...,
-        outcome: Global___ApplyOutcome.ValueType = ...,
+        outcome: Global___ApplyOutcome.ValueType | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
@@ -244,9 +244,9 @@ class FieldChange(_message.Message):
     def __init__(
         self,
         *,
-        path: _builtins.str = ...,
-        before: _builtins.str = ...,
-        after: _builtins.str = ...,
+        path: _builtins.str | None = ...,
+        before: _builtins.str | None = ...,
+        after: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -279,10 +279,10 @@ class PlanDeploymentResponse(_message.Message):
     def __init__(
         self,
         *,
-        outcome: Global___ApplyOutcome.ValueType = ...,
+        outcome: Global___ApplyOutcome.ValueType | None = ...,
         changes: _abc.Iterable[Global___FieldChange] | None = ...,
         decisions: _abc.Iterable[_decision_pb2.Decision] | None = ...,
-        script: _builtins.str = ...,
+        script: _builtins.str | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -302,7 +302,7 @@ class GetDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -348,9 +348,9 @@ class ListDeploymentsRequest(_message.Message):
     def __init__(
         self,
         *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        filter: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
+        filter: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -376,7 +376,7 @@ class ListDeploymentsResponse(_message.Message):
         self,
         *,
         deployments: _abc.Iterable[Global___Deployment] | None = ...,
-        next_page_token: _builtins.str = ...,
+        next_page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -399,8 +399,8 @@ class WatchDeploymentsRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        filter: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        filter: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -422,7 +422,7 @@ class WatchDeploymentsResponse(_message.Message):
     def __init__(
         self,
         *,
-        event: Global___WatchEvent.ValueType = ...,
+        event: Global___WatchEvent.ValueType | None = ...,
         deployment: Global___Deployment | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
@@ -448,9 +448,9 @@ class DeleteDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        resource_version: _builtins.str = ...,
-        force: _builtins.bool = ...,
+        name: _builtins.str | None = ...,
+        resource_version: _builtins.str | None = ...,
+        force: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -493,9 +493,9 @@ class ScaleDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        replicas: _builtins.int = ...,
-        resource_version: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        replicas: _builtins.int | None = ...,
+        resource_version: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -534,7 +534,7 @@ class RestartDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -576,8 +576,8 @@ class RollbackDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        revision: _builtins.int = ...,
+        name: _builtins.str | None = ...,
+        revision: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -616,7 +616,7 @@ class PauseDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -655,7 +655,7 @@ class ResumeDeploymentRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -699,9 +699,9 @@ class ListRevisionsRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -726,7 +726,7 @@ class ListRevisionsResponse(_message.Message):
         self,
         *,
         revisions: _abc.Iterable[_revision_pb2.Revision] | None = ...,
-        next_page_token: _builtins.str = ...,
+        next_page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

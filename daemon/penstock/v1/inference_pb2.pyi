@@ -87,10 +87,10 @@ class Message(_message.Message):
     def __init__(
         self,
         *,
-        role: Global___Role.ValueType = ...,
+        role: Global___Role.ValueType | None = ...,
         content: _abc.Iterable[Global___ContentPart] | None = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
-        tool_call_id: _builtins.str = ...,
+        tool_call_id: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -115,8 +115,8 @@ class ContentPart(_message.Message):
     def __init__(
         self,
         *,
-        text: _builtins.str = ...,
-        image_url: _builtins.str = ...,
+        text: _builtins.str | None = ...,
+        image_url: _builtins.str | None = ...,
         image: Global___Image | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_url", b"image_url", "part", b"part", "text", b"text"]  # noqa: Y015
@@ -141,8 +141,8 @@ class Image(_message.Message):
     def __init__(
         self,
         *,
-        mime_type: _builtins.str = ...,
-        data: _builtins.bytes = ...,
+        mime_type: _builtins.str | None = ...,
+        data: _builtins.bytes | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -168,8 +168,8 @@ class Tool(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        description: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
         parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
@@ -197,10 +197,10 @@ class ToolCall(_message.Message):
     def __init__(
         self,
         *,
-        index: _builtins.int = ...,
-        id: _builtins.str = ...,
-        name: _builtins.str = ...,
-        arguments: _builtins.str = ...,
+        index: _builtins.int | None = ...,
+        id: _builtins.str | None = ...,
+        name: _builtins.str | None = ...,
+        arguments: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -223,8 +223,8 @@ class ToolChoice(_message.Message):
     def __init__(
         self,
         *,
-        mode: _builtins.str = ...,
-        name: _builtins.str = ...,
+        mode: _builtins.str | None = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "mode", b"mode", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -364,9 +364,9 @@ class OutputFormat(_message.Message):
         self,
         *,
         json_schema: _struct_pb2.Struct | None = ...,
-        regex: _builtins.str = ...,
+        regex: _builtins.str | None = ...,
         choice: Global___Choices | None = ...,
-        json_object: _builtins.bool = ...,
+        json_object: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "format", b"format", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -412,9 +412,9 @@ class Usage(_message.Message):
     def __init__(
         self,
         *,
-        prompt_tokens: _builtins.int = ...,
-        completion_tokens: _builtins.int = ...,
-        cached_prompt_tokens: _builtins.int = ...,
+        prompt_tokens: _builtins.int | None = ...,
+        completion_tokens: _builtins.int | None = ...,
+        cached_prompt_tokens: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -440,9 +440,9 @@ class TokenLogprob(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.str = ...,
-        logprob: _builtins.float = ...,
-        utf8: _builtins.bytes = ...,
+        token: _builtins.str | None = ...,
+        logprob: _builtins.float | None = ...,
+        utf8: _builtins.bytes | None = ...,
         top: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -483,7 +483,7 @@ class ChatRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         messages: _abc.Iterable[Global___Message] | None = ...,
         sampling: Global___SamplingParameters | None = ...,
         output: Global___OutputFormat | None = ...,
@@ -516,8 +516,8 @@ class ChatResponse(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
-        model: _builtins.str = ...,
+        id: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
         choices: _abc.Iterable[Global___ChatChoice] | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
@@ -550,11 +550,11 @@ class ChatChoice(_message.Message):
     def __init__(
         self,
         *,
-        index: _builtins.int = ...,
-        content: _builtins.str = ...,
-        reasoning_content: _builtins.str = ...,
+        index: _builtins.int | None = ...,
+        content: _builtins.str | None = ...,
+        reasoning_content: _builtins.str | None = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
-        finish_reason: Global___FinishReason.ValueType = ...,
+        finish_reason: Global___FinishReason.ValueType | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -594,7 +594,7 @@ class StreamChatRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         messages: _abc.Iterable[Global___Message] | None = ...,
         sampling: Global___SamplingParameters | None = ...,
         output: Global___OutputFormat | None = ...,
@@ -639,8 +639,8 @@ class StreamChatResponse(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
-        model: _builtins.str = ...,
+        id: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
         choices: _abc.Iterable[Global___ChatChoice] | None = ...,
         usage: Global___Usage | None = ...,
         waiting: Global___WaitProgress | None = ...,
@@ -666,8 +666,8 @@ class WaitProgress(_message.Message):
     def __init__(
         self,
         *,
-        position: _builtins.int = ...,
-        message: _builtins.str = ...,
+        position: _builtins.int | None = ...,
+        message: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -697,8 +697,8 @@ class GenerateRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        prompt: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        prompt: _builtins.str | None = ...,
         sampling: Global___SamplingParameters | None = ...,
         output: Global___OutputFormat | None = ...,
         engine_options: _struct_pb2.Struct | None = ...,
@@ -728,8 +728,8 @@ class GenerateResponse(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
-        model: _builtins.str = ...,
+        id: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
         choices: _abc.Iterable[Global___GenerateChoice] | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
@@ -757,9 +757,9 @@ class GenerateChoice(_message.Message):
     def __init__(
         self,
         *,
-        index: _builtins.int = ...,
-        text: _builtins.str = ...,
-        finish_reason: Global___FinishReason.ValueType = ...,
+        index: _builtins.int | None = ...,
+        text: _builtins.str | None = ...,
+        finish_reason: Global___FinishReason.ValueType | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -792,8 +792,8 @@ class StreamGenerateRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        prompt: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        prompt: _builtins.str | None = ...,
         sampling: Global___SamplingParameters | None = ...,
         output: Global___OutputFormat | None = ...,
         engine_options: _struct_pb2.Struct | None = ...,
@@ -828,8 +828,8 @@ class StreamGenerateResponse(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
-        model: _builtins.str = ...,
+        id: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
         choices: _abc.Iterable[Global___GenerateChoice] | None = ...,
         usage: Global___Usage | None = ...,
         waiting: Global___WaitProgress | None = ...,
@@ -860,7 +860,7 @@ class EmbedRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         dimensions: _builtins.int | None = ...,
         engine_options: _struct_pb2.Struct | None = ...,
@@ -892,7 +892,7 @@ class EmbedResponse(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         embeddings: _abc.Iterable[Global___Embedding] | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
@@ -938,8 +938,8 @@ class ScoreRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        query: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        query: _builtins.str | None = ...,
         documents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -967,7 +967,7 @@ class ScoreResponse(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
@@ -996,8 +996,8 @@ class RerankRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        query: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        query: _builtins.str | None = ...,
         documents: _abc.Iterable[_builtins.str] | None = ...,
         top_n: _builtins.int | None = ...,
     ) -> None: ...
@@ -1028,7 +1028,7 @@ class RerankResponse(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        model: _builtins.str | None = ...,
         documents: _abc.Iterable[Global___RankedDocument] | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
@@ -1052,8 +1052,8 @@ class RankedDocument(_message.Message):
     def __init__(
         self,
         *,
-        index: _builtins.int = ...,
-        score: _builtins.float = ...,
+        index: _builtins.int | None = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1074,8 +1074,8 @@ class TokenizeRequest(_message.Message):
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        text: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        text: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1099,7 +1099,7 @@ class TokenizeResponse(_message.Message):
         self,
         *,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
-        max_model_len: _builtins.int = ...,
+        max_model_len: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1160,10 +1160,10 @@ class ServedModel(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        deployment: _builtins.str = ...,
-        ready_replicas: _builtins.int = ...,
-        task: _spec_pb2.EngineTask.ValueType = ...,
+        name: _builtins.str | None = ...,
+        deployment: _builtins.str | None = ...,
+        ready_replicas: _builtins.int | None = ...,
+        task: _spec_pb2.EngineTask.ValueType | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -59,8 +59,8 @@ class Metadata(_message.Message):
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
+            key: _builtins.str | None = ...,
+            value: _builtins.str | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -100,11 +100,11 @@ class Metadata(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        uid: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        uid: _builtins.str | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        generation: _builtins.int = ...,
-        resource_version: _builtins.str = ...,
+        generation: _builtins.int | None = ...,
+        resource_version: _builtins.str | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
@@ -141,10 +141,10 @@ class Condition(_message.Message):
     def __init__(
         self,
         *,
-        type: _builtins.str = ...,
-        status: Global___ConditionStatus.ValueType = ...,
-        reason: _builtins.str = ...,
-        message: _builtins.str = ...,
+        type: _builtins.str | None = ...,
+        status: Global___ConditionStatus.ValueType | None = ...,
+        reason: _builtins.str | None = ...,
+        message: _builtins.str | None = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015

@@ -110,16 +110,16 @@ class Replica(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        deployment: _builtins.str = ...,
-        revision: _builtins.int = ...,
-        state: Global___ReplicaState.ValueType = ...,
-        message: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        deployment: _builtins.str | None = ...,
+        revision: _builtins.int | None = ...,
+        state: Global___ReplicaState.ValueType | None = ...,
+        message: _builtins.str | None = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         attempt: Global___Attempt | None = ...,
-        attempts: _builtins.int = ...,
-        failures: _builtins.int = ...,
+        attempts: _builtins.int | None = ...,
+        failures: _builtins.int | None = ...,
         next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
         load: Global___Load | None = ...,
     ) -> None: ...
@@ -186,20 +186,20 @@ class Attempt(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.str = ...,
-        job_id: _builtins.int = ...,
-        job_state: _builtins.str = ...,
-        job_reason: _builtins.str = ...,
+        token: _builtins.str | None = ...,
+        job_id: _builtins.int | None = ...,
+        job_state: _builtins.str | None = ...,
+        job_reason: _builtins.str | None = ...,
         start_at: _timestamp_pb2.Timestamp | None = ...,
         end_at: _timestamp_pb2.Timestamp | None = ...,
-        nodes: _builtins.str = ...,
-        endpoint: _builtins.str = ...,
+        nodes: _builtins.str | None = ...,
+        endpoint: _builtins.str | None = ...,
         submitted_at: _timestamp_pb2.Timestamp | None = ...,
         registered_at: _timestamp_pb2.Timestamp | None = ...,
         ready_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         exit_code: _builtins.int | None = ...,
-        last_words: _builtins.str = ...,
+        last_words: _builtins.str | None = ...,
         reported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "end_at", b"end_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "ready_at", b"ready_at", "registered_at", b"registered_at", "reported_at", b"reported_at", "start_at", b"start_at", "submitted_at", b"submitted_at"]  # noqa: Y015
@@ -232,11 +232,11 @@ class Load(_message.Message):
     def __init__(
         self,
         *,
-        running_requests: _builtins.int = ...,
-        waiting_requests: _builtins.int = ...,
-        kv_cache_usage: _builtins.float = ...,
-        prompt_tokens_total: _builtins.int = ...,
-        generation_tokens_total: _builtins.int = ...,
+        running_requests: _builtins.int | None = ...,
+        waiting_requests: _builtins.int | None = ...,
+        kv_cache_usage: _builtins.float | None = ...,
+        prompt_tokens_total: _builtins.int | None = ...,
+        generation_tokens_total: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -264,10 +264,10 @@ class ListReplicasRequest(_message.Message):
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        include_removed: _builtins.bool = ...,
+        deployment: _builtins.str | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
+        include_removed: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -292,7 +292,7 @@ class ListReplicasResponse(_message.Message):
         self,
         *,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
-        next_page_token: _builtins.str = ...,
+        next_page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -311,7 +311,7 @@ class GetReplicaRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -341,7 +341,7 @@ class GetReplicaResponse(_message.Message):
         *,
         replica: Global___Replica | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
-        script: _builtins.str = ...,
+        script: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -360,7 +360,7 @@ class DrainReplicaRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -405,8 +405,8 @@ class StreamReplicaLogsRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        follow: _builtins.bool = ...,
+        name: _builtins.str | None = ...,
+        follow: _builtins.bool | None = ...,
         tail_lines: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "tail_lines", b"tail_lines"]  # noqa: Y015
@@ -429,7 +429,7 @@ class StreamReplicaLogsResponse(_message.Message):
     def __init__(
         self,
         *,
-        content: _builtins.bytes = ...,
+        content: _builtins.bytes | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

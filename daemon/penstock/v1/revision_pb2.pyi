@@ -47,13 +47,13 @@ class Revision(_message.Message):
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
-        number: _builtins.int = ...,
+        deployment: _builtins.str | None = ...,
+        number: _builtins.int | None = ...,
         spec: _spec_pb2.DeploymentSpec | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
-        replicas: _builtins.int = ...,
-        ready_replicas: _builtins.int = ...,
-        current: _builtins.bool = ...,
+        replicas: _builtins.int | None = ...,
+        ready_replicas: _builtins.int | None = ...,
+        current: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

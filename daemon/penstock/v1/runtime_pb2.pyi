@@ -71,12 +71,12 @@ class RegisterRequest(_message.Message):
     def __init__(
         self,
         *,
-        attempt: _builtins.str = ...,
-        job_id: _builtins.int = ...,
-        restart_count: _builtins.int = ...,
-        host: _builtins.str = ...,
-        port: _builtins.int = ...,
-        agent_version: _builtins.str = ...,
+        attempt: _builtins.str | None = ...,
+        job_id: _builtins.int | None = ...,
+        restart_count: _builtins.int | None = ...,
+        host: _builtins.str | None = ...,
+        port: _builtins.int | None = ...,
+        agent_version: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -98,8 +98,8 @@ class RegisterResponse(_message.Message):
     def __init__(
         self,
         *,
-        deployment_secret: _builtins.str = ...,
-        report_interval_s: _builtins.int = ...,
+        deployment_secret: _builtins.str | None = ...,
+        report_interval_s: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -135,13 +135,13 @@ class ReportRequest(_message.Message):
     def __init__(
         self,
         *,
-        attempt: _builtins.str = ...,
-        phase: Global___AgentPhase.ValueType = ...,
-        message: _builtins.str = ...,
+        attempt: _builtins.str | None = ...,
+        phase: Global___AgentPhase.ValueType | None = ...,
+        message: _builtins.str | None = ...,
         load: _replica_pb2.Load | None = ...,
         exit_code: _builtins.int | None = ...,
-        last_words: _builtins.str = ...,
-        ready_after_s: _builtins.float = ...,
+        last_words: _builtins.str | None = ...,
+        ready_after_s: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -163,7 +163,7 @@ class ReportResponse(_message.Message):
     def __init__(
         self,
         *,
-        drain: _builtins.bool = ...,
+        drain: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -185,8 +185,8 @@ class DrainRequest(_message.Message):
     def __init__(
         self,
         *,
-        attempt: _builtins.str = ...,
-        message: _builtins.str = ...,
+        attempt: _builtins.str | None = ...,
+        message: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

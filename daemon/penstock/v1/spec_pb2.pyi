@@ -162,10 +162,10 @@ class Model(_message.Message):
     def __init__(
         self,
         *,
-        path: _builtins.str = ...,
-        hub: _builtins.str = ...,
-        hub_revision: _builtins.str = ...,
-        served_name: _builtins.str = ...,
+        path: _builtins.str | None = ...,
+        hub: _builtins.str | None = ...,
+        hub_revision: _builtins.str | None = ...,
+        served_name: _builtins.str | None = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "path", b"path", "source", b"source"]  # noqa: Y015
@@ -191,8 +191,8 @@ class Adapter(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        path: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        path: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -219,8 +219,8 @@ class Engine(_message.Message):
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
+            key: _builtins.str | None = ...,
+            value: _builtins.str | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -249,10 +249,10 @@ class Engine(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: _builtins.str | None = ...,
         args: _abc.Iterable[_builtins.str] | None = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        task: Global___EngineTask.ValueType = ...,
+        task: Global___EngineTask.ValueType | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -308,7 +308,7 @@ class Venv(_message.Message):
     def __init__(
         self,
         *,
-        path: _builtins.str = ...,
+        path: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -357,7 +357,7 @@ class Apptainer(_message.Message):
     def __init__(
         self,
         *,
-        image: _builtins.str = ...,
+        image: _builtins.str | None = ...,
         binds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -382,7 +382,7 @@ class Pyxis(_message.Message):
     def __init__(
         self,
         *,
-        image: _builtins.str = ...,
+        image: _builtins.str | None = ...,
         mounts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -419,11 +419,11 @@ class Resources(_message.Message):
     def __init__(
         self,
         *,
-        gpus: _builtins.int = ...,
-        gpu_type: _builtins.str = ...,
-        cpus: _builtins.int = ...,
-        memory: _builtins.str = ...,
-        nodes: _builtins.int = ...,
+        gpus: _builtins.int | None = ...,
+        gpu_type: _builtins.str | None = ...,
+        cpus: _builtins.int | None = ...,
+        memory: _builtins.str | None = ...,
+        nodes: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -450,8 +450,8 @@ class Placement(_message.Message):
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
+            key: _builtins.str | None = ...,
+            value: _builtins.str | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -488,13 +488,13 @@ class Placement(_message.Message):
     def __init__(
         self,
         *,
-        partition: _builtins.str = ...,
-        account: _builtins.str = ...,
-        qos: _builtins.str = ...,
-        constraint: _builtins.str = ...,
-        reservation: _builtins.str = ...,
-        time_limit: _builtins.str = ...,
-        exclusive: _builtins.bool = ...,
+        partition: _builtins.str | None = ...,
+        account: _builtins.str | None = ...,
+        qos: _builtins.str | None = ...,
+        constraint: _builtins.str | None = ...,
+        reservation: _builtins.str | None = ...,
+        time_limit: _builtins.str | None = ...,
+        exclusive: _builtins.bool | None = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         patience_s: _builtins.int | None = ...,
     ) -> None: ...
@@ -566,11 +566,11 @@ class Rollout(_message.Message):
     def __init__(
         self,
         *,
-        strategy: Global___RolloutStrategy.ValueType = ...,
-        max_surge: _builtins.str = ...,
-        max_unavailable: _builtins.str = ...,
+        strategy: Global___RolloutStrategy.ValueType | None = ...,
+        max_surge: _builtins.str | None = ...,
+        max_unavailable: _builtins.str | None = ...,
         progress_deadline_s: _builtins.int | None = ...,
-        rollback_on_failure: _builtins.bool = ...,
+        rollback_on_failure: _builtins.bool | None = ...,
         canary: Global___Canary | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_deadline_s", b"_progress_deadline_s", "canary", b"canary", "progress_deadline_s", b"progress_deadline_s"]  # noqa: Y015
@@ -596,7 +596,7 @@ class Canary(_message.Message):
     def __init__(
         self,
         *,
-        percent: _builtins.int = ...,
+        percent: _builtins.int | None = ...,
         bake_s: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bake_s", b"_bake_s", "bake_s", b"bake_s"]  # noqa: Y015
@@ -666,9 +666,9 @@ class Scaling(_message.Message):
     def __init__(
         self,
         *,
-        min_replicas: _builtins.int = ...,
-        max_replicas: _builtins.int = ...,
-        target_in_flight: _builtins.int = ...,
+        min_replicas: _builtins.int | None = ...,
+        max_replicas: _builtins.int | None = ...,
+        target_in_flight: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
