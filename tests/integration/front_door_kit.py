@@ -1,0 +1,219 @@
+"""What the front door's tests start: Envoy, a gateway in this process, control and replicas, each on its own port or socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from tempfile import mkdtemp
+from types import TracebackType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.gateway import envoy
+from penstock.gateway.door import FrontDoor
+from penstock.gateway.settings import FrontDoorSettings
+from penstock.v1 import inference_pb2, inference_pb2_grpc
+from tests.integration.front_door_replica import Replica
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "the-secret-of-m"
+BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def until(condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0, what: str = "") -> float:
+    """Waits for a condition; returns the seconds it took."""
+    start = time.monotonic()
+    while True:
+        found = condition()
+        if found if isinstance(found, bool) else await found:
+            return time.monotonic() - start
+        if time.monotonic() - start > timeout_s:
+            raise AssertionError(f"not so within {timeout_s} s: {what or condition}")
+        await asyncio.sleep(0.002)
+
+
+def endpoint(port: int, host: str = "127.0.0.1") -> Endpoint:
+    return Endpoint(attempt=f"a{port}", replica=f"r{port}", host=host, port=port)
+
+
+def route(deployment: str, *ports: int, names: Iterable[str] = (), secret: str = SECRET) -> Route:
+    return Route(deployment, (deployment, *names), secret, tuple(endpoint(port) for port in ports))
+
+
+async def program(module: str, *arguments: str) -> tuple[Process, str]:
+    """Starts a Python program of the tests; returns it with the first line that it prints."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments, stdout=PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
+    assert line, f"{module} ended before it was ready"
+    return process, line
+
+
+async def end(process: Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+class Control(inference_pb2_grpc.InferenceServiceServicer):
+    """Stands for the control API: health, and ListModels."""
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> inference_pb2.ListModelsResponse:
+        return inference_pb2.ListModelsResponse(models=[inference_pb2.ServedModel(name="from-control")])
+
+
+class House:
+    """Settings in a fresh short folder (a socket's path must be short), and Envoy; with `gateway`, the door in this process."""
+
+    def __init__(self, *, gateway: bool = True, **settings: Any) -> None:
+        self.folder = Path(mkdtemp(prefix="door"))
+        self.settings = FrontDoorSettings(
+            state_folder=self.folder,
+            control=f"unix:{self.folder}/control.sock",
+            gateway=f"unix:{self.folder}/gateway.sock",
+            xds=f"unix:{self.folder}/xds.sock",
+            **{"listen": f"127.0.0.1:{free_port()}", **settings},
+        )
+        self.door = FrontDoor(self.settings, self.explain)
+        self.explained: list[str] = []
+        self._gateway = gateway
+        self._stack = contextlib.AsyncExitStack()
+
+    async def explain(self, deployment: str) -> str:
+        self.explained.append(deployment)
+        return "0 of 1 ready: queued in Slurm, Resources, estimated start 14:03"
+
+    async def __aenter__(self) -> House:
+        control = grpc.aio.server()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Control(), control)
+        service = health.aio.HealthServicer()
+        await service.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(service, control)
+        control.add_insecure_port(self.settings.control)
+        await control.start()
+        self._stack.push_async_callback(control.stop, None)
+        if self._gateway:
+            server = grpc.aio.server()
+            server.add_generic_rpc_handlers((self.door.handler,))
+            server.add_insecure_port(self.settings.gateway)
+            await server.start()
+            self._stack.push_async_callback(server.stop, None)
+            await self.door.start()
+            self._stack.push_async_callback(self.door.stop)
+        path = envoy.write_bootstrap(self.settings)
+        self.envoy = await asyncio.create_subprocess_exec(*envoy.command(self.settings, path))
+        self._stack.push_async_callback(end, self.envoy)
+        self.channel = self.new_channel()
+        self._stack.push_async_callback(self.channel.close, None)
+        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+        if error is not None and (self.folder / "envoy.log").exists():
+            print((self.folder / "envoy.log").read_text()[-4000:])
+
+    def new_channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.settings.listen, options=BIG)
+
+    async def replica(self, name: str, secret: str = SECRET) -> Replica:
+        """A replica in this process."""
+        replica = Replica(name, secret)
+        await replica.start()
+        self._stack.push_async_callback(replica.stop)
+        return replica
+
+    async def replica_process(self, name: str, secret: str = SECRET) -> tuple[Process, int]:
+        """A replica that can be killed."""
+        process, port = await program("tests.integration.front_door_replica", name, secret)
+        self._stack.push_async_callback(end, process)
+        return process, int(port)
+
+    async def gateway_process(self, *routes: Route) -> Process:
+        """The gateway's Python in a process; the state is read from a file."""
+        self.write_state(*routes)
+        process, _ = await program("tests.integration.front_door_gateway", str(self.folder / "state.json"))
+        self._stack.push_async_callback(end, process)
+        return process
+
+    def write_state(self, *routes: Route) -> None:
+        settings = {
+            "state_folder": str(self.folder),
+            "listen": self.settings.listen,
+            "control": self.settings.control,
+            "gateway": self.settings.gateway,
+            "xds": self.settings.xds,
+        }
+        listed = [
+            {
+                "deployment": one.deployment,
+                "model_names": list(one.model_names),
+                "secret": one.secret,
+                "endpoints": [
+                    {"attempt": end.attempt, "replica": end.replica, "host": end.host, "port": end.port} for end in one.endpoints
+                ],
+            }
+            for one in routes
+        ]
+        (self.folder / "state.json").write_text(json.dumps({"settings": settings, "routes": listed}))
+
+    async def serve(self, *routes: Route) -> None:
+        """Sets the state and waits until Envoy has it and its port answers."""
+        await self.door.set_state(RoutingState(routes))
+        await self.open()
+        assert await self.door.applied(10), "Envoy did not take the state"
+
+    async def open(self) -> None:
+        await asyncio.wait_for(self.channel.channel_ready(), 20)
+
+    async def generate(self, model: str, prompt: str = "hello", **options: Any) -> inference_pb2.GenerateResponse:
+        request = inference_pb2.GenerateRequest(model=model, prompt=prompt)
+        return await self.stub.Generate(request, **{"timeout": 10, **options})
+
+    async def status(self, model: str, prompt: str = "hello", **options: Any) -> grpc.StatusCode:
+        try:
+            await self.generate(model, prompt, **options)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    async def answered_by(self, model: str) -> str:
+        """The replica's name, or the status."""
+        try:
+            return (await self.generate(model)).id
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+
+    def stream(self, model: str, count: int, interval_s: float, **options: Any) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
+        request = inference_pb2.StreamGenerateRequest(model=model, prompt=f"{count}:{interval_s}")
+        return self.stub.StreamGenerate(request, **options)
+
+
+def seen(response: inference_pb2.GenerateResponse) -> dict[str, Any]:
+    """What the replica was sent."""
+    found: dict[str, Any] = json.loads(response.choices[0].text)
+    return found
+
+
+def texts(chunks: list[inference_pb2.StreamGenerateResponse]) -> list[str]:
+    return [chunk.choices[0].text for chunk in chunks]
