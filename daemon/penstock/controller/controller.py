@@ -1,0 +1,87 @@
+"""The controller as a whole: the lease, the ticks, the nudges, and how they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from penstock.controller.lease import Lease, NotLeader
+from penstock.controller.reconcile import Reconciler
+from penstock.controller.record import Recorder
+from penstock.controller.ticks import Ticks
+from penstock.store.database import CHANNEL, Database, is_outage
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_AFTER_S = 1.0
+"""After a tick that acted on Slurm: by then Slurm shows what became of it."""
+
+
+class Controller:
+    """Ticks while it holds the lease; waits for the lease while it does not."""
+
+    def __init__(self, db: Database, lease: Lease, recorder: Recorder, reconciler: Reconciler, interval_s: float) -> None:
+        self._db = db
+        self._lease = lease
+        self._recorder = recorder
+        self._reconciler = reconciler
+        self._ticks = Ticks(self._tick, interval_s)
+        self._taken = asyncio.Event()
+        self._outage = False
+
+    async def run(self) -> None:
+        """Runs until cancelled; then writes what it has counted and gives the lease back."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._lease.run(self._taken))
+                group.create_task(self._listen())
+                group.create_task(self._resume_when_taken())
+                group.create_task(self._ticks.run())
+        finally:
+            with contextlib.suppress(Exception):  # Counts only; a stop must not fail over them.
+                async with asyncio.timeout(2), self._db.transaction() as connection:
+                    await self._recorder.flush(connection)
+
+    async def _listen(self) -> None:
+        async for _ in self._db.listen(CHANNEL):
+            self._ticks.nudge()
+
+    async def _resume_when_taken(self) -> None:
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            self._resumed = False
+            self._ticks.nudge()
+
+    async def _tick(self) -> None:
+        if not self._lease.held:
+            return
+        try:
+            await self._resume()
+            outcome = await self._reconciler.tick()
+        except NotLeader as lost:
+            log.warning("%s", lost)
+            return
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if not self._outage:
+                log.warning("PostgreSQL does not answer; nothing is decided until it does: %s", error)
+            self._outage = True
+            return
+        if self._outage:
+            log.info("PostgreSQL answers again")
+            self._outage = False
+        if outcome.effects:
+            self._ticks.nudge_after(LOOK_AGAIN_AFTER_S)
+
+    _resumed = False
+
+    async def _resume(self) -> None:
+        """On the first tick of a term: the log may have been written by another controller since."""
+        if self._resumed:
+            return
+        async with self._db.transaction() as connection:
+            await self._recorder.resume(connection)
+        self._resumed = True

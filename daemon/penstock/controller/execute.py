@@ -1,0 +1,136 @@
+"""Carrying out what was written down: one idempotent branch for each effect, and no policy.
+
+Each intent is in the database before this file sees it. A branch begins with nothing but its intent, calls Slurm, and writes what came of it. A
+crash before the call leaves an attempt without a job, which the planner finds in doubt; a crash after it leaves a job with the attempt's
+token, which the planner adopts. An error of Slurm's is an outcome, not an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+from penstock.controller.folders import Folders
+from penstock.controller.lease import Lease
+from penstock.controller.record import Intent, Launch
+from penstock.core import decisions as acts
+from penstock.slurm.port import NoSuchJob, Slurm, SlurmError, SubmissionRefused, SubmissionUnknown
+from penstock.store.database import Database
+from penstock.store.queries import attempts, decisions
+
+log = logging.getLogger(__name__)
+
+CONCURRENCY = 8
+"""Effects at a time. slurmctld serves submissions one after the other; more would only fill its queue."""
+
+DONE = "done"
+
+
+class Executor:
+    """Acts on Slurm for the lease's holder."""
+
+    def __init__(
+        self, db: Database, slurm: Slurm, lease: Lease, folders: Folders, clock: Callable[[], datetime]
+    ) -> None:
+        self._db = db
+        self._slurm = slurm
+        self._lease = lease
+        self._folders = folders
+        self._clock = clock
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def carry_out(self, tick: str, intents: Sequence[Intent]) -> None:
+        """Carries all of them out, several at a time, and returns when each has its outcome.
+
+        Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all have ended.
+        """
+        results = await asyncio.gather(*(self._one(tick, intent) for intent in intents), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _one(self, tick: str, intent: Intent) -> None:
+        async with self._slots:
+            if not self._lease.held:
+                log.warning("tick %s: %s is left to the lease's new holder", tick, intent.action)
+                return
+            try:
+                outcome = await self._branch(intent)()
+            except SlurmError as error:
+                outcome = str(error)
+            log.info("tick %s: %s %s: %s", tick, type(intent.action).__name__, intent.token, outcome)
+            async with self._db.transaction() as connection:
+                await decisions.write_outcome(connection, intent.decision_id, intent.position, outcome)
+
+    def _branch(self, intent: Intent) -> Callable[[], Awaitable[str]]:
+        match intent.action, intent.launch:
+            case acts.Submit(), Launch() as launch:
+                return lambda: self._submit(intent.token, launch)
+            case acts.Resubmit(), Launch() as launch:
+                return lambda: self._resubmit(intent.token, launch)
+            case acts.Drain() as drain, _:
+                return lambda: self._drain(drain)
+            case acts.Cancel() as cancel, _:
+                return lambda: self._cancel(cancel)
+            case acts.CancelOrphan() as orphan, _:
+                return lambda: self._cancel_orphan(orphan)
+            case _:
+                raise TypeError(f"{intent.action} is no effect")
+
+    async def _submit(self, token: str, launch: Launch) -> str:
+        try:
+            await asyncio.to_thread(self._folders.prepare, token, launch.config, launch.secret)
+        except OSError as error:
+            return await self._refused(token, f"the attempt's folder cannot be made: {error}")
+        async with self._db.transaction() as connection:
+            await attempts.mark_submitted(connection, token, self._clock())
+        try:
+            job_id = await self._slurm.submit(launch.submission)
+        except SubmissionRefused as refusal:
+            return await self._refused(token, refusal.reason)
+        except SubmissionUnknown as doubt:
+            return f"not known: {doubt}"
+        async with self._db.transaction() as connection:
+            await attempts.record_job_id(connection, token, job_id, None)
+        return f"job {job_id}"
+
+    async def _refused(self, token: str, reason: str) -> str:
+        async with self._db.transaction() as connection:
+            await attempts.record_refusal(connection, token, reason)
+        return f"refused: {reason}"
+
+    async def _resubmit(self, token: str, launch: Launch) -> str:
+        found = await self._slurm.find(launch.submission.name)
+        if not found:
+            return await self._submit(token, launch)
+        job = min(found, key=lambda job: (job.ended, job.job_id))
+        async with self._db.transaction() as connection:
+            await attempts.record_job_id(connection, token, job.job_id, job)
+        return f"found as job {job.job_id}"
+
+    async def _drain(self, drain: acts.Drain) -> str:
+        try:
+            await self._slurm.signal(drain.job_id, "TERM", name=drain.name)
+        except NoSuchJob as gone:
+            return f"nothing to signal: {gone}"
+        async with self._db.transaction() as connection:
+            await attempts.mark_signalled(connection, drain.token, self._clock())
+        return DONE
+
+    async def _cancel(self, cancel: acts.Cancel) -> str:
+        try:
+            await self._slurm.cancel(cancel.job_id, name=cancel.name)
+        except NoSuchJob as gone:
+            return f"nothing to cancel: {gone}"
+        async with self._db.transaction() as connection:
+            await attempts.mark_cancelled(connection, cancel.token, self._clock())
+        return DONE
+
+    async def _cancel_orphan(self, orphan: acts.CancelOrphan) -> str:
+        try:
+            await self._slurm.cancel(orphan.job_id, name=orphan.name)
+        except NoSuchJob as gone:
+            return f"nothing to cancel: {gone}"
+        return DONE

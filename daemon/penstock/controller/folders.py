@@ -1,0 +1,94 @@
+"""An attempt's folder on the shared file system: what the agent in the job reads, and where its output goes.
+
+The only way a secret reaches a job (DESIGN.md, section 7). The folder is made before the submission, and making it again changes nothing, so
+that a crash in between costs nothing. Nothing here knows Slurm or the database.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.core.model import Deployment, Replica
+from penstock.core.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What every agent is told, the same for all."""
+
+    control: tuple[str, ...]
+    """Where agents reach the control plane, `host:port`, tried in order."""
+    bind: str
+    """The address that agents listen at."""
+    advertise: str
+    """The address that front doors reach an agent at; empty: the one that routes to the control plane."""
+
+
+def agent_config(
+    settings: AgentSettings, deployment: Deployment, replica: Replica, spec: Spec, token: str
+) -> Mapping[str, Any]:
+    """`agent.json`, as `penstock_runtime.config` reads it."""
+    model = {"path": spec.model.path, "hub": spec.model.hub, "hub_revision": spec.model.hub_revision}
+    return {
+        "attempt": token,
+        "deployment": deployment.name,
+        "replica": replica.name,
+        "revision": replica.revision,
+        "control": list(settings.control),
+        "engine": {
+            "name": spec.engine.name,
+            "args": list(spec.engine.args),
+            "env": dict(spec.engine.env),
+            "task": spec.engine.task.value,
+        },
+        "environment": {"venv": spec.environment.venv} if spec.environment.venv else {},
+        "model": {key: value for key, value in model.items() if value},
+        "model_names": list(dict.fromkeys((spec.model.served_name or deployment.name, deployment.name))),
+        "startup_timeout_s": spec.probes.startup_timeout_s,
+        "drain_timeout_s": spec.drain_timeout_s,
+        "gpus": spec.resources.gpus,
+        "nodes": spec.resources.nodes,
+        "bind": settings.bind,
+        "advertise": settings.advertise,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """All attempts' folders, under one folder that the compute nodes see under the same path."""
+
+    root: Path
+
+    def path(self, token: str) -> Path:
+        """Where this attempt's folder is or will be."""
+        return self.root / token
+
+    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> Path:
+        """Makes the folder with its two files, readable by their owner only. Idempotent. Raises OSError."""
+        folder = self.path(token)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_private(folder / "agent.json", json.dumps(config, indent=1))
+        _write_private(folder / "secret", secret + "\n")
+        return folder
+
+    def forget(self, token: str) -> None:
+        """Removes the folder with the job's output, if it is there."""
+        shutil.rmtree(self.path(token), ignore_errors=True)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Whole or not at all, and never readable by others, not even for a moment."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,92 @@
+"""The right to mutate Slurm: a row in PostgreSQL with a holder, a term and an end.
+
+Taken and renewed here, on the database's clock; checked in two places: `fence` inside the transaction that records a tick's intents, and
+`held` just before each effect, on this machine's monotonic clock and with a margin, so that a process that slept through its lease
+notices before it acts (rule 7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.store.database import Database, is_outage
+from penstock.store.queries import leases
+
+log = logging.getLogger(__name__)
+
+LEASE_NAME = "controller"
+TTL_S = 10.0
+"""A leader that died is succeeded after at most this time and one renewal interval."""
+RENEW_EVERY_S = TTL_S / 4
+"""Three renewals may fail before the lease is lost."""
+MARGIN_S = 2.0
+"""No effect begins this close to the lease's end."""
+
+
+class NotLeader(Exception):
+    """The lease was lost; whatever was to be done is left to its new holder."""
+
+
+class Lease:
+    """One holder's view of the controller's lease."""
+
+    def __init__(self, db: Database, holder: str) -> None:
+        self._db = db
+        self._holder = holder
+        self._term: int | None = None
+        self._sure_until = 0.0
+        self._changed = asyncio.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether effects may begin now."""
+        return self._term is not None and time.monotonic() < self._sure_until - MARGIN_S
+
+    async def fence(self, connection: AsyncConnection) -> None:
+        """Raises NotLeader unless this transaction's database says that our term is the current one."""
+        if self._term is None or not await leases.fence(connection, LEASE_NAME, self._term):
+            raise NotLeader(f"{self._holder} does not hold the lease any more (term {self._term})")
+
+    async def run(self, on_taken: asyncio.Event) -> None:
+        """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is taken."""
+        try:
+            while True:
+                await self._hold(on_taken)
+                await asyncio.sleep(RENEW_EVERY_S)
+        finally:
+            await asyncio.shield(self._give_back())
+
+    async def _hold(self, on_taken: asyncio.Event) -> None:
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(TTL_S / 2), self._db.transaction() as connection:
+                if self._term is not None:
+                    term = await leases.renew(connection, LEASE_NAME, self._holder, self._term, TTL_S)
+                else:
+                    term = await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
+        except Exception as error:
+            if not (isinstance(error, TimeoutError) or is_outage(error)):
+                raise
+            log.warning("the lease could not be renewed: %s", error)
+            return
+        if term is not None:
+            self._sure_until = asked_at + TTL_S
+        if term != self._term:
+            log.info("lease %s: term %s" if term is not None else "lease %s lost (was term %s)", LEASE_NAME, term or self._term)
+            self._term = term
+            if term is not None:
+                on_taken.set()
+
+    async def _give_back(self) -> None:
+        term, self._term = self._term, None
+        if term is None:
+            return
+        try:
+            async with asyncio.timeout(MARGIN_S), self._db.transaction() as connection:
+                await leases.release(connection, LEASE_NAME, self._holder, term)
+        except Exception as error:  # It expires by itself; a stop must not fail over it.
+            log.warning("the lease could not be given back and will expire: %s", error)

@@ -1,0 +1,121 @@
+"""One tick: observe, plan, record, execute.
+
+The same pass whatever woke it, and it takes no hint. Slurm is asked once; PostgreSQL is read whole in a fixed number of statements. New replicas are
+written first and the rest is planned again with them, so that a deployment's first job is submitted in the tick that sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock.controller.execute import Executor
+from penstock.controller.lease import Lease
+from penstock.controller.observe import Observer
+from penstock.controller.record import Intent, Recorder, World
+from penstock.core.decisions import CreateReplica
+from penstock.core.model import Listing, Observation, Replica, Unknown, marked_token
+from penstock.core.plan import Plan, plan
+from penstock.store.database import Database
+from penstock.store.queries import members, world
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tick did, for whoever times the next one."""
+
+    tick: str
+    effects: int
+    """Effects on Slurm that were carried out or tried."""
+
+
+class Reconciler:
+    """Brings the cluster one step closer to what is wanted, each time it is asked."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        installation: str,
+        observer: Observer,
+        recorder: Recorder,
+        executor: Executor,
+        lease: Lease,
+        clock: Callable[[], datetime],
+        message_timeout_s: int,
+    ) -> None:
+        self._db = db
+        self._installation = installation
+        self._observer = observer
+        self._recorder = recorder
+        self._executor = executor
+        self._lease = lease
+        self._clock = clock
+        self._message_timeout_s = message_timeout_s
+
+    async def tick(self) -> Outcome:
+        """Runs one pass. Raises NotLeader, the database's outages, and bugs; Slurm's failures are observations."""
+        tick = secrets.token_hex(4)
+        seen = await self._observer.look()
+        observation = await self._observe(seen)
+        decided = plan(observation)
+        if (creations := _creations(decided)).decisions:
+            await self._record(tick, observation, creations)
+            observation = await self._observe(seen)
+            decided = plan(observation)
+        intents = await self._record(tick, observation, decided)
+        if intents:
+            await self._executor.carry_out(tick, intents)
+        return Outcome(tick, len(intents))
+
+    async def _observe(self, seen: Listing | Unknown) -> Observation:
+        async with self._db.transaction() as connection:
+            deployments, replicas = await world.load(connection)
+            reports_open_since = await members.reports_open_since(connection)
+            strays = self._strays(seen, replicas)
+            known = await world.ended_tokens(connection, strays) if strays else frozenset[str]()
+        return Observation(
+            now=self._clock(),
+            installation=self._installation,
+            deployments=deployments,
+            replicas=replicas,
+            slurm=seen,
+            message_timeout_s=self._message_timeout_s,
+            reports_open_since=reports_open_since,
+            known_tokens=known,
+        )
+
+    def _strays(self, seen: Listing | Unknown, replicas: Sequence[Replica]) -> frozenset[str]:
+        """Tokens of running jobs that bear our mark and belong to no live attempt."""
+        if isinstance(seen, Unknown):
+            return frozenset()
+        marked = (marked_token(job, self._installation) for job in seen.jobs if not job.ended)
+        live = {replica.attempt.token for replica in replicas if replica.attempt is not None and replica.attempt.live}
+        return frozenset(token for token in marked if token is not None and token not in live)
+
+    async def _record(self, tick: str, observation: Observation, decided: Plan) -> tuple[Intent, ...]:
+        before = World(
+            {deployment.uid: deployment for deployment in observation.deployments},
+            {replica.uid: replica for replica in observation.replicas},
+        )
+        if self._recorder.has_nothing_new(decided):
+            self._recorder.count(decided, observation.now)
+            return ()
+        async with self._db.transaction() as connection:
+            await self._lease.fence(connection)
+            return await self._recorder.record(connection, tick, observation.now, decided, before)
+
+
+def _creations(decided: Plan) -> Plan:
+    """The part of a plan that makes replicas."""
+    chosen = tuple(
+        decision
+        for decision in decided.decisions
+        if any(isinstance(action, CreateReplica) for action in decision.actions)
+    )
+    return Plan(chosen, (), ())

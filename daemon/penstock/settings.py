@@ -1,0 +1,117 @@
+"""What a site can set: `penstock.toml`, overridden by environment variables `PENSTOCK_<NAME>`.
+
+Read once by each process, handed to the pieces as plain arguments; nothing below the composition root knows this file. An unknown key is an
+error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CONFIG_VARIABLE = "PENSTOCK_CONFIG"
+"""Names the configuration file where `--config` does not."""
+
+MAX_SOCKET_PATH = 107
+"""The kernel's limit for a unix socket's path, less its final zero."""
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message names the key, the value and what is accepted."""
+
+
+class Settings(BaseSettings):
+    """The daemon's configuration, every key with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="forbid", frozen=True)
+
+    state_dir: Path = Path(platformdirs.user_state_dir("penstock"))
+    """Everything that the daemon keeps: sockets, logs, the embedded database. Mode 0700."""
+    attempts_dir: Path | None = None
+    """The attempts' folders; the compute nodes must see it under the same path. Unset: `attempts` under state_dir."""
+    database_url: str | None = Field(default=None, repr=False)
+    """`postgresql+psycopg://user@host/name`. Unset: an embedded PostgreSQL under state_dir."""
+    listen: str = "127.0.0.1:8600"
+    """The front door: IP:port. Anyone who reaches it may use and change everything, so it is loopback by default."""
+    runtime_listen: str | None = None
+    """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
+    control: tuple[str, ...] = ()
+    """Where agents reach the control plane, host:port, tried in order. Unset: runtime_listen, else listen."""
+    agent_bind: str = "127.0.0.1"
+    """The address that agents listen at, on their compute nodes: `0.0.0.0` on a real cluster."""
+    agent_advertise: str = ""
+    """The address that the front door reaches agents at. Unset: the one by which the agent reaches the control plane."""
+    agent_python: str = sys.executable
+    """The Python, on the compute nodes, that has Penstock's base install."""
+    slurm_backend: Literal["auto", "cli", "pyslurm"] = "auto"
+    slurm_conf: Path | None = None
+    """Unset: SLURM_CONF, or Slurm's own default."""
+    pyslurm_python: str | None = None
+    """The Python that the site built pyslurm for. Unset: the command line is used."""
+    tick_interval_s: Annotated[float, Field(ge=0.2, le=300)] = 5.0
+    """Between two looks at Slurm, when nothing else asks for one."""
+    envoy_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
+
+    @property
+    def attempts_folder(self) -> Path:
+        """Where the attempts' folders are."""
+        return self.attempts_dir or self.state_dir / "attempts"
+
+    @property
+    def control_addresses(self) -> tuple[str, ...]:
+        """Where agents report."""
+        return self.control or (self.runtime_listen or self.listen,)
+
+    @property
+    def run_folder(self) -> Path:
+        """Sockets, pids and locks: under state_dir, or in a short place of its own where a socket's path would get too long."""
+        folder = self.state_dir / "run"
+        if len(os.fsencode(folder / "control.sock")) <= MAX_SOCKET_PATH:
+            return folder
+        name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+        return Path(platformdirs.user_runtime_dir("penstock")) / name
+
+
+def _config_file() -> Path | None:
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named) if named else None
+
+
+def load() -> Settings:
+    """The settings, from the file that PENSTOCK_CONFIG names and the environment. Raises SettingsError."""
+    named = _config_file()
+    if named is not None and not named.is_file():
+        raise SettingsError(f"there is no configuration file {named}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{named or 'environment'}: {key}: {first['msg']}, not {first['input']!r}") from error
+    except ValueError as error:
+        raise SettingsError(f"{named}: {error}") from error

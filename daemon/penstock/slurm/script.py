@@ -1,0 +1,86 @@
+"""A replica as a batch job: a pure function from what is wanted to what Slurm is told.
+
+The script runs the agent and nothing else; `exec` makes the agent the batch shell, so that Slurm's signals reach it and its exit code is the
+job's. What the agent needs lies in the attempt's folder on the shared file system, because Slurm shows or stores everything
+else: scripts, arguments, comments and environments. Nothing secret passes through this file.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from penstock.core.jobs import Submission
+from penstock.core.model import job_comment, job_name
+from penstock.core.spec import Resources, Spec
+
+OUTPUT_NAME = "job.out"
+"""The job's output, in the attempt's folder."""
+
+LEAVE_MARGIN_S = 30
+"""The engine's way out after its last stream, and SIGTERM's way in: on top of the drain time-out before the time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """Which attempt the job is for, and where things are as the compute nodes see them."""
+
+    installation: str
+    deployment: str
+    replica: str
+    revision: int
+    token: str
+    folder: PurePosixPath
+    """The attempt's own folder; it exists when the job is submitted."""
+    python: str
+    """The interpreter that has `penstock_runtime`."""
+
+
+def render(job: JobPlan, spec: Spec) -> Submission:
+    """What to submit for one attempt of one replica."""
+    placement, resources = spec.placement, spec.resources
+    return Submission(
+        name=job_name(job.deployment, job.token),
+        comment=job_comment(job.installation, job.token),
+        script=script(job),
+        work_dir=str(job.folder),
+        output=str(job.folder / OUTPUT_NAME),
+        partition=placement.partition or None,
+        account=placement.account or None,
+        qos=placement.qos or None,
+        constraint=placement.constraint or None,
+        reservation=placement.reservation or None,
+        time_limit_s=placement.time_limit_s,
+        nodes=resources.nodes,
+        cpus_per_task=resources.cpus,
+        memory_per_node_mib=resources.memory_mib,
+        gres=_gres(resources),
+        exclusive=placement.exclusive,
+        warn_signal_s=_warning(spec),
+        extra_options=placement.options,
+    )
+
+
+def script(job: JobPlan) -> str:
+    """The batch script, complete."""
+    command = shlex.join([job.python, "-m", "penstock_runtime", "--folder", str(job.folder)])
+    return (
+        "#!/bin/bash\n"
+        f"# Penstock: replica {job.replica}, revision {job.revision}, attempt {job.token}.\n"
+        "# The agent takes this shell's place: Slurm's signals are for it, and its exit code is the job's.\n"
+        f"exec {command}\n"
+    )
+
+
+def _gres(resources: Resources) -> str | None:
+    if resources.gpus == 0:
+        return None
+    return ":".join(word for word in ("gpu", resources.gpu_type, str(resources.gpus)) if word)
+
+
+def _warning(spec: Spec) -> int:
+    """How long before its time limit the agent is told to drain. At most half of the limit: a replica is there to serve."""
+    wanted = spec.drain_timeout_s + LEAVE_MARGIN_S
+    limit = spec.placement.time_limit_s
+    return wanted if limit is None else min(wanted, limit // 2)
