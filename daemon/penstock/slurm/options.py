@@ -45,6 +45,20 @@ RESERVED_OPTIONS = {
 }
 """sbatch's options that a deployment may not set, and why."""
 
+KNOWN_OPTIONS = frozenset(
+    """
+    acctg-freq batch bell burst-buffer-file cluster-constraint constraint container contiguous core-spec
+    cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot distribution exclude exclusive
+    extra-node-info gpu-bind gpu-freq gpus gpus-per-node gpus-per-socket gpus-per-task gres gres-flags hint
+    ignore-pbs kill-on-invalid-dep licenses mail-type mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu
+    mincpus network nice no-kill no-requeue nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu
+    ntasks-per-node ntasks-per-socket open-mode overcommit oversubscribe partition power prefer priority profile
+    propagate qos reboot requeue reservation signal sockets-per-node spread-job switches thread-spec
+    threads-per-core time time-min tmp tres-per-task use-min-nodes verbose wait-all-nodes wckey account
+    """.split()
+)
+"""sbatch(1)'s long options that are not reserved, of all releases together: for backends that have no sbatch to ask."""
+
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 

@@ -19,11 +19,14 @@ class SlurmError(Exception):
 
 
 class SlurmUnavailable(SlurmError):
-    """Slurm could not be asked, or answered in part or in a form this release cannot read. Nothing was changed."""
+    """Slurm could not be asked, or answered in part or in a form this release cannot read.
+
+    From `cancel` and `signal` it leaves open whether the job was reached: both can be repeated.
+    """
 
 
 class SubmissionRefused(SlurmError):
-    """Slurm said no: no job was made and none will be from this call. `reason` is Slurm's sentence."""
+    """Slurm said no: nothing runs or will run from this call. `reason` is Slurm's sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -49,7 +52,8 @@ class Slurm(Protocol):
     async def list_jobs(self) -> tuple[Job, ...]:
         """Every job of this user that Slurm still remembers, ended ones too (MinJobAge, 300 s by default).
 
-        One request to slurmctld, whatever the number of jobs. Array tasks come as one row each.
+        One request to slurmctld, whatever the number of jobs, ordered by id. Array tasks come as one row each;
+        those that have not started share their array's id.
         Raises SlurmUnavailable rather than return part of the queue; an empty tuple means an empty queue.
         """
         ...
@@ -61,7 +65,9 @@ class Slurm(Protocol):
     async def submit(self, submission: Submission) -> int:
         """Make one job and return its id. Not idempotent: calling twice makes two jobs.
 
-        Raises SubmissionRefused when there is certainly no job, SubmissionUnknown when there may be one.
+        Raises SubmissionRefused when there certainly is no job that could run, SubmissionUnknown when there may be
+        one. Slurm keeps some refused submissions for a while as a FAILED job with the reason BadConstraints; it is
+        listed like any ended job.
         """
         ...
 
