@@ -1,0 +1,273 @@
+"""From the contract to the engine's JSON and back, as tables."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from penstock.v1 import inference_pb2 as pb
+from penstock_runtime import translate
+from penstock_runtime.translate import BadAnswer, BadRequest, Json
+
+
+def chat(**fields: Any) -> pb.ChatRequest:
+    base: dict[str, Any] = {"model": "m", "messages": [{"role": "ROLE_USER", "content": [{"text": "Hi"}]}]}
+    return json_format.ParseDict(base | fields, pb.ChatRequest())
+
+
+def chat_body(**fields: Any) -> Json:
+    body = translate.chat_body(chat(**fields), model="engine-name", stream=False)
+    assert body.pop("model") == "engine-name"
+    if "messages" not in fields:
+        assert body.pop("messages") == [{"role": "user", "content": "Hi"}]
+    return body
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "minLength": 3, "x": 0.5}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"),
+    [
+        ({}, {}),
+        ({"sampling": {"maxTokens": 5}}, {"max_tokens": 5}),
+        ({"sampling": {"temperature": 0}}, {"temperature": 0.0}),
+        ({"sampling": {"topP": 0.5, "topK": -1, "minP": 0.1}}, {"top_p": 0.5, "top_k": -1, "min_p": 0.1}),
+        ({"sampling": {"stop": ["a", "b"], "seed": "7"}}, {"stop": ["a", "b"], "seed": 7}),
+        ({"sampling": {"seed": "0"}}, {"seed": 0}),
+        ({"sampling": {"presencePenalty": 1, "frequencyPenalty": -1}},
+         {"presence_penalty": 1.0, "frequency_penalty": -1.0}),
+        ({"sampling": {"repetitionPenalty": 1.5, "n": 2, "ignoreEos": False}},
+         {"repetition_penalty": 1.5, "n": 2, "ignore_eos": False}),
+        ({"sampling": {"logprobs": 0}}, {"logprobs": True, "top_logprobs": 0}),
+        ({"sampling": {"logprobs": 3}}, {"logprobs": True, "top_logprobs": 3}),
+        ({"output": {"jsonSchema": SCHEMA}}, {"structured_outputs": {"json": SCHEMA}}),
+        ({"output": {"regex": "a+"}}, {"structured_outputs": {"regex": "a+"}}),
+        ({"output": {"choice": {"choices": ["x", "y"]}}}, {"structured_outputs": {"choice": ["x", "y"]}}),
+        ({"output": {"jsonObject": True}}, {"structured_outputs": {"json_object": True}}),
+        ({"output": {"jsonObject": False}}, {}),
+        ({"tools": [{"name": "f", "description": "d", "parameters": SCHEMA}]},
+         {"tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}]}),
+        ({"tools": [{"name": "f"}], "toolChoice": {"mode": "required"}},
+         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}),
+        ({"toolChoice": {"name": "f"}}, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        ({"engineOptions": {"min_tokens": 4, "bad_words": ["x"], "add_generation_prompt": True, "y": None}},
+         {"min_tokens": 4, "bad_words": ["x"], "add_generation_prompt": True, "y": None}),
+    ],
+)  # fmt: skip
+def test_chat_fields(fields: dict[str, Any], body: Json) -> None:
+    assert chat_body(**fields) == body
+
+
+def test_whole_numbers_stay_whole() -> None:
+    options = chat_body(engineOptions={"a": 4, "b": 4.5, "c": -0.0, "d": 1e300})
+    assert [type(options[key]) for key in "abcd"] == [int, float, int, float]
+
+
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        ({"role": "ROLE_SYSTEM", "content": [{"text": "Be brief"}]}, {"role": "system", "content": "Be brief"}),
+        ({"role": "ROLE_USER"}, {"role": "user", "content": ""}),
+        ({"role": "ROLE_USER", "content": [{"text": "a"}, {"text": "b"}]},
+         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+        ({"role": "ROLE_USER", "content": [{"imageUrl": "https://example.org/a.png"}]},
+         {"role": "user",
+          "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}),
+        ({"role": "ROLE_USER", "content": [{"image": {"mimeType": "image/jpeg", "data": "AAEC"}}]},
+         {"role": "user",
+          "content": [{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,AAEC"}}]}),
+        ({"role": "ROLE_ASSISTANT", "toolCalls": [{"id": "c1", "name": "f", "arguments": "{}"}]},
+         {"role": "assistant", "content": None,
+          "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}),
+        ({"role": "ROLE_TOOL", "content": [{"text": "42"}], "toolCallId": "c1"},
+         {"role": "tool", "content": "42", "tool_call_id": "c1"}),
+    ],
+)  # fmt: skip
+def test_messages(message: dict[str, Any], body: Json) -> None:
+    assert chat_body(messages=[message])["messages"] == [body]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [{"content": [{"text": "Hi"}]}]}, "messages[0].role is not set"),
+        ({"messages": [{"role": "ROLE_USER", "content": [{}]}]}, "messages[0].content[0] is empty"),
+        ({"messages": [{"role": "ROLE_USER", "content": [{"imageUrl": "file:///etc/passwd"}]}]},
+         "messages[0].content[0].image_url must be an http, https or data URL"),
+        ({"toolChoice": {"mode": "always"}}, "tool_choice.mode is 'always'; accepted are auto, none and required"),
+        ({"tools": [{}]}, "tools[0].name is empty"),
+        ({"output": {"choice": {}}}, "output.choice.choices is empty"),
+        ({"engineOptions": {"temperature": 1}}, "engine_options.temperature is not accepted"),
+        ({"engineOptions": {"stream": False}}, "engine_options.stream is not accepted"),
+        ({"sampling": {"n": 0}}, "sampling.n is 0; it must be 1 or more"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        chat_body(**fields)
+    assert words in str(refused.value)
+
+
+def test_a_stream_asks_for_usage() -> None:
+    request = pb.StreamGenerateRequest(
+        model="m", prompt="Once", sampling=pb.SamplingParameters(logprobs=2, max_tokens=1)
+    )
+    assert translate.generate_body(request, model="m", stream=True) == {
+        "model": "m",
+        "prompt": "Once",
+        "max_tokens": 1,
+        "logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(BadRequest, match="prompt is empty"):
+        translate.generate_body(pb.GenerateRequest(model="m"), model="m", stream=False)
+
+
+def test_chat_answer() -> None:
+    answer = {
+        "id": "chatcmpl-1",
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": None,
+                    "reasoning": "hm",
+                    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                },
+                "finish_reason": "tool_calls",
+                "logprobs": {
+                    "content": [
+                        {
+                            "token": "ö",
+                            "logprob": -0.5,
+                            "bytes": [195, 182],
+                            "top_logprobs": [{"token": "o", "logprob": -1.5, "bytes": None}],
+                        }
+                    ]
+                },
+            }
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}},
+    }
+    assert translate.chat_response(answer) == pb.ChatResponse(
+        id="chatcmpl-1",
+        model="m",
+        choices=[
+            pb.ChatChoice(
+                index=0,
+                reasoning_content="hm",
+                tool_calls=[pb.ToolCall(index=0, id="c", name="f", arguments="{}")],
+                finish_reason=pb.FINISH_REASON_TOOL_CALLS,
+                logprobs=[
+                    pb.TokenLogprob(
+                        token="ö",
+                        logprob=-0.5,
+                        utf8="ö".encode(),
+                        top=[pb.TokenLogprob(token="o", logprob=-1.5)],
+                    )
+                ],
+            )
+        ],
+        usage=pb.Usage(prompt_tokens=3, completion_tokens=2, cached_prompt_tokens=1),
+    )
+
+
+def test_generate_answer() -> None:
+    answer = {
+        "id": "cmpl-1",
+        "model": "m",
+        "choices": [
+            {
+                "index": 1,
+                "text": "ab",
+                "finish_reason": "length",
+                "logprobs": {
+                    "tokens": ["a", "b"],
+                    "token_logprobs": [None, -1.0],
+                    "top_logprobs": [None, {"b": -1.0, "c": -2.0}],
+                },
+            }
+        ],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    }
+    assert translate.generate_response(answer) == pb.GenerateResponse(
+        id="cmpl-1",
+        model="m",
+        choices=[
+            pb.GenerateChoice(
+                index=1,
+                text="ab",
+                finish_reason=pb.FINISH_REASON_LENGTH,
+                logprobs=[
+                    pb.TokenLogprob(token="a"),
+                    pb.TokenLogprob(
+                        token="b",
+                        logprob=-1,
+                        top=[pb.TokenLogprob(token="b", logprob=-1), pb.TokenLogprob(token="c", logprob=-2)],
+                    ),
+                ],
+            )
+        ],
+        usage=pb.Usage(prompt_tokens=1, completion_tokens=2),
+    )
+
+
+@pytest.mark.parametrize("reason", [None, "", "error"])
+def test_an_answer_without_a_finish_reason_is_none(reason: str | None) -> None:
+    answer = {"choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": reason}], "usage": None}
+    with pytest.raises(BadAnswer):
+        translate.chat_response(answer)
+
+
+def test_a_finish_reason_from_the_future_still_finishes() -> None:
+    assert translate.finish_reason("repetition") == pb.FINISH_REASON_STOP
+
+
+def test_embeddings_in_order_in_both_spellings() -> None:
+    packed = base64.b64encode(struct.pack("<2f", 0.25, -1.5)).decode()
+    answer = {
+        "model": "m",
+        "data": [{"index": 1, "embedding": [1.0, 2.0]}, {"index": 0, "embedding": packed}],
+        "usage": {"prompt_tokens": 4},
+    }
+    assert translate.embed_response(answer) == pb.EmbedResponse(
+        model="m",
+        embeddings=[pb.Embedding(values=[0.25, -1.5]), pb.Embedding(values=[1, 2])],
+        usage=pb.Usage(prompt_tokens=4),
+    )
+
+
+def test_pooling_bodies() -> None:
+    assert translate.embed_body(pb.EmbedRequest(model="x", inputs=["a"], dimensions=64), model="m") == {
+        "model": "m", "input": ["a"], "encoding_format": "base64", "dimensions": 64,
+    }  # fmt: skip
+    assert translate.score_body(pb.ScoreRequest(query="q", documents=["a", "b"]), model="m") == {
+        "model": "m", "text_1": "q", "text_2": ["a", "b"],
+    }  # fmt: skip
+    assert translate.rerank_body(pb.RerankRequest(query="q", documents=["a"], top_n=1), model="m") == {
+        "model": "m", "query": "q", "documents": ["a"], "top_n": 1,
+    }  # fmt: skip
+    assert translate.tokenize_body(pb.TokenizeRequest(text="t"), model="m") == {"model": "m", "prompt": "t"}
+    with pytest.raises(BadRequest, match="inputs is empty"):
+        translate.embed_body(pb.EmbedRequest(model="x"), model="m")
+
+
+def test_pooling_answers() -> None:
+    scores = translate.score_response({"model": "m", "data": [{"index": 1, "score": 0.5}, {"index": 0, "score": 1}]})
+    assert list(scores.scores) == [1, 0.5]
+    ranked = translate.rerank_response({"model": "m", "results": [{"index": 1, "relevance_score": 0.5}]})
+    assert ranked.documents[0] == pb.RankedDocument(index=1, score=0.5)
+    tokens = translate.tokenize_response({"tokens": [5, 6], "max_model_len": 2048, "count": 2})
+    assert (list(tokens.tokens), tokens.max_model_len) == ([5, 6], 2048)
