@@ -2,7 +2,7 @@
 
 One connection per request: to leave a request is to close its connection, which is how the engine learns of it. The
 answers are read by hand because the agent shares one event loop with the gRPC server that carries every token
-(docs/decisions/engine-http-client.md has the measurements). It knows HTTP and JSON, not vLLM.
+(docs/decisions/0005-engine-http-client.md has the measurements). It knows HTTP and JSON, not vLLM.
 
 The rules guarded here: an answer that breaks off is an error, never a shorter answer; and what a slow reader has not
 taken stays with the engine, above a bound.
