@@ -1,7 +1,7 @@
 """What a site can set: `penstock.toml`, overridden by environment variables `PENSTOCK_<NAME>`.
 
-Read once by each process, handed to the pieces as plain arguments; nothing below the composition root knows this file. An unknown key is an
-error.
+Read once by each process, handed to the pieces as plain arguments; nothing below the composition root knows
+this file. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Settings(BaseSettings):
     state_dir: Path = Path(platformdirs.user_state_dir("penstock"))
     """Everything that the daemon keeps: sockets, logs, the embedded database. Mode 0700."""
     attempts_dir: Path | None = None
-    """The attempts' folders; the compute nodes must see it under the same path. Unset: `attempts` under state_dir."""
+    """The attempts' folders; the compute nodes must see it under the same path. Unset: `attempts` under
+    state_dir."""
     database_url: str | None = Field(default=None, repr=False)
     """`postgresql+psycopg://user@host/name`. Unset: an embedded PostgreSQL under state_dir."""
     listen: str = "127.0.0.1:8600"
-    """The front door: IP:port. Anyone who reaches it may use and change everything, so it is loopback by default."""
+    """The front door: IP:port. Anyone who reaches it may use and change everything, so it is loopback by
+    default."""
     runtime_listen: str | None = None
     """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
     control: tuple[str, ...] = ()
@@ -52,7 +54,8 @@ class Settings(BaseSettings):
     agent_bind: str = "127.0.0.1"
     """The address that agents listen at, on their compute nodes: `0.0.0.0` on a real cluster."""
     agent_advertise: str = ""
-    """The address that the front door reaches agents at. Unset: the one by which the agent reaches the control plane."""
+    """The address that the front door reaches agents at. Unset: the one by which the agent reaches the
+    control plane."""
     agent_python: str = sys.executable
     """The Python, on the compute nodes, that has Penstock's base install."""
     slurm_backend: Literal["auto", "cli", "pyslurm"] = "auto"
@@ -89,7 +92,8 @@ class Settings(BaseSettings):
 
     @property
     def run_folder(self) -> Path:
-        """Sockets, pids and locks: under state_dir, or in a short place of its own where a socket's path would get too long."""
+        """Sockets, pids and locks: under state_dir, or in a short place of its own where a socket's path
+        would get too long."""
         folder = self.state_dir / "run"
         if len(os.fsencode(folder / "control.sock")) <= MAX_SOCKET_PATH:
             return folder
@@ -112,6 +116,8 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{named or 'environment'}: {key}: {first['msg']}, not {first['input']!r}") from error
+        raise SettingsError(
+            f"{named or 'environment'}: {key}: {first['msg']}, not {first['input']!r}"
+        ) from error
     except ValueError as error:
         raise SettingsError(f"{named}: {error}") from error

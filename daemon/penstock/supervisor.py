@@ -1,8 +1,8 @@
 """`penstock serve`: starts the processes, starts them again when they end, and stops them together.
 
-Children are no hostages: each has a session of its own and lives on when the supervisor is killed, so that no token stream depends on it. The next
-supervisor finds them by pid and start time, takes over those that carry streams (Envoy), and replaces the others. Nothing here knows what
-the children do.
+Children are no hostages: each has a session of its own and lives on when the supervisor is killed, so that no
+token stream depends on it. The next supervisor finds them by pid and start time, takes over those that carry
+streams (Envoy), and replaces the others. Nothing here knows what the children do.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ class Child:
 
 @contextlib.contextmanager
 def only_one(run_folder: Path) -> Iterator[None]:
-    """Holds the state folder's lock. Raises AlreadyRunning. The kernel lets go of it when the process ends, however it ends."""
+    """Holds the state folder's lock. Raises AlreadyRunning. The kernel lets go of it when the process ends,
+    however it ends."""
     run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run_folder / "supervisor.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(f"another penstock serve runs with the state folder {run_folder.parent}") from None
+            raise AlreadyRunning(
+                f"another penstock serve runs with the state folder {run_folder.parent}"
+            ) from None
         yield
 
 
@@ -75,7 +78,8 @@ class Supervisor:
         self._children = children
 
     async def run(self) -> None:
-        """Starts all children in order and watches them; cancelled, stops them in reverse order. Raises Hopeless."""
+        """Starts all children in order and watches them; cancelled, stops them in reverse order. Raises
+        Hopeless."""
         keepers = [_Keeper(child, self._run_folder / f"{child.name}.pid") for child in self._children]
         try:
             async with asyncio.TaskGroup() as group:
@@ -112,7 +116,11 @@ class _Keeper:
             status = await self._live()
             if status == FINAL_EXIT:
                 raise Hopeless(f"{self._child.name} cannot run; it has said why above")
-            pause = FIRST_PAUSE_S if time.monotonic() - started > STEADY_AFTER_S else min(2 * pause, LONGEST_PAUSE_S)
+            pause = (
+                FIRST_PAUSE_S
+                if time.monotonic() - started > STEADY_AFTER_S
+                else min(2 * pause, LONGEST_PAUSE_S)
+            )
             log.warning("%s ended with %d; started again in %.1f s", self._child.name, status, pause)
             await asyncio.sleep(pause)
 

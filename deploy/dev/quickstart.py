@@ -1,8 +1,10 @@
-"""`make quickstart`: a Slurm cluster, Penstock and a model on this machine, from nothing to a streamed answer.
+"""`make quickstart`: a Slurm cluster, Penstock and a model on this machine, from nothing to a streamed
+answer.
 
-Everything lives in `.quickstart/` in the checkout, but for what is costly to build (the engine, the model), which is kept in the user's
-cache. Each step does nothing when it is done already, so that the second call takes seconds. `down` stops what `up` started, and nothing else: the
-cluster and the daemon know their own processes.
+Everything lives in `.quickstart/` in the checkout, but for what is costly to build (the engine, the model),
+which is kept in the user's cache. Each step does nothing when it is done already, so that the second call
+takes seconds. `down` stops what `up` started, and nothing else: the cluster and the daemon know their own
+processes.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ def cluster_up() -> str:
 
 
 def link(name: str, target: Path) -> None:
-    """A name in `.quickstart/` for something in the cache, so that the manifest's paths are the same everywhere."""
+    """A name in `.quickstart/` for something in the cache, so that the manifest's paths are the same
+    everywhere."""
     path = FOLDER / name
     if path.is_symlink() and path.readlink() == target:
         return
@@ -158,7 +161,9 @@ def daemon_down() -> None:
     try:
         process.wait(STOP_WITHIN_S)
     except psutil.TimeoutExpired:
-        raise Failure(f"penstock serve (pid {process.pid}) does not stop; see {FOLDER / 'serve.log'}") from None
+        raise Failure(
+            f"penstock serve (pid {process.pid}) does not stop; see {FOLDER / 'serve.log'}"
+        ) from None
     (FOLDER / "daemon.json").unlink()
 
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 
-from penstock.controller.lease import Lease, NotLeader
+from penstock.controller.lease import Lease
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
 from penstock.controller.ticks import Ticks
-from penstock.store.database import CHANNEL, Database, is_outage
+from penstock.store.database import Database, is_outage
+from penstock.store.errors import LeaseLost
+from penstock.store.tables import CHANNEL
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,9 @@ LOOK_AGAIN_AFTER_S = 1.0
 class Controller:
     """Ticks while it holds the lease; waits for the lease while it does not."""
 
-    def __init__(self, db: Database, lease: Lease, recorder: Recorder, reconciler: Reconciler, interval_s: float) -> None:
+    def __init__(
+        self, db: Database, lease: Lease, recorder: Recorder, reconciler: Reconciler, interval_s: float
+    ) -> None:
         self._db = db
         self._lease = lease
         self._recorder = recorder
@@ -29,6 +33,7 @@ class Controller:
         self._ticks = Ticks(self._tick, interval_s)
         self._taken = asyncio.Event()
         self._outage = False
+        self._resumed = False
 
     async def run(self) -> None:
         """Runs until cancelled; then writes what it has counted and gives the lease back."""
@@ -60,7 +65,7 @@ class Controller:
         try:
             await self._resume()
             outcome = await self._reconciler.tick()
-        except NotLeader as lost:
+        except LeaseLost as lost:
             log.warning("%s", lost)
             return
         except Exception as error:
@@ -75,8 +80,6 @@ class Controller:
             self._outage = False
         if outcome.effects:
             self._ticks.nudge_after(LOOK_AGAIN_AFTER_S)
-
-    _resumed = False
 
     async def _resume(self) -> None:
         """On the first tick of a term: the log may have been written by another controller since."""

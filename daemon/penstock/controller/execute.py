@@ -1,8 +1,9 @@
 """Carrying out what was written down: one idempotent branch for each effect, and no policy.
 
-Each intent is in the database before this file sees it. A branch begins with nothing but its intent, calls Slurm, and writes what came of it. A
-crash before the call leaves an attempt without a job, which the planner finds in doubt; a crash after it leaves a job with the attempt's
-token, which the planner adopts. An error of Slurm's is an outcome, not an exception.
+Each intent is in the database before this file sees it. A branch begins with nothing but its intent, calls
+Slurm, and writes what came of it. A crash before the call leaves an attempt without a job, which the planner
+finds in doubt; a crash after it leaves a job with the attempt's token, which the planner adopts. An error of
+Slurm's is an outcome, not an exception.
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ class Executor:
     async def carry_out(self, tick: str, intents: Sequence[Intent]) -> None:
         """Carries all of them out, several at a time, and returns when each has its outcome.
 
-        Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all have ended.
+        Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all
+        have ended.
         """
-        results = await asyncio.gather(*(self._one(tick, intent) for intent in intents), return_exceptions=True)
+        results = await asyncio.gather(
+            *(self._one(tick, intent) for intent in intents), return_exceptions=True
+        )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -62,7 +66,7 @@ class Executor:
                 outcome = str(error)
             log.info("tick %s: %s %s: %s", tick, type(intent.action).__name__, intent.token, outcome)
             async with self._db.transaction() as connection:
-                await decisions.write_outcome(connection, intent.decision_id, intent.position, outcome)
+                await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
 
     def _branch(self, intent: Intent) -> Callable[[], Awaitable[str]]:
         match intent.action, intent.launch:
@@ -85,7 +89,7 @@ class Executor:
         except OSError as error:
             return await self._refused(token, f"the attempt's folder cannot be made: {error}")
         async with self._db.transaction() as connection:
-            await attempts.mark_submitted(connection, token, self._clock())
+            await attempts.mark_submitting(connection, token, self._clock())
         try:
             job_id = await self._slurm.submit(launch.submission)
         except SubmissionRefused as refusal:

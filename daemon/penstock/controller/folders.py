@@ -1,7 +1,8 @@
 """An attempt's folder on the shared file system: what the agent in the job reads, and where its output goes.
 
-The only way a secret reaches a job (DESIGN.md, section 7). The folder is made before the submission, and making it again changes nothing, so
-that a crash in between costs nothing. Nothing here knows Slurm or the database.
+The only way a secret reaches a job (DESIGN.md, section 7). The folder is made before the submission, and
+making it again changes nothing, so that a crash in between costs nothing. Nothing here knows Slurm or the
+database.
 """
 
 from __future__ import annotations

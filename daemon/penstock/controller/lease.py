@@ -1,8 +1,8 @@
 """The right to mutate Slurm: a row in PostgreSQL with a holder, a term and an end.
 
-Taken and renewed here, on the database's clock; checked in two places: `fence` inside the transaction that records a tick's intents, and
-`held` just before each effect, on this machine's monotonic clock and with a margin, so that a process that slept through its lease
-notices before it acts (rule 7).
+Taken and renewed here, on the database's clock; checked in two places: `fence` inside the transaction that
+records a tick's intents, and `held` just before each effect, on this machine's monotonic clock and with a
+margin, so that a process that slept through its lease notices before it acts (rule 7).
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ MARGIN_S = 2.0
 """No effect begins this close to the lease's end."""
 
 
-class NotLeader(Exception):
-    """The lease was lost; whatever was to be done is left to its new holder."""
-
-
 class Lease:
     """One holder's view of the controller's lease."""
 
@@ -39,7 +35,6 @@ class Lease:
         self._holder = holder
         self._term: int | None = None
         self._sure_until = 0.0
-        self._changed = asyncio.Event()
 
     @property
     def held(self) -> bool:
@@ -47,12 +42,12 @@ class Lease:
         return self._term is not None and time.monotonic() < self._sure_until - MARGIN_S
 
     async def fence(self, connection: AsyncConnection) -> None:
-        """Raises NotLeader unless this transaction's database says that our term is the current one."""
-        if self._term is None or not await leases.fence(connection, LEASE_NAME, self._term):
-            raise NotLeader(f"{self._holder} does not hold the lease any more (term {self._term})")
+        """Raises LeaseLost unless this transaction's database says that our term is the current one."""
+        await leases.fence(connection, LEASE_NAME, self._term or 0)
 
     async def run(self, on_taken: asyncio.Event) -> None:
-        """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is taken."""
+        """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is
+        taken."""
         try:
             while True:
                 await self._hold(on_taken)
@@ -64,10 +59,11 @@ class Lease:
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(TTL_S / 2), self._db.transaction() as connection:
-                if self._term is not None:
-                    term = await leases.renew(connection, LEASE_NAME, self._holder, self._term, TTL_S)
-                else:
+                term = self._term
+                if term is None:
                     term = await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
+                elif not await leases.renew(connection, LEASE_NAME, self._holder, term, TTL_S):
+                    term = None
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 raise
@@ -76,7 +72,10 @@ class Lease:
         if term is not None:
             self._sure_until = asked_at + TTL_S
         if term != self._term:
-            log.info("lease %s: term %s" if term is not None else "lease %s lost (was term %s)", LEASE_NAME, term or self._term)
+            if term is None:
+                log.warning("the lease is lost (term %s)", self._term)
+            else:
+                log.info("the lease is ours (term %s)", term)
             self._term = term
             if term is not None:
                 on_taken.set()

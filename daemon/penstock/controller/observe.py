@@ -21,7 +21,8 @@ class Observer:
         self._silent_since: datetime | None = None
 
     async def look(self) -> Listing | Unknown:
-        """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers again."""
+        """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers
+        again."""
         try:
             jobs = await self._slurm.list_jobs()
         except SlurmUnavailable as error:
@@ -30,6 +31,9 @@ class Observer:
                 log.warning("Slurm does not answer: %s", error)
             return Unknown(str(error), self._silent_since)
         if self._silent_since is not None:
-            log.info("Slurm answers again; it was silent since %s", self._silent_since.isoformat(timespec="seconds"))
+            log.info(
+                "Slurm answers again; it was silent since %s",
+                self._silent_since.isoformat(timespec="seconds"),
+            )
             self._silent_since = None
         return Listing(jobs)

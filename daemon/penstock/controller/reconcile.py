@@ -1,7 +1,8 @@
 """One tick: observe, plan, record, execute.
 
-The same pass whatever woke it, and it takes no hint. Slurm is asked once; PostgreSQL is read whole in a fixed number of statements. New replicas are
-written first and the rest is planned again with them, so that a deployment's first job is submitted in the tick that sees it.
+The same pass whatever woke it, and it takes no hint. Slurm is asked once; PostgreSQL is read whole in a fixed
+number of statements. New replicas are written first and the rest is planned again with them, so that a
+deployment's first job is submitted in the tick that sees it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Reconciler:
         self._message_timeout_s = message_timeout_s
 
     async def tick(self) -> Outcome:
-        """Runs one pass. Raises NotLeader, the database's outages, and bugs; Slurm's failures are observations."""
+        """Runs one pass. Raises NotLeader, the database's outages, and bugs; Slurm's failures are
+        observations."""
         tick = secrets.token_hex(4)
         seen = await self._observer.look()
         observation = await self._observe(seen)
@@ -74,16 +76,16 @@ class Reconciler:
         return Outcome(tick, len(intents))
 
     async def _observe(self, seen: Listing | Unknown) -> Observation:
-        async with self._db.transaction() as connection:
-            deployments, replicas = await world.load(connection)
+        async with self._db.snapshot() as connection:
+            stored = await world.load(connection)
             reports_open_since = await members.reports_open_since(connection)
-            strays = self._strays(seen, replicas)
+            strays = self._strays(seen, stored.replicas)
             known = await world.ended_tokens(connection, strays) if strays else frozenset[str]()
         return Observation(
             now=self._clock(),
             installation=self._installation,
-            deployments=deployments,
-            replicas=replicas,
+            deployments=stored.deployments,
+            replicas=stored.replicas,
             slurm=seen,
             message_timeout_s=self._message_timeout_s,
             reports_open_since=reports_open_since,
@@ -95,7 +97,11 @@ class Reconciler:
         if isinstance(seen, Unknown):
             return frozenset()
         marked = (marked_token(job, self._installation) for job in seen.jobs if not job.ended)
-        live = {replica.attempt.token for replica in replicas if replica.attempt is not None and replica.attempt.live}
+        live = {
+            replica.attempt.token
+            for replica in replicas
+            if replica.attempt is not None and replica.attempt.live
+        }
         return frozenset(token for token in marked if token is not None and token not in live)
 
     async def _record(self, tick: str, observation: Observation, decided: Plan) -> tuple[Intent, ...]:

@@ -1,15 +1,16 @@
 """Writing down what was decided, before any of it is done (rule 6).
 
-One transaction holds a tick's decisions, every change that needs only the database, and the intents of the effects on Slurm. What comes back
-are those intents, complete: the executor needs no further look at the world. A decision that stands is one row: it is written when it is
-made, and counted in memory until another one takes its place, so that a tick that finds nothing to do writes nothing.
+One transaction holds a tick's decisions, every change that needs only the database, and the intents of the
+effects on Slurm. What comes back are those intents, complete: the executor needs no further look at the
+world. A decision that stands is one row: it is written when it is made, and counted in memory until another
+one takes its place, so that a tick that finds nothing to do writes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -23,14 +24,15 @@ from penstock.core.jobs import Submission
 from penstock.core.model import Deployment, Replica
 from penstock.core.plan import Plan
 from penstock.slurm.script import JobPlan, render
-from penstock.store.queries import attempts, decisions, deployments, replicas
+from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
+from penstock.store.records import ReplicaStatus
 
 TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """Legal in job names everywhere, and without the letters that people mistake for digits."""
 TOKEN_LENGTH = 20
 """100 bits: unique for ever without asking anybody."""
 
-_SILENT = (acts.RecordJob, acts.RecordMissing)
+_SILENT = acts.RecordJob | acts.RecordMissing
 """Actions that repeat what Slurm says: they make no new row in the log when the sentence is the same."""
 
 
@@ -72,6 +74,15 @@ class _Standing:
     last_at: datetime
     repeats: int = 0
 
+    def repeat(self, now: datetime) -> None:
+        self.repeats += 1
+        self.last_at = now
+
+    def take(self) -> list[tuple[int, int, datetime]]:
+        """What is to be added to the row: nothing, or its id, a count and the last time."""
+        repeats, self.repeats = self.repeats, 0
+        return [(self.row, repeats, self.last_at)] if repeats else []
+
 
 class Recorder:
     """Keeps the decision log. One instance for a controller's life; it remembers which decisions stand."""
@@ -85,25 +96,34 @@ class Recorder:
 
     async def resume(self, connection: AsyncConnection) -> None:
         """Takes up the log where the last controller left it."""
-        rows = await decisions.newest_per_subject(connection)
+        newest = await decisions.newest_per_subject(connection)
         self._standing = {
-            (row.deployment, row.replica): _Standing(row.id, row.reason, row.message, row.last_at) for row in rows
+            subject: _Standing(row.id, row.reason, row.message, row.last_at)
+            for subject, row in newest.items()
         }
 
     async def record(
         self, connection: AsyncConnection, tick: str, now: datetime, plan: Plan, world: World
     ) -> tuple[Intent, ...]:
         """Writes the plan down. The caller commits, and carries the intents out only then."""
+        rows = await self._log(connection, tick, now, plan)
         intents: list[Intent] = []
         for decision in plan.decisions:
-            row = await self._write(connection, tick, now, decision)
             for position, action in enumerate(decision.actions):
                 if isinstance(action, EFFECTS):
+                    row = rows[decision.subject]
                     intents.append(await self._intend(connection, now, row, position, action, world))
                 else:
                     await _apply(connection, now, action)
-        await replicas.write_statuses(connection, plan.replica_statuses, now)
-        await deployments.write_statuses(connection, plan.deployment_statuses, now)
+        shown = [
+            ReplicaStatus(status.replica_uid, status.state, status.message)
+            for status in plan.replica_statuses
+        ]
+        await replicas.write_status(connection, shown, now)
+        for status in plan.deployment_statuses:
+            await deployments.write_status(
+                connection, status.deployment_uid, status.observed_generation, status.conditions
+            )
         return tuple(intents)
 
     def has_nothing_new(self, plan: Plan) -> bool:
@@ -115,16 +135,14 @@ class Recorder:
     def count(self, plan: Plan, now: datetime) -> None:
         """Counts the decisions of such a plan, in memory."""
         for decision in plan.decisions:
-            standing = self._standing[decision.subject]
-            standing.repeats += 1
-            standing.last_at = now
+            self._standing[decision.subject].repeat(now)
 
     def _stands(self, decision: Decision) -> bool:
+        """Whether the log says it already. A decision that acts is always said anew."""
         standing = self._standing.get(decision.subject)
-        return standing is not None and (standing.reason, standing.message) == (
-            decision.reason.word,
-            decision.message,
-        )
+        said = (decision.reason.word, decision.message)
+        silent = all(isinstance(action, _SILENT) for action in decision.actions)
+        return standing is not None and (standing.reason, standing.message) == said and silent
 
     def forget_gone(self, subjects: frozenset[tuple[str, str]]) -> None:
         """Drops what is remembered of subjects that are not there any more."""
@@ -133,29 +151,36 @@ class Recorder:
 
     async def flush(self, connection: AsyncConnection) -> None:
         """Writes the counts that are still in memory, at a clean stop."""
-        for standing in self._standing.values():
-            await self._count(connection, standing)
+        await decisions.bump(
+            connection, [count for standing in self._standing.values() for count in standing.take()]
+        )
 
-    async def _write(self, connection: AsyncConnection, tick: str, now: datetime, decision: Decision) -> int:
-        standing = self._standing.get(decision.subject)
-        acting = any(not isinstance(action, _SILENT) for action in decision.actions)
-        if standing is not None and self._stands(decision) and not acting:
-            standing.repeats += 1
-            standing.last_at = now
-            return standing.row
-        if standing is not None:
-            await self._count(connection, standing)
-        row = await decisions.insert(connection, tick, decision, now)
-        self._standing[decision.subject] = _Standing(row, decision.reason.word, decision.message, now)
-        return row
-
-    async def _count(self, connection: AsyncConnection, standing: _Standing) -> None:
-        if standing.repeats:
-            await decisions.bump(connection, standing.row, standing.repeats, standing.last_at)
-            standing.repeats = 0
+    async def _log(
+        self, connection: AsyncConnection, tick: str, now: datetime, plan: Plan
+    ) -> Mapping[tuple[str, str], int]:
+        """Writes the decisions that are new; the others are counted. Returns the row of each new one's
+        subject."""
+        fresh = [decision for decision in plan.decisions if not self._stands(decision)]
+        for decision in plan.decisions:
+            if self._stands(decision):
+                self._standing[decision.subject].repeat(now)
+        replaced = [
+            self._standing[decision.subject] for decision in fresh if decision.subject in self._standing
+        ]
+        await decisions.bump(connection, [count for standing in replaced for count in standing.take()])
+        written = await decisions.insert(connection, tick, fresh, now)
+        for row in written:
+            self._standing[row.subject] = _Standing(row.id, row.reason, row.message, now)
+        return {row.subject: row.id for row in written}
 
     async def _intend(
-        self, connection: AsyncConnection, now: datetime, row: int, position: int, action: Action, world: World
+        self,
+        connection: AsyncConnection,
+        now: datetime,
+        row: int,
+        position: int,
+        action: Action,
+        world: World,
     ) -> Intent:
         match action:
             case acts.Submit(replica_uid):
@@ -177,12 +202,14 @@ class Recorder:
             case _:
                 return Intent(row, position, action)
 
-    async def _launch(self, connection: AsyncConnection, world: World, replica_uid: str, token: str) -> Launch:
+    async def _launch(
+        self, connection: AsyncConnection, world: World, replica_uid: str, token: str
+    ) -> Launch:
         replica = world.replicas[replica_uid]
         deployment = world.deployments[replica.deployment_uid]
         spec = deployment.spec
         if replica.revision != deployment.revision:
-            spec = (await deployments.get_revision(connection, deployment.uid, replica.revision)).spec
+            spec = (await revisions.get(connection, deployment.uid, replica.revision)).spec
         folder = PurePosixPath(self._folders.path(token))
         job = JobPlan(
             self._installation, deployment.name, replica.name, replica.revision, token, folder, self._python
@@ -202,28 +229,25 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
             await attempts.record_job(connection, token, job)
         case acts.RecordMissing(token, since):
             await attempts.record_missing(connection, token, since)
-        case acts.EndAttempt():
-            await attempts.end(connection, action, now)
+        case acts.EndAttempt() as end:
+            await attempts.end(
+                connection,
+                end.token,
+                message=end.message,
+                exit_code=end.exit_code,
+                job=end.job,
+                failures=end.failures,
+                next_attempt_at=end.next_attempt_at,
+                now=now,
+            )
         case acts.Leave(replica_uid):
-            await replicas.mark_leaving(connection, replica_uid, now)
+            await replicas.mark_leaving(connection, replica_uid)
         case acts.RemoveReplica(replica_uid):
             await replicas.remove(connection, replica_uid, now)
         case acts.RemoveDeployment(deployment_uid):
             await deployments.remove(connection, deployment_uid)
         case _:
             raise TypeError(f"{action} is not the database's alone")
-
-
-def describe_actions(actions: Sequence[Action]) -> list[dict[str, str]]:
-    """For the log: what each action is, and on what; done already where it is the database's alone."""
-    return [
-        {
-            "action": _kebab(type(action).__name__),
-            "target": _target(action),
-            "outcome": "" if isinstance(action, EFFECTS) else "done",
-        }
-        for action in actions
-    ]
 
 
 def new_token() -> str:
@@ -233,19 +257,3 @@ def new_token() -> str:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _kebab(name: str) -> str:
-    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("-")
-
-
-def _target(action: Action) -> str:
-    match action:
-        case acts.Drain(job_id=job_id) | acts.Cancel(job_id=job_id) | acts.CancelOrphan(job_id=job_id):
-            return f"job {job_id}"
-        case acts.Adopt(job=job) | acts.RecordJob(job=job):
-            return f"job {job.job_id}"
-        case acts.Resubmit(token=token) | acts.EndAttempt(token=token) | acts.RecordMissing(token=token):
-            return f"attempt {token}"
-        case _:
-            return ""

@@ -1,7 +1,8 @@
 """When to tick: a timer and nudges, one path, no logic.
 
-APScheduler's timer and whoever calls `nudge` set the same event; one loop waits for it and runs the pass. Any number of nudges while a
-pass runs lead to one more pass. A pass that fails is logged and does not end the loop: the next one starts from the world as it is.
+APScheduler's timer and whoever calls `nudge` set the same event; one loop waits for it and runs the pass. Any
+number of nudges while a pass runs lead to one more pass. A pass that fails is logged and does not end the
+loop: the next one starts from the world as it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A replica as a batch job: a pure function from what is wanted to what Slurm is told.
 
-The script runs the agent and nothing else; `exec` makes the agent the batch shell, so that Slurm's signals reach it and its exit code is the
-job's. What the agent needs lies in the attempt's folder on the shared file system, because Slurm shows or stores everything
-else: scripts, arguments, comments and environments. Nothing secret passes through this file.
+The script runs the agent and nothing else; `exec` makes the agent the batch shell, so that Slurm's signals
+reach it and its exit code is the job's. What the agent needs lies in the attempt's folder on the shared file
+system, because Slurm shows or stores everything else: scripts, arguments, comments and environments. Nothing
+secret passes through this file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ OUTPUT_NAME = "job.out"
 """The job's output, in the attempt's folder."""
 
 LEAVE_MARGIN_S = 30
-"""The engine's way out after its last stream, and SIGTERM's way in: on top of the drain time-out before the time limit."""
+"""The engine's way out after its last stream, and SIGTERM's way in: on top of the drain time-out before the
+time limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def _gres(resources: Resources) -> str | None:
 
 
 def _warning(spec: Spec) -> int:
-    """How long before its time limit the agent is told to drain. At most half of the limit: a replica is there to serve."""
+    """How long before its time limit the agent is told to drain. At most half of the limit: a replica is
+    there to serve."""
     wanted = spec.drain_timeout_s + LEAVE_MARGIN_S
     limit = spec.placement.time_limit_s
     return wanted if limit is None else min(wanted, limit // 2)
