@@ -228,8 +228,8 @@ class Engine:
         """The last lines of its output so far, oldest first."""
         return self._lines.get()
 
-    async def healthy(self) -> bool:
-        """Whether /health answers 200 now."""
+    async def alive(self) -> bool:
+        """Whether it can answer anybody: /health says 200 now."""
         try:
             status, _ = await self._http.get("/health", HEALTH_TIMEOUT_S)
         except EngineError:
@@ -240,7 +240,7 @@ class Engine:
         """Wait for /health to answer 200; raises StartError where the process ends first, or the time does."""
         exit_ = self._started()
         begun = time.monotonic()
-        while not await self.healthy():
+        while not await self.alive():
             done, _ = await asyncio.wait((exit_,), timeout=HEALTH_INTERVAL_S)
             waited = time.monotonic() - begun
             if done:
