@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from penstock.core.jobs import Cluster, Job, JobState, Submission
 from penstock.slurm import options, parse
+from penstock.slurm.environment import clean_environment
 from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
 
 COMMAND_TIMEOUT_S = 30.0
@@ -30,12 +31,6 @@ OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 """About 200,000 jobs of one user; more is not read, so that a broken command cannot fill the memory."""
 ERROR_CHARACTERS_MAX = 500
 """How much of a command's complaint goes into an error message."""
-
-PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
-"""The variables that Slurm's commands, and through sbatch the jobs, get of the daemon's environment.
-
-The rest stays here: it may hold the database's password, and SLURM_*, SBATCH_*, SQUEUE_* would change what commands do.
-"""
 
 NO_ANSWER = re.compile(
     r"unable to contact|communicat|connect|timed? ?out|zero bytes|message (send|receive) failure|unexpected message|"
@@ -78,16 +73,9 @@ class CommandLine:
         timeout_s: float = COMMAND_TIMEOUT_S,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`conf`: SLURM_CONF; None for the daemon's own, or else Slurm's built-in path or DNS record.
-        `prefix`: put before each command, such as a script that enters a container.
-        `environment`: in place of the process's own."""
-        source = os.environ if environment is None else environment
-        self._environment = {name: source[name] for name in PASSED_ON if name in source}
-        self._environment.setdefault("PATH", os.defpath)
-        if conf is None:
-            conf = source.get("SLURM_CONF")
-        if conf is not None:
-            self._environment["SLURM_CONF"] = conf
+        """`prefix`: put before each command, such as a script that enters a container.
+        `conf`, `environment`: as for `clean_environment`."""
+        self._environment = clean_environment(conf, environment)
         self._prefix = tuple(prefix)
         self._timeout_s = timeout_s
 
