@@ -61,11 +61,15 @@ class Settings(BaseSettings):
     slurm_backend: Literal["auto", "cli", "pyslurm"] = "auto"
     slurm_conf: Path | None = None
     """Unset: SLURM_CONF, or Slurm's own default."""
-    pyslurm_python: str | None = None
-    """The Python that the site built pyslurm for. Unset: the command line is used."""
+    slurm_prefix: str = ""
+    """Put before each of Slurm's commands, such as a script that enters a container where they are."""
+    pyslurm_python: str = ""
+    """The command that starts the Python for which the site built pyslurm. Empty: Slurm's commands are used."""
     tick_interval_s: Annotated[float, Field(ge=0.2, le=300)] = 5.0
     """Between two looks at Slurm, when nothing else asks for one."""
     envoy_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """How long decisions, removed replicas and their jobs' output are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod

@@ -175,7 +175,7 @@ def wait_ready(server: str) -> None:
         while True:
             text = penstock(server, "get", "deployments", NAME, "-o", "json")
             conditions = json.loads(text).get("status", {}).get("conditions", [])
-            ready = next((entry for entry in conditions if entry["type"] == "Ready"), {})
+            ready: dict[str, str] = next((entry for entry in conditions if entry["type"] == "Ready"), {})
             if ready.get("status") == "CONDITION_STATUS_TRUE":
                 break
             if time.monotonic() > deadline:

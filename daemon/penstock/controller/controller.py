@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 
+from penstock.controller.housekeeping import Housekeeping
 from penstock.controller.lease import Lease
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
@@ -19,13 +20,23 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_AFTER_S = 1.0
 """After a tick that acted on Slurm: by then Slurm shows what became of it."""
 
+HOUSEKEEPING_EVERY_S = 3600.0
+"""What is kept for days need not be pruned to the minute."""
+
 
 class Controller:
     """Ticks while it holds the lease; waits for the lease while it does not."""
 
     def __init__(
-        self, db: Database, lease: Lease, recorder: Recorder, reconciler: Reconciler, interval_s: float
+        self,
+        db: Database,
+        lease: Lease,
+        recorder: Recorder,
+        reconciler: Reconciler,
+        housekeeping: Housekeeping,
+        interval_s: float,
     ) -> None:
+        self._housekeeping = housekeeping
         self._db = db
         self._lease = lease
         self._recorder = recorder
@@ -43,6 +54,7 @@ class Controller:
                 group.create_task(self._listen())
                 group.create_task(self._resume_when_taken())
                 group.create_task(self._ticks.run())
+                group.create_task(self._keep_house())
         finally:
             with contextlib.suppress(Exception):  # Counts only; a stop must not fail over them.
                 async with asyncio.timeout(2), self._db.transaction() as connection:
@@ -59,6 +71,17 @@ class Controller:
             self._resumed = False
             self._ticks.nudge()
 
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_EVERY_S)
+            if not self._lease.held:
+                continue
+            try:
+                await self._housekeeping.run()
+            except Exception as error:
+                if not is_outage(error):
+                    log.exception("housekeeping failed; it is tried again in %d s", HOUSEKEEPING_EVERY_S)
+
     async def _tick(self) -> None:
         if not self._lease.held:
             return
@@ -69,6 +92,7 @@ class Controller:
             log.warning("%s", lost)
             return
         except Exception as error:
+            self._resumed = False  # What was remembered of the log may have been rolled back.
             if not is_outage(error):
                 raise
             if not self._outage:

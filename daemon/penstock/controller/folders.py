@@ -78,6 +78,11 @@ class Folders:
         _write_private(folder / "secret", secret + "\n")
         return folder
 
+    def older_than(self, timestamp: float) -> list[str]:
+        """Tokens of the folders that were last changed before this time (seconds of the epoch)."""
+        with os.scandir(self.root) as entries:
+            return [entry.name for entry in entries if entry.is_dir() and entry.stat().st_mtime < timestamp]
+
     def forget(self, token: str) -> None:
         """Removes the folder with the job's output, if it is there."""
         shutil.rmtree(self.path(token), ignore_errors=True)

@@ -1,0 +1,344 @@
+"""The composition root: the only file that knows every concrete class, and the processes that they make up.
+
+    penstock serve ── supervisor ─┬─ embedded PostgreSQL   (where no database is configured)
+                                  ├─ gateway               control API, Envoy's configuration, explanations
+                                  ├─ Envoy                 the front door
+                                  └─ controller            observe → plan → record → execute
+
+Each is a process of its own; `python -m penstock.app controller|gateway` runs one by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import grpc
+
+import penstock
+from penstock import settings as configuration
+from penstock.controller.controller import Controller
+from penstock.controller.execute import Executor
+from penstock.controller.folders import AgentSettings, Folders
+from penstock.controller.housekeeping import Housekeeping
+from penstock.controller.lease import Lease
+from penstock.controller.observe import Observer
+from penstock.controller.reconcile import Reconciler
+from penstock.controller.record import Recorder
+from penstock.core.conditions import summary
+from penstock.core.model import Deployment
+from penstock.gateway import envoy
+from penstock.gateway.door import FrontDoor
+from penstock.gateway.follow import Follower
+from penstock.gateway.settings import FrontDoorSettings
+from penstock.rpc import add_servicers
+from penstock.rpc.deps import Deps
+from penstock.settings import Settings
+from penstock.slurm.choose import choose
+from penstock.slurm.port import Slurm, SlurmUnavailable
+from penstock.slurm.script import JobPlan, script
+from penstock.store import migrate
+from penstock.store.database import Database, is_outage
+from penstock.store.embedded import EmbeddedServer
+from penstock.store.errors import SchemaMismatch
+from penstock.store.queries import deployments, installation, members, replicas, runtime
+from penstock.store.tables import CHANNEL
+from penstock.supervisor import FINAL_EXIT, Child, Hopeless, Supervisor, only_one
+
+log = logging.getLogger("penstock")
+
+DATABASE_RETRY_S = 1.0
+BEAT_EVERY_S = 10.0
+"""A gateway's sign of life: a third of the gap after which silence is no agent's fault."""
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+def now() -> datetime:
+    """The time, in the daemon's own time zone: sentences are read by people who are where it is."""
+    return datetime.now(UTC).astimezone()
+
+
+# Controller ------------------------------------------------------------------------------------------------
+
+
+async def run_controller(settings: Settings) -> None:
+    """The controller, until cancelled."""
+    db = Database(_database_url(settings), application_name="penstock controller")
+    slurm = await choose_slurm(settings)
+    try:
+        identity = await _await_database(db, settings)
+        folders = Folders(settings.attempts_folder)
+        agents = AgentSettings(settings.control_addresses, settings.agent_bind, settings.agent_advertise)
+        lease = Lease(db, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")
+        recorder = Recorder(identity, folders, agents, settings.agent_python)
+        reconciler = Reconciler(
+            db=db,
+            installation=identity,
+            observer=Observer(slurm, now),
+            recorder=recorder,
+            executor=Executor(db, slurm, lease, folders, now),
+            lease=lease,
+            clock=now,
+            message_timeout_s=await _message_timeout_s(slurm),
+        )
+        housekeeping = Housekeeping(db, folders, now, timedelta(days=settings.retention_days))
+        await Controller(db, lease, recorder, reconciler, housekeeping, settings.tick_interval_s).run()
+    finally:
+        await slurm.close()
+        await db.close()
+
+
+async def _message_timeout_s(slurm: Slurm) -> int:
+    try:
+        return (await slurm.cluster()).message_timeout_s
+    except SlurmUnavailable as error:
+        log.warning("Slurm does not answer yet; its message time-out is taken to be the default: %s", error)
+        return 10
+
+
+# Gateway ---------------------------------------------------------------------------------------------------
+
+
+async def run_gateway(settings: Settings) -> None:
+    """The control API and the front door's Python, until cancelled."""
+    db = Database(_database_url(settings), application_name="penstock gateway")
+    slurm = await choose_slurm(settings)
+    door_settings = front_door_settings(settings)
+    try:
+        identity = await _await_database(db, settings)
+        door = FrontDoor(door_settings, lambda name: _explain(db, name))
+        follower = Follower(door, lambda: _routing_state(db))
+        deps = Deps(
+            db=db,
+            slurm=slurm,
+            installation=identity,
+            attempts_folder=settings.attempts_folder,
+            version=penstock.__version__,
+            clock=now,
+            render_script=lambda deployment: _script(settings, identity, deployment),
+            on_routing_change=follower.changed,
+            routing_applied=follower.applied,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            control = await _serve_at(
+                stack, door_settings.control, lambda server: add_servicers(server, deps)
+            )
+            await _serve_at(
+                stack, door_settings.gateway, lambda server: server.add_generic_rpc_handlers((door.handler,))
+            )
+            await door.start()
+            stack.push_async_callback(door.stop)
+            log.info("gateway: control API at %s", control)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(follower.run())
+                group.create_task(_nudge(db, follower.changed))
+                group.create_task(_beat(db, door_settings))
+    finally:
+        await slurm.close()
+        await db.close()
+
+
+def front_door_settings(settings: Settings) -> FrontDoorSettings:
+    """The front door's own settings."""
+    folder = settings.run_folder
+    return FrontDoorSettings(
+        state_folder=folder,
+        control=f"unix:{folder}/control.sock",
+        gateway=f"unix:{folder}/gateway.sock",
+        xds=f"unix:{folder}/xds.sock",
+        listen=settings.listen,
+        runtime_listen=settings.runtime_listen,
+        worker_threads=settings.envoy_threads,
+    )
+
+
+async def _serve_at(
+    stack: contextlib.AsyncExitStack, address: str, register: Callable[[grpc.aio.Server], None]
+) -> str:
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    )
+    register(server)
+    server.add_insecure_port(address)
+    await server.start()
+    Path(address.removeprefix("unix:")).chmod(0o600)
+    stack.push_async_callback(server.stop, 1.0)
+    return address
+
+
+async def _nudge(db: Database, changed: Callable[[], None]) -> None:
+    async for _ in db.listen(CHANNEL):
+        changed()
+
+
+async def _beat(db: Database, door_settings: FrontDoorSettings) -> None:
+    """Says that agents' reports can be heard here, and keeps Envoy's log bounded."""
+    identity = f"{socket.gethostname()}/{door_settings.state_folder}"
+    while True:
+        try:
+            async with db.transaction() as connection:
+                await members.beat(connection, "gateway", identity, door_settings.listen)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+        envoy.bound_log(door_settings)
+        await asyncio.sleep(BEAT_EVERY_S)
+
+
+async def _routing_state(db: Database) -> Any:
+    async with db.snapshot() as connection:
+        return await runtime.routing_state(connection)
+
+
+async def _explain(db: Database, name: str) -> str:
+    async with db.snapshot() as connection:
+        deployment = await deployments.get(connection, name)
+        found = await replicas.list_page(connection, deployment=name, limit=1000)
+    return summary(deployment, [(replica.state, replica.message) for replica in found])
+
+
+def _script(settings: Settings, identity: str, deployment: Deployment) -> str:
+    folder = PurePosixPath(settings.attempts_folder / "TOKEN")
+    python = settings.agent_python
+    name = f"{deployment.name}-N"
+    return script(JobPlan(identity, deployment.name, name, deployment.revision, "TOKEN", folder, python))
+
+
+# All of it -------------------------------------------------------------------------------------------------
+
+
+async def run_all(settings: Settings) -> None:
+    """`penstock serve`: every process, kept alive until cancelled. Raises AlreadyRunning and Hopeless."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.attempts_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with only_one(settings.run_folder):
+        async with contextlib.AsyncExitStack() as stack:
+            url = settings.database_url
+            if url is None:
+                server = EmbeddedServer(settings.state_dir / "postgresql")
+                url = await _start_embedded(server)
+                stack.push_async_callback(asyncio.to_thread, server.stop)
+                keeper = asyncio.create_task(_keep_embedded(server))
+                stack.callback(keeper.cancel)
+            door_settings = front_door_settings(settings)
+            environment = {"PENSTOCK_DATABASE_URL": url}
+            module = [sys.executable, "-m", "penstock.app"]
+            children = [
+                Child("gateway", [*module, "gateway"], environment),
+                Child(
+                    "envoy",
+                    envoy.command(door_settings, envoy.write_bootstrap(door_settings)),
+                    adoptable=True,
+                ),
+                Child("controller", [*module, "controller"], environment),
+            ]
+            await Supervisor(settings.run_folder, children).run()
+
+
+async def _start_embedded(server: EmbeddedServer) -> str:
+    """The embedded server with its schema: made where there is none, since nobody else could have prepared
+    it."""
+    url = await asyncio.to_thread(server.start)
+    if await asyncio.to_thread(migrate.current, url) is None:
+        await asyncio.to_thread(migrate.upgrade, url)
+    return url
+
+
+async def _keep_embedded(server: EmbeddedServer) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        if await asyncio.to_thread(lambda: server.pid) is None:
+            log.warning("the embedded PostgreSQL ended; started again")
+            try:
+                await asyncio.to_thread(server.start)
+            except Exception:
+                log.exception("the embedded PostgreSQL could not be started; tried again")
+
+
+async def choose_slurm(settings: Settings) -> Slurm:
+    """The configured backend."""
+    slurm, why = await choose(
+        settings.slurm_backend,
+        conf=str(settings.slurm_conf) if settings.slurm_conf is not None else None,
+        pyslurm_python=shlex.split(settings.pyslurm_python),
+        prefix=shlex.split(settings.slurm_prefix),
+    )
+    log.info("%s", why)
+    return slurm
+
+
+async def _await_database(db: Database, settings: Settings) -> str:
+    """Waits until PostgreSQL answers, and returns which installation this is. Raises SchemaMismatch."""
+    waiting = False
+    while True:
+        try:
+            await asyncio.to_thread(migrate.require_head, _database_url(settings))
+            async with db.transaction() as connection:
+                return await installation.ensure(connection, now())
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if not waiting:
+                log.warning("PostgreSQL does not answer; waiting for it: %s", error)
+            waiting = True
+        await asyncio.sleep(DATABASE_RETRY_S)
+
+
+def _database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise configuration.SettingsError(
+            "database_url is not set: only `penstock serve` brings an embedded PostgreSQL, its parts need a URL"
+        )
+    return settings.database_url
+
+
+def run(main: Callable[[Settings], Coroutine[Any, Any, None]], settings: Settings) -> int:
+    """Runs one of the above until SIGTERM or SIGINT; the exit code. Errors that a human must mend are one
+    sentence."""
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {main.__name__[4:]}: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+    async def until_told() -> None:
+        task = asyncio.current_task()
+        assert task is not None  # Inside a coroutine there is one.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await main(settings)
+
+    try:
+        asyncio.run(until_told())
+    except asyncio.CancelledError:
+        return 0
+    except (SchemaMismatch, Hopeless, configuration.SettingsError) as error:
+        log.error("%s", error)
+        return FINAL_EXIT
+    return 0
+
+
+def main() -> int:
+    """`python -m penstock.app gateway|controller|all`."""
+    processes = {"controller": run_controller, "gateway": run_gateway, "all": run_all}
+    if len(sys.argv) != 2 or sys.argv[1] not in processes:
+        print(f"usage: python -m penstock.app {'|'.join(processes)}", file=sys.stderr)
+        return 2
+    return run(processes[sys.argv[1]], configuration.load())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

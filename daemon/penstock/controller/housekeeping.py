@@ -1,0 +1,52 @@
+"""Forgetting: what is kept for a time and no longer, in the database and on the shared file system (rule 11)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from penstock.controller.folders import Folders
+from penstock.store.database import Database
+from penstock.store.queries import attempts, decisions, replicas
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000
+"""Rows in one transaction: none of them is held for long."""
+FOLDER_AGE_S = 86_400.0
+"""A folder younger than this may belong to an attempt whose row is not there yet."""
+
+
+class Housekeeping:
+    """Prunes what retention has ended."""
+
+    def __init__(
+        self, db: Database, folders: Folders, clock: Callable[[], datetime], retention: timedelta
+    ) -> None:
+        self._db = db
+        self._folders = folders
+        self._clock = clock
+        self._retention = retention
+
+    async def run(self) -> None:
+        """One round: decisions, removed replicas with their attempts, and folders of attempts that are forgotten."""
+        before = self._clock() - self._retention
+        for prune in (decisions.prune, replicas.prune):
+            while True:
+                async with self._db.transaction() as connection:
+                    if await prune(connection, before, batch=BATCH) < BATCH:
+                        break
+        await self._folders_of_nobody()
+
+    async def _folders_of_nobody(self) -> None:
+        tokens = await asyncio.to_thread(self._folders.older_than, time.time() - FOLDER_AGE_S)
+        for start in range(0, len(tokens), BATCH):
+            some = tokens[start : start + BATCH]
+            async with self._db.snapshot() as connection:
+                kept = await attempts.known(connection, some)
+            for token in set(some) - kept:
+                await asyncio.to_thread(self._folders.forget, token)
+                log.info("attempt %s is forgotten, and its folder is removed", token)
