@@ -9,7 +9,10 @@ from penstock.core.spec import RestartPolicy
 
 
 def failures_after(replica: Replica, attempt: Attempt, ended_at: datetime, policy: RestartPolicy) -> int:
-    """Failures in a row, this one included. An attempt that was ready for `reset_after_s` begins a new row."""
+    """Failures in a row, this one included. An attempt that was ready for `reset_after_s` begins a new row.
+
+    `ended_at` is when its job ended, as well as that is known: the time in which nobody looked is no service.
+    """
     served = ended_at - attempt.ready_at if attempt.ready_at is not None else timedelta(0)
     return 1 if served >= timedelta(seconds=policy.reset_after_s) else replica.failures + 1
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from penstock.core.decisions import Decision, Reason
-from penstock.core.model import Condition, ConditionStatus, Deployment, Replica, ReplicaState
+from penstock.core.model import Condition, ConditionStatus, Deployment, ReplicaState
 
-Shown = tuple[Replica, ReplicaState, str]
-"""A replica with the state and the sentence that it is to be shown with."""
+Shown = tuple[ReplicaState, str]
+"""The state and the sentence that a replica is to be shown with."""
 
 _NEAREST_FIRST = (
     ReplicaState.STARTING,
@@ -25,8 +25,8 @@ _NEAREST_FIRST = (
 """Of several replicas that are not ready, the one nearest to it is what a waiting client wants to hear of."""
 
 
-def summary(deployment: Deployment, shown: Sequence[tuple[ReplicaState, str]]) -> str:
-    """Such as `0 of 1 ready: queued in Slurm as job 7, Resources, estimated start 14:03:00`."""
+def summary(deployment: Deployment, shown: Sequence[Shown]) -> str:
+    """Such as `0 of 1 ready: queued in Slurm as job 7, Resources, estimated start 14:03`."""
     ready = sum(state is ReplicaState.READY for state, _ in shown)
     text = f"{ready} of {deployment.spec.replicas} ready"
     if deployment.deleted_at is not None:
@@ -45,8 +45,7 @@ def conditions_of(
 ) -> tuple[Condition, ...]:
     """Ready, Progressing, Paused and ClusterReachable, in this order."""
     want = deployment.spec.replicas
-    states = [(state, message) for _, state, message in shown]
-    ready = sum(state is ReplicaState.READY for state, _ in states)
+    ready = sum(state is ReplicaState.READY for state, _ in shown)
     reachable = own.reason is not Reason.CLUSTER_UNREACHABLE
     settled = own.reason in (Reason.STEADY, Reason.PAUSED)
     found = [
@@ -54,7 +53,7 @@ def conditions_of(
             "Ready",
             _is(ready >= want and deployment.deleted_at is None),
             own.reason,
-            summary(deployment, states),
+            summary(deployment, shown),
         ),
         (
             "Progressing",
@@ -63,7 +62,12 @@ def conditions_of(
             own.message,
         ),
         ("Paused", _is(deployment.paused), Reason.PAUSED if deployment.paused else own.reason, ""),
-        ("ClusterReachable", _is(reachable), own.reason, "" if reachable else own.message),
+        (
+            "ClusterReachable",
+            _is(reachable),
+            Reason.CLUSTER_REACHABLE if reachable else own.reason,
+            "" if reachable else own.message,
+        ),
     ]
     before = {condition.type: condition for condition in deployment.conditions}
     return tuple(

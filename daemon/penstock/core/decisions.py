@@ -1,8 +1,8 @@
 """What the controller may decide, and the words it says it in.
 
-A `Decision` is a reason from a closed list, one sentence with its numbers, and zero or more actions; none means "not now".
-An `Action` is one effect, named so exactly that carrying it out needs no further judgement: `reconcile` commits the intent,
-`execute` has one idempotent branch for each. The duties of the executor are written on the action.
+A `Decision` is a reason from a closed list, one sentence with its numbers, and zero or more actions; none means
+"not now". An `Action` is one effect, named so exactly that carrying it out needs no further judgement: `reconcile`
+commits the intent, `execute` has one idempotent branch for each. The duties of the executor are written on the action.
 
 Sentences hold no running clocks ("for 35 s"): a decision that stands says the same thing each tick, and so is one row.
 """
@@ -33,7 +33,10 @@ class Reason(enum.Enum):
     ROLLOUT_WAIT = ("RolloutWait", "An old replica stays until a new one is ready. Not now.")
     DELETING = ("Deleting", "The deployment is being deleted; its replicas are drained or cancelled.")
     DELETED = ("Deleted", "The deployment's last job has ended; the deployment is removed.")
-    PAUSED = ("Paused", "The deployment is paused: nothing is started, stopped or replaced.")
+    PAUSED = (
+        "Paused",
+        "The deployment is paused: nothing is started, given up or replaced; what was leaving goes on leaving.",
+    )
     STEADY = ("Steady", "Everything is as wanted. Nothing to do.")
     PROGRESSING = ("Progressing", "Replicas are on their way to being ready.")
     # Replicas
@@ -47,6 +50,10 @@ class Reason(enum.Enum):
     SUBMISSION_REFUSED = ("SubmissionRefused", "Slurm said no to the submission.")
     ADOPT = ("Adopt", "A live job with this attempt's token was found in Slurm and is taken over.")
     QUEUED = ("Queued", "The job waits in Slurm's queue. Not a failure, and no time-out runs.")
+    SUSPENDED = (
+        "Suspended",
+        "Slurm has halted the job; it serves nobody until it is let go on. Not a failure, and no time-out runs.",
+    )
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
     STARTUP_TIMEOUT = (
@@ -71,6 +78,10 @@ class Reason(enum.Enum):
     CANCEL = ("Cancel", "The job is cancelled: the replica is to go and serves nobody.")
     REMOVE = ("Remove", "The replica is to go and its job has ended; it is removed.")
     # The cluster
+    CLUSTER_REACHABLE = (
+        "ClusterReachable",
+        "Slurm answers, and every job that bears our mark belongs to an attempt.",
+    )
     CLUSTER_UNREACHABLE = (
         "ClusterUnreachable",
         "Slurm could not be asked, so nothing is started or stopped. Not now.",
@@ -133,7 +144,7 @@ class RecordJob:
 
 @dataclass(frozen=True, slots=True)
 class RecordMissing:
-    """Write since when complete listings lack the attempt's job; None: they have it again. The database only."""
+    """Write since when complete listings lack the attempt's job; None: they have it again. Database only."""
 
     token: str
     since: datetime | None
@@ -223,7 +234,10 @@ EFFECTS = (Submit, Resubmit, Drain, Cancel, CancelOrphan)
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided about one subject. `deployment` empty: about the cluster; `replica` empty: about the deployment."""
+    """What was decided about one subject.
+
+    `deployment` empty: about the cluster; `replica` empty: about the deployment.
+    """
 
     deployment: str
     replica: str
@@ -233,4 +247,5 @@ class Decision:
 
     @property
     def subject(self) -> tuple[str, str]:
+        """What it is about; a plan holds one decision for each subject."""
         return self.deployment, self.replica

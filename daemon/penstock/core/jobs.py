@@ -78,6 +78,12 @@ WAITING_STATES = frozenset(
 )
 """States in which Slurm has not given the job its nodes yet. Waiting is not a failure (rule 9)."""
 
+ENDING_STATES = frozenset({JobState.COMPLETING, JobState.STAGE_OUT})
+"""States of a job that has begun to end: its processes are told to go, or its files are copied out."""
+
+HALTED_STATES = frozenset({JobState.SUSPENDED, JobState.STOPPED})
+"""States in which the job's processes stand still until Slurm, or whoever halted them, lets them go on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -151,6 +157,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
+    """One of Slurm's partitions, with the limits that a job in it must keep."""
+
     name: str
     up: bool
     is_default: bool
@@ -168,6 +176,8 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """One compute node: what it has, what of that is taken, and its state in Slurm's words."""
+
     name: str
     state: str
     """Slurm's own words, base state first, flags joined by `+`: `IDLE`, `DOWN+DRAIN`."""

@@ -1,8 +1,8 @@
 """The world as the planner sees it: deployments, replicas and their attempts, and what Slurm said, at one instant.
 
-Everything is frozen, and everything is data: the time too. What PostgreSQL holds comes in as `Deployment`, `Replica` and `Attempt`;
-what Slurm answered comes in as a `Listing`, and a Slurm that did not answer comes in as `Unknown`. The rule guarded here: a source
-that failed is a value of its own, so that nothing can mistake it for an empty one.
+Everything is frozen, and everything is data: the time too. What PostgreSQL holds comes in as `Deployment`, `Replica`
+and `Attempt`; what Slurm answered comes in as a `Listing`, and a Slurm that did not answer comes in as `Unknown`. The
+rule guarded here: a source that failed is a value of its own, so that nothing can mistake it for an empty one.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Attempt:
     """When the intent was committed: before the submission."""
     submitted_at: datetime | None = None
     """When the last call of sbatch was begun, whatever came of it. None: never called."""
+    refusal: str = ""
+    """Slurm's sentence, where it said no to the submission: there is no job and will be none."""
     job_id: int | None = None
     """None: Slurm has not been seen to have it."""
     job: Job | None = None
@@ -69,6 +71,8 @@ class Attempt:
     phase_message: str = ""
     endpoint: str = ""
     """host:port of the agent; empty until it registered."""
+    restart_count: int | None = None
+    """Which run of the job the agent's words are of (SLURM_RESTART_COUNT); None: no agent has registered."""
     registered_at: datetime | None = None
     ready_at: datetime | None = None
     reported_at: datetime | None = None
@@ -79,6 +83,8 @@ class Attempt:
     cancelled_at: datetime | None = None
     """When its job was told to end (scancel)."""
     ended_at: datetime | None = None
+    end_message: str = ""
+    """One sentence: how it ended."""
     exit_code: int | None = None
     last_words: str = ""
 
@@ -116,6 +122,8 @@ class Replica:
 
 
 class ConditionStatus(enum.StrEnum):
+    """Unknown is a status of its own: the controller could not find out."""
+
     TRUE = "true"
     FALSE = "false"
     UNKNOWN = "unknown"
@@ -123,6 +131,8 @@ class ConditionStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
+    """One aspect of a deployment, in Kubernetes' shape: a fact about now, why, and since when."""
+
     type: str
     status: ConditionStatus
     reason: str
@@ -132,6 +142,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
+    """A named model that someone wants served, and what the controller last said of it."""
+
     uid: str
     name: str
     spec: Spec
@@ -154,6 +166,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
+    """An immutable snapshot of a deployment's spec."""
+
     deployment_uid: str
     number: int
     spec: Spec
@@ -196,10 +210,12 @@ class Observation:
 
 
 def job_name(deployment: str, token: str) -> str:
+    """Unique for ever, as the token is."""
     return f"{JOB_NAME_PREFIX}{deployment}-{token}"
 
 
 def job_comment(installation: str, token: str) -> str:
+    """The mark, by which a listing shows whose a job is."""
     return f"{MARK} {installation} {token}"
 
 
@@ -209,7 +225,10 @@ def marked_token(job: Job, installation: str) -> str | None:
     A mark whose name does not agree was copied or forged: such a job is not ours and is never touched.
     """
     words = job.comment.split(" ")
-    if len(words) != 3 or words[0] != MARK or words[1] != installation or not words[2]:
+    if len(words) != 3 or words[:2] != [MARK, installation] or not words[2]:
         return None
     token = words[2]
-    return token if job.name.startswith(JOB_NAME_PREFIX) and job.name.endswith(f"-{token}") else None
+    # What stands between the prefix and the token is the deployment's name, and it is never empty.
+    rest = job.name.removeprefix(JOB_NAME_PREFIX)
+    ours = rest != job.name and rest.endswith(f"-{token}") and len(rest) > len(token) + 1
+    return token if ours else None

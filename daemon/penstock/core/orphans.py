@@ -1,53 +1,79 @@
 """Jobs that bear our mark and belong to no attempt: where they come from, and when they go.
 
-A mark without a row means that the database forgot (restored from an old backup), or that Slurm accepted late what was given up, or that
-the job was submitted twice. Such a job holds GPUs and serves nobody. It is cancelled when it has been there for a while, never at once:
-the row may be in the very transaction that this listing overtook. A job without the mark is nobody's here and is never touched (rule 2).
+A mark without a row means that the database forgot (restored from an old backup), or that Slurm accepted late what was
+given up, or that the job was submitted twice. Such a job holds GPUs and serves nobody. It is cancelled when it has been
+there for a while, never at once: the row may be in the very transaction that this listing overtook. A job without the
+mark is nobody's here and is never touched (rule 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from penstock.core.decisions import CancelOrphan, Decision, Reason
-from penstock.core.jobs import Job, JobState
-from penstock.core.model import Listing, Observation
+from penstock.core.jobs import ENDING_STATES, Job, JobState
+from penstock.core.model import Observation, marked_token
 from penstock.core.sentences import clock
 
 ORPHAN_GRACE_S = 60
 """Longer than any submission takes from Slurm's acceptance to the row's update."""
 
+NAMED = 3
+"""Of many orphans the sentence names the first few: a restored backup may leave hundreds."""
 
-def plan_orphans(
-    observation: Observation, listing: Listing, jobs_by_token: Mapping[str, tuple[Job, ...]]
-) -> list[Decision]:
+
+def plan_orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job, ...]]) -> Decision:
+    """The cluster's decision for a tick in which Slurm answered: which marked jobs are nobody's, and what is done."""
+    orphans = sorted(_orphans(observation, jobs_by_token), key=lambda job: job.job_id)
+    now = observation.now
+    due = [job for job in orphans if (at := _cancel_at(job)) is not None and now >= at]
+    if due:
+        message = f"{_described(observation, due)}; cancelled"
+        actions = tuple(CancelOrphan(job.job_id, job.name) for job in due)
+        return Decision("", "", Reason.ORPHAN_CANCELLED, message, actions)
+    if orphans:
+        moments = [at for job in orphans if (at := _cancel_at(job)) is not None]
+        then = f"cancelled at {clock(min(moments), now)}" if moments else "Slurm does not say since when"
+        return Decision("", "", Reason.ORPHAN_FOUND, f"{_described(observation, orphans)}; {then}")
+    message = "Slurm answers, and every job of ours belongs to an attempt"
+    return Decision("", "", Reason.CLUSTER_REACHABLE, message)
+
+
+def _orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job, ...]]) -> Iterator[Job]:
     owners = {
-        replica.attempt.token: replica.attempt
+        attempt.token: attempt
         for replica in observation.replicas
-        if replica.attempt is not None and replica.attempt.live
+        if (attempt := replica.live_attempt) is not None
     }
-    decisions: list[Decision] = []
     for token, jobs in jobs_by_token.items():
         owner = owners.get(token)
-        for job in _unowned(jobs, owner is not None, owner.job_id if owner else None):
-            decisions.append(_orphan(observation, token, job))
-    return decisions
+        for job in jobs:
+            if job.ended or job.state in ENDING_STATES or job.state is JobState.UNKNOWN:
+                continue
+            # While the owner's own job is not known, any of these may be it.
+            if owner is None or (owner.job_id is not None and job.job_id != owner.job_id):
+                yield job
 
 
-def _unowned(jobs: tuple[Job, ...], owned: bool, job_id: int | None) -> Iterator[Job]:
-    for job in jobs:
-        if job.ended or job.state in (JobState.COMPLETING, JobState.UNKNOWN):
-            continue
-        if not owned or (job_id is not None and job.job_id != job_id):
-            yield job
+def _cancel_at(job: Job) -> datetime | None:
+    return None if job.submitted_at is None else job.submitted_at + timedelta(seconds=ORPHAN_GRACE_S)
 
 
-def _orphan(observation: Observation, token: str, job: Job) -> Decision:
-    known = "an attempt that has ended" if token in observation.known_tokens else "no attempt in the database"
-    cancel_at = (job.submitted_at or observation.now) + timedelta(seconds=ORPHAN_GRACE_S)
-    if observation.now < cancel_at:
-        message = f"job {job.job_id} ({job.name}) bears our mark and belongs to {known}; cancelled at {clock(cancel_at, observation.now)}"
-        return Decision("", job.name, Reason.ORPHAN_FOUND, message)
-    message = f"job {job.job_id} ({job.name}) bears our mark and belongs to {known}"
-    return Decision("", job.name, Reason.ORPHAN_CANCELLED, message, (CancelOrphan(job.job_id, job.name),))
+def _described(observation: Observation, orphans: list[Job]) -> str:
+    named = "; ".join(_one(observation, job) for job in orphans[:NAMED])
+    return f"{named}; and {len(orphans) - NAMED} more" if len(orphans) > NAMED else named
+
+
+def _one(observation: Observation, job: Job) -> str:
+    token = marked_token(job, observation.installation)
+    live = any(
+        replica.live_attempt and replica.live_attempt.token == token for replica in observation.replicas
+    )
+    if live:
+        owner = "an attempt that another job is running"
+    elif token in observation.known_tokens:
+        owner = "an attempt that has ended"
+    else:
+        owner = "no attempt in the database"
+    return f"job {job.job_id} ({job.name}) bears our mark and belongs to {owner}"

@@ -1,14 +1,14 @@
 """The decision of everything: what is wanted and what is there go in, what to do and why comes out.
 
-`plan` is a pure function. It takes no hint of why it was called, holds nothing between calls, and called again after its actions were
-carried out it finds nothing to do. The order of a pass:
+`plan` is a pure function. It takes no hint of why it was called, holds nothing between calls, and called again after
+its actions were carried out it finds nothing to do. The order of a pass:
 
-1. how many replicas of which revision (`rollout`), which may let some go;
-2. each replica by itself (`replicas`), those let go included;
-3. jobs that bear our mark and belong to nothing (`orphans`);
-4. what to show of each deployment (`conditions`).
+1. how each replica stands by itself (`replicas`);
+2. how many replicas of which revision (`rollout`), which may let some go, and those are looked at again;
+3. what to show of each deployment (`conditions`);
+4. jobs that bear our mark and belong to nothing (`orphans`).
 
-When Slurm did not answer, steps 1 to 3 give one decision that says so, and nothing else happens (rule 3).
+When Slurm did not answer, one decision says so, and nothing else happens (rule 3).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def plan(observation: Observation) -> Plan:
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
-    decisions += plan_orphans(observation, observation.slurm, jobs_by_token)
+    decisions.append(plan_orphans(observation, jobs_by_token))
     return Plan(tuple(decisions), tuple(replica_statuses), tuple(deployment_statuses))
 
 
@@ -100,50 +100,56 @@ def _plan_deployment(
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
 ) -> Plan:
-    counts = plan_counts(deployment, replicas)
-    outlooks: list[tuple[Replica, Outlook]] = []
-    for replica in replicas:
-        subject = replace(replica, leaving=True) if replica.uid in counts.leaving else replica
-        attempt = subject.live_attempt
-        job = jobs_of(attempt, jobs_by_token) if attempt is not None else None
-        scene = Scene(
-            observation.now,
-            deployment,
-            subject,
-            job,
-            observation.message_timeout_s,
-            observation.reports_open_since,
-        )
-        outlook = plan_replica(scene)
-        check_move(replica.name, replica.state, outlook.state)
-        outlooks.append((replica, outlook))
     if deployment.deleted_at is not None and not replicas:
-        message = "its last job has ended"
+        message = "nothing of it is left; it is removed"
         decision = Decision(deployment.name, "", Reason.DELETED, message, (RemoveDeployment(deployment.uid),))
         return Plan((decision,), (), ())
-    own = counts.decision or _standing(deployment, outlooks)
-    conditions = conditions_of(
-        deployment,
-        own,
-        [(replica, outlook.state, outlook.message) for replica, outlook in outlooks],
-        observation.now,
-    )
+
+    def look(replica: Replica) -> Outlook:
+        attempt = replica.live_attempt
+        return plan_replica(
+            Scene(
+                now=observation.now,
+                deployment=deployment,
+                replica=replica,
+                job=None if attempt is None else jobs_of(attempt, jobs_by_token),
+                message_timeout_s=observation.message_timeout_s,
+                reports_open_since=observation.reports_open_since,
+            )
+        )
+
+    # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
+    outlooks = {replica.uid: look(replica) for replica in replicas}
+    seen = [replace(replica, state=outlooks[replica.uid].state) for replica in replicas]
+    counts = plan_counts(deployment, seen)
+    for replica in replicas:
+        if replica.uid in counts.leaving:
+            outlooks[replica.uid] = look(replace(replica, leaving=True))
+        check_move(replica.name, replica.state, outlooks[replica.uid].state)
+    own = counts.decision or _standing(deployment, replicas, outlooks)
+    shown = [(outlook.state, outlook.message) for outlook in outlooks.values()]
     return Plan(
-        (own, *(outlook.decision for _, outlook in outlooks)),
+        (own, *(outlook.decision for outlook in outlooks.values())),
         tuple(
             ReplicaStatus(replica.uid, outlook.state, outlook.message)
-            for replica, outlook in outlooks
-            if (replica.state, replica.message) != (outlook.state, outlook.message)
+            for replica in replicas
+            if (replica.state, replica.message) != ((outlook := outlooks[replica.uid]).state, outlook.message)
         ),
-        _status_if_changed(deployment, conditions),
+        _status_if_changed(deployment, conditions_of(deployment, own, shown, observation.now)),
     )
 
 
-def _standing(deployment: Deployment, outlooks: Sequence[tuple[Replica, Outlook]]) -> Decision:
-    ready = sum(outlook.state is ReplicaState.READY for _, outlook in outlooks)
+def _standing(
+    deployment: Deployment, replicas: Sequence[Replica], outlooks: Mapping[str, Outlook]
+) -> Decision:
+    """The deployment's decision where its number of replicas is right."""
+    staying = [outlooks[replica.uid] for replica in replicas if not replica.leaving]
+    ready = sum(outlook.state is ReplicaState.READY for outlook in staying)
+    going = len(replicas) - len(staying)
     want = deployment.spec.replicas
-    reason = Reason.STEADY if ready == want == len(outlooks) else Reason.PROGRESSING
-    return Decision(deployment.name, "", reason, f"{ready} of {want} ready")
+    message = f"{ready} of {want} ready" + (f", {going} on the way out" if going else "")
+    reason = Reason.STEADY if ready == want and not going else Reason.PROGRESSING
+    return Decision(deployment.name, "", reason, message)
 
 
 def _status_if_changed(
@@ -160,7 +166,7 @@ def _blind(observation: Observation, unknown: Unknown, replicas: Mapping[str, Se
     decision = Decision("", "", Reason.CLUSTER_UNREACHABLE, message)
     statuses: list[DeploymentStatus] = []
     for deployment in observation.deployments:
-        shown = [(replica, replica.state, replica.message) for replica in replicas.get(deployment.uid, [])]
+        shown = [(replica.state, replica.message) for replica in replicas.get(deployment.uid, [])]
         conditions = conditions_of(deployment, decision, shown, observation.now)
         # The generation was not acted on, so it was not observed.
         if conditions != deployment.conditions:

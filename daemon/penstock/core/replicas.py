@@ -1,8 +1,11 @@
 """What to do about one replica: its attempt's row, its job in Slurm's listing and its agent's reports, put together.
 
-One function for each situation, chosen in `plan_replica`, the only place that branches on the situation. Called only when Slurm answered in
-full: a listing that failed never gets here (rule 3). What the deployment wants (how many replicas, which ones go) was settled before and
-comes in as `replica.leaving`.
+One function for each situation, chosen in `plan_replica`, the only place that branches on the situation. Called only
+when Slurm answered in full: a listing that failed never gets here (rule 3). What the deployment wants (how many
+replicas, which ones go) was settled before and comes in as `replica.leaving`.
+
+While a deployment is paused nothing is submitted and nothing is given up: a replica that is late or silent is left as
+it is, and its sentence says so. A replica that was leaving before, or is drained by hand, goes on leaving.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from penstock.core.decisions import (
     Resubmit,
     Submit,
 )
-from penstock.core.jobs import Job, JobState
+from penstock.core.jobs import ENDING_STATES, HALTED_STATES, Job, JobState
 from penstock.core.model import Attempt, Deployment, Phase, Replica, ReplicaState, job_name
 from penstock.core.sentences import clock, job_end, queue_wait
 
@@ -36,10 +39,11 @@ job must have had the time to appear in a listing that was itself begun in time.
 
 MISSING_FOR_S = 30
 """A job that complete listings lack must be lacking for this long before it counts as gone: slurmctld forgets nothing
-for MinJobAge (300 s by default), so a shorter gap is a slurmctld that was just started and has not read its state yet."""
+for MinJobAge (300 s by default), so a shorter gap is a slurmctld that was just started and has not read its state."""
 
 DRAIN_GRACE_S = 30
-"""On top of the drain time-out: the engine needs up to 10 s to leave after its last stream, and SIGTERM takes a while to arrive."""
+"""On top of the drain time-out: the engine needs up to 10 s to leave after its last stream, and SIGTERM takes a while
+to arrive."""
 
 REPEAT_AFTER_S = 60
 """A cancellation that had no effect is repeated after this time: Slurm's KillWait (30 s by default) and once more."""
@@ -68,6 +72,7 @@ class Scene:
     """Since when somebody could hear the agents' reports without a break; None: nobody can."""
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
+        """The outlook whose decision and replica say the same sentence."""
         decision = Decision(self.deployment.name, self.replica.name, reason, message, actions)
         return Outlook(decision, state, message)
 
@@ -81,6 +86,7 @@ def jobs_of(attempt: Attempt, jobs_by_token: Mapping[str, tuple[Job, ...]]) -> J
 
 
 def plan_replica(scene: Scene) -> Outlook:
+    """Decides about one replica; the first situation that fits is the one it is in."""
     attempt = scene.replica.live_attempt
     if attempt is None:
         return _without_attempt(scene)
@@ -92,71 +98,78 @@ def plan_replica(scene: Scene) -> Outlook:
 
 
 def _without_attempt(scene: Scene) -> Outlook:
-    replica, now = scene.replica, scene.now
+    replica, last, now = scene.replica, scene.replica.attempt, scene.now
     if replica.leaving:
-        return scene.decide(
-            Reason.REMOVE, ReplicaState.REMOVED, "its job has ended", RemoveReplica(replica.uid)
-        )
+        remove = RemoveReplica(replica.uid)
+        return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, "nothing of it runs", remove)
     if scene.deployment.paused:
-        return scene.decide(
-            Reason.PAUSED, ReplicaState.WAITING, "the deployment is paused; nothing is submitted"
-        )
+        message = "nothing is submitted while the deployment is paused"
+        return scene.decide(Reason.PAUSED, ReplicaState.WAITING, message)
     if replica.next_attempt_at is not None and now < replica.next_attempt_at:
-        failed = f"{replica.failures} failed in a row" if replica.failures > 1 else "failed once"
-        cause = (
-            f": {replica.attempt.phase_message}" if replica.attempt and replica.attempt.phase_message else ""
+        failed = (
+            f"{replica.failures} attempts failed in a row" if replica.failures > 1 else "1 attempt failed"
         )
-        message = f"{failed}{cause}; next attempt {clock(replica.next_attempt_at, now)}"
+        how = f": {last.end_message}" if last is not None and last.end_message else ""
+        message = f"{failed}{how}; next attempt {clock(replica.next_attempt_at, now)}"
         return scene.decide(Reason.BACK_OFF, ReplicaState.WAITING, message)
-    number = replica.attempt.number + 1 if replica.attempt is not None else 1
+    number = last.number + 1 if last is not None else 1
     message = f"attempt {number} of revision {replica.revision} is submitted"
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, Submit(replica.uid))
 
 
 def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
-    if scene.job is not None:
-        message = f"job {scene.job.job_id} bears attempt {attempt.number}'s token and is taken over"
-        return scene.decide(Reason.ADOPT, ReplicaState.SUBMITTING, message, Adopt(attempt.token, scene.job))
-    doubtful_until = (attempt.submitted_at or attempt.intended_at) + timedelta(
-        seconds=DOUBT_FACTOR * scene.message_timeout_s
-    )
+    job = scene.job
+    # Slurm keeps some submissions that it refused for a while, as failed jobs; a live one outweighs its refusal.
+    if attempt.refusal and (job is None or job.ended):
+        message = f"Slurm refused attempt {attempt.number}: {attempt.refusal}"
+        return _end(
+            scene, attempt, None, Reason.SUBMISSION_REFUSED, message, failed=not scene.replica.leaving
+        )
+    if job is not None:
+        message = f"job {job.job_id} bears attempt {attempt.number}'s token and is taken over"
+        return scene.decide(Reason.ADOPT, ReplicaState.SUBMITTING, message, Adopt(attempt.token, job))
+    asked_at = attempt.submitted_at or attempt.intended_at
+    doubtful_until = asked_at + timedelta(seconds=DOUBT_FACTOR * scene.message_timeout_s)
     if scene.now < doubtful_until:
-        message = f"not known whether Slurm took attempt {attempt.number}; believed absent at {clock(doubtful_until, scene.now)}"
+        message = (
+            f"not known whether Slurm took attempt {attempt.number};"
+            f" if it is not seen by {clock(doubtful_until, scene.now)}, it did not"
+        )
         return scene.decide(Reason.SUBMISSION_DOUBTFUL, ReplicaState.SUBMITTING, message)
     if scene.replica.leaving or scene.deployment.paused:
-        return _end(
-            scene,
-            attempt,
-            None,
-            Reason.JOB_LOST,
-            f"attempt {attempt.number} never reached Slurm",
-            failed=False,
-        )
+        message = f"attempt {attempt.number} never reached Slurm"
+        return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
     message = f"Slurm does not have attempt {attempt.number}; it is submitted again under the same token"
-    return scene.decide(
-        Reason.RESUBMIT, ReplicaState.SUBMITTING, message, Resubmit(scene.replica.uid, attempt.token)
-    )
+    resubmit = Resubmit(scene.replica.uid, attempt.token)
+    return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
 
 
 def _missing(scene: Scene, attempt: Attempt) -> Outlook:
     since = attempt.missing_since or scene.now
-    believed_at = max(since, attempt.reported_at or since) + timedelta(seconds=MISSING_FOR_S)
-    if scene.now < believed_at:
-        message = f"Slurm does not list job {attempt.job_id}; believed at {clock(believed_at, scene.now)}"
-        actions = (RecordMissing(attempt.token, since),) if attempt.missing_since is None else ()
+    actions = (RecordMissing(attempt.token, since),) if attempt.missing_since is None else ()
+    if _speaks(scene, attempt):
+        message = f"Slurm does not list job {attempt.job_id}, but its agent reports; it is left alone"
         return scene.decide(Reason.JOB_MISSING, scene.replica.state, message, *actions)
-    return _end(
-        scene,
-        attempt,
-        None,
-        Reason.JOB_LOST,
-        f"job {attempt.job_id} is gone from Slurm",
-        failed=not scene.replica.leaving,
-    )
+    believed_at = since + timedelta(seconds=MISSING_FOR_S)
+    if scene.now < believed_at:
+        message = (
+            f"Slurm does not list job {attempt.job_id};"
+            f" if that lasts until {clock(believed_at, scene.now)}, it is gone"
+        )
+        return scene.decide(Reason.JOB_MISSING, scene.replica.state, message, *actions)
+    message = f"job {attempt.job_id} is gone from Slurm"
+    return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=not scene.replica.leaving)
+
+
+def _speaks(scene: Scene, attempt: Attempt) -> bool:
+    """Whether the agent was heard so lately that its job must be there, whatever the listing says."""
+    if attempt.reported_at is None or attempt.phase in (Phase.FAILED, Phase.ENDED):
+        return False
+    return scene.now < attempt.reported_at + timedelta(seconds=MISSING_FOR_S)
 
 
 def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    outlook = _by_job_state(scene, attempt, job)
+    outlook = _by_job_state(scene, _of_this_run(attempt, job), job)
     decision = outlook.decision
     if attempt.missing_since is not None:
         decision = replace(decision, actions=(RecordMissing(attempt.token, None), *decision.actions))
@@ -165,43 +178,61 @@ def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     return replace(outlook, decision=decision)
 
 
+def _of_this_run(attempt: Attempt, job: Job) -> Attempt:
+    """The attempt without what its agent said in an earlier run of the job: Slurm has requeued it since."""
+    if attempt.restart_count is None or job.restarts <= attempt.restart_count:
+        return attempt
+    return replace(
+        attempt,
+        phase=Phase.NONE,
+        phase_message="",
+        endpoint="",
+        reported_at=None,
+        ready_at=None,
+        exit_code=None,
+    )
+
+
 def _by_job_state(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if job.state is JobState.UNKNOWN:
         message = f"Slurm says job {job.job_id} is {job.state_text!r}, which this release does not know"
         return scene.decide(Reason.JOB_STATE_UNKNOWN, scene.replica.state, message)
     if job.ended:
-        message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
-        reason = Reason.REMOVE if scene.replica.leaving else Reason.JOB_ENDED
-        return _end(scene, attempt, job, reason, message, failed=not scene.replica.leaving)
-    if job.waiting:
-        return _queued(scene, attempt, job)
-    if job.state is JobState.COMPLETING:
+        return _ended(scene, attempt, job)
+    if job.state in ENDING_STATES:
         return scene.decide(Reason.STOPPING, ReplicaState.STOPPING, f"job {job.job_id} is ending")
-    if scene.replica.leaving:
+    if scene.replica.leaving or attempt.cancelled_at is not None:
         return _leaving(scene, attempt, job)
+    if job.waiting:
+        return scene.decide(Reason.QUEUED, ReplicaState.QUEUED, queue_wait(job, scene.now))
+    if job.state in HALTED_STATES:
+        message = f"job {job.job_id} is suspended in Slurm"
+        return scene.decide(Reason.SUSPENDED, ReplicaState.QUEUED, message)
     return _staying(scene, attempt, job)
+
+
+def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
+    if attempt.phase is Phase.FAILED and attempt.phase_message:
+        message += f": {attempt.phase_message}"
+    return _end(scene, attempt, job, Reason.JOB_ENDED, message, failed=not scene.replica.leaving)
 
 
 def _end(
     scene: Scene, attempt: Attempt, job: Job | None, reason: Reason, message: str, *, failed: bool
 ) -> Outlook:
     replica, policy = scene.replica, scene.deployment.spec.restart
-    failures, next_attempt_at = replica.failures, None
+    failures, next_attempt_at, then = replica.failures, None, ""
     if failed:
-        failures = backoff.failures_after(replica, attempt, scene.now, policy)
+        ended_at = min(scene.now, job.ends_at) if job is not None and job.ends_at is not None else scene.now
+        failures = backoff.failures_after(replica, attempt, ended_at, policy)
         next_attempt_at = scene.now + backoff.delay(failures, policy)
-        message = f"{message}; next attempt {clock(next_attempt_at, scene.now)}"
+        then = f"; next attempt {clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
     end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message)
     if replica.leaving:
         return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, message, end, RemoveReplica(replica.uid))
-    return scene.decide(reason, ReplicaState.WAITING, message, end)
-
-
-def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    if scene.replica.leaving:
-        return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled in the queue")
-    return scene.decide(Reason.QUEUED, ReplicaState.QUEUED, queue_wait(job, scene.now))
+    return scene.decide(reason, ReplicaState.WAITING, message + then, end)
 
 
 def _cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: str) -> Outlook:
@@ -214,78 +245,87 @@ def _cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: s
 
 
 def _leaving(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    if scene.deployment.force_delete and scene.deployment.deleted_at is not None:
-        return _cancel(
-            scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled at once, as the deletion asks"
-        )
+    """The replica is to go, or its job was told to end before."""
     if attempt.cancelled_at is not None:
-        return _cancel(
-            scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled again: it has not ended"
-        )
-    if attempt.signalled_at is None or attempt.drain_at is None:
+        message = f"job {job.job_id} is cancelled again: it has not ended"
+        return _cancel(scene, attempt, job, Reason.CANCEL, message)
+    if scene.deployment.force_delete and scene.deployment.deleted_at is not None:
+        message = f"job {job.job_id} is cancelled at once, as the deletion asks"
+        return _cancel(scene, attempt, job, Reason.CANCEL, message)
+    if job.waiting or job.state is JobState.CONFIGURING:
+        return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled before it runs")
+    if attempt.phase in (Phase.FAILED, Phase.ENDED):
+        return _after_agent(scene, attempt, job)
+    allowed = timedelta(seconds=scene.deployment.spec.drain_timeout_s + DRAIN_GRACE_S)
+    # A signal that never gets through must not keep the replica for ever: then the intent's time counts.
+    began_at = attempt.signalled_at or attempt.drain_at
+    if began_at is not None and scene.now >= began_at + allowed:
+        message = f"job {job.job_id} was told to drain at {clock(began_at, scene.now)} and is cancelled"
+        return _cancel(scene, attempt, job, Reason.DRAIN_TIMEOUT, message)
+    if attempt.signalled_at is None:
+        name = job_name(scene.deployment.name, attempt.token)
+        drain = Drain(scene.replica.uid, attempt.token, job.job_id, name)
         message = f"job {job.job_id} is told to drain"
-        drain = Drain(
-            scene.replica.uid, attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token)
-        )
         return scene.decide(Reason.DRAIN, ReplicaState.DRAINING, message, drain)
-    cut_at = attempt.signalled_at + timedelta(seconds=scene.deployment.spec.drain_timeout_s + DRAIN_GRACE_S)
-    if scene.now < cut_at:
-        message = (
-            f"job {job.job_id} finishes its requests; cancelled at {clock(cut_at, scene.now)} at the latest"
-        )
-        return scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
-    message = f"job {job.job_id} has not ended {DRAIN_GRACE_S} s after its drain time-out"
-    return _cancel(scene, attempt, job, Reason.DRAIN_TIMEOUT, message)
+    cut_at = clock(attempt.signalled_at + allowed, scene.now)
+    message = f"job {job.job_id} finishes its requests; cancelled at {cut_at} at the latest"
+    return scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
 
 
 def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    now, probes = scene.now, scene.deployment.spec.probes
-    if attempt.cancelled_at is not None:
-        return _cancel(
-            scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled again: it has not ended"
-        )
+    """The job runs and is to go on."""
     if attempt.phase in (Phase.FAILED, Phase.ENDED):
         return _after_agent(scene, attempt, job)
     if silent_since := _silent_since(scene, attempt):
-        message = f"the agent of job {job.job_id} has been silent since {clock(silent_since, now)}"
-        return _cancel(
-            scene, attempt, job, Reason.REPORT_TIMEOUT, f"{message}, longer than {probes.report_timeout_s} s"
+        limit_s = scene.deployment.spec.probes.report_timeout_s
+        message = (
+            f"the agent of job {job.job_id} has been silent since {clock(silent_since, scene.now)},"
+            f" longer than {limit_s} s"
         )
+        state = ReplicaState.READY if attempt.phase is Phase.READY else ReplicaState.STARTING
+        return _give_up(scene, attempt, job, Reason.REPORT_TIMEOUT, message, state)
     if attempt.phase is Phase.DRAINING:
         message = attempt.phase_message or f"job {job.job_id} drains"
         return scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
     if attempt.phase is Phase.READY:
-        return scene.decide(
-            Reason.READY, ReplicaState.READY, f"takes requests at {attempt.endpoint} (job {job.job_id})"
-        )
-    deadline = (
-        job.started_at + timedelta(seconds=probes.startup_timeout_s) if job.started_at is not None else None
-    )
-    if deadline is not None and now >= deadline:
-        message = f"job {job.job_id} generated no token within {probes.startup_timeout_s} s of its start"
-        return _cancel(scene, attempt, job, Reason.STARTUP_TIMEOUT, message)
+        message = f"takes requests at {attempt.endpoint} (job {job.job_id})"
+        return scene.decide(Reason.READY, ReplicaState.READY, message)
+    return _starting(scene, attempt, job)
+
+
+def _starting(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    limit_s = scene.deployment.spec.probes.startup_timeout_s
+    deadline = job.started_at + timedelta(seconds=limit_s) if job.started_at is not None else None
+    if deadline is not None and scene.now >= deadline:
+        message = f"job {job.job_id} generated no token within {limit_s} s of its start"
+        return _give_up(scene, attempt, job, Reason.STARTUP_TIMEOUT, message, ReplicaState.STARTING)
     doing = attempt.phase_message or "the agent has not registered yet"
-    until = f"; given up at {clock(deadline, now)}" if deadline is not None else ""
+    if attempt.phase is not Phase.NONE and not attempt.phase_message:
+        doing = "the engine is being started"
     where = f"on {job.nodes}" if job.nodes else "without a node"
-    return scene.decide(
-        Reason.STARTING, ReplicaState.STARTING, f"job {job.job_id} runs {where}: {doing}{until}"
-    )
+    until = ""
+    if deadline is not None and not scene.deployment.paused:
+        until = f"; given up at {clock(deadline, scene.now)}"
+    message = f"job {job.job_id} runs {where}: {doing}{until}"
+    return scene.decide(Reason.STARTING, ReplicaState.STARTING, message)
 
 
 def _after_agent(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """The agent has said its last word, and its job has not ended."""
-    said_at = attempt.reported_at or scene.now
-    if scene.now < said_at + timedelta(seconds=REPEAT_AFTER_S):
-        return scene.decide(
-            Reason.STOPPING, ReplicaState.STOPPING, f"job {job.job_id}: {attempt.phase_message}"
-        )
-    return _cancel(
-        scene,
-        attempt,
-        job,
-        Reason.CANCEL,
-        f"job {job.job_id} lives on after its agent said: {attempt.phase_message}",
-    )
+    said = attempt.phase_message or "it ends"
+    if attempt.reported_at is None or scene.now < attempt.reported_at + timedelta(seconds=REPEAT_AFTER_S):
+        return scene.decide(Reason.STOPPING, ReplicaState.STOPPING, f"job {job.job_id} is ending: {said}")
+    message = f"job {job.job_id} lives on after its agent said: {said}"
+    return _cancel(scene, attempt, job, Reason.CANCEL, message)
+
+
+def _give_up(
+    scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: str, state: ReplicaState
+) -> Outlook:
+    """Cancels the job of a replica that fails; `state` is what it is shown as while nothing may be given up."""
+    if scene.deployment.paused:
+        return scene.decide(Reason.PAUSED, state, f"{message}; left as it is while the deployment is paused")
+    return _cancel(scene, attempt, job, reason, message)
 
 
 def _silent_since(scene: Scene, attempt: Attempt) -> datetime | None:
@@ -293,8 +333,5 @@ def _silent_since(scene: Scene, attempt: Attempt) -> datetime | None:
     if attempt.reported_at is None or scene.reports_open_since is None:
         return None
     since = max(attempt.reported_at, scene.reports_open_since)
-    return (
-        since
-        if scene.now - since > timedelta(seconds=scene.deployment.spec.probes.report_timeout_s)
-        else None
-    )
+    allowed = timedelta(seconds=scene.deployment.spec.probes.report_timeout_s)
+    return since if scene.now - since > allowed else None

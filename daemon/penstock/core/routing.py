@@ -1,7 +1,7 @@
 """What the front door must know: which models there are, and which replicas may take requests for them.
 
-The gateway turns this into Envoy's configuration; it never reads the tables for it. An endpoint is listed here exactly when its
-attempt is live, has proved itself ready and is not draining.
+The gateway turns this into Envoy's configuration; it never reads the tables for it. An endpoint is listed here exactly
+when its attempt is live, has proved itself ready and is not draining.
 """
 
 from __future__ import annotations
@@ -35,4 +35,6 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class RoutingState:
+    """All deployments, those without an endpoint too: their clients are told why."""
+
     routes: tuple[Route, ...]

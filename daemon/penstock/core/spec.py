@@ -1,7 +1,8 @@
 """What someone wants served: a deployment's spec, as the planner and the script renderer read it.
 
-The same shape as `spec.proto`, less what this release refuses by name, with every default filled in and every quantity in its
-unit. Nothing here validates: a spec that reaches this file has passed the contract's field rules and the cluster's limits.
+The same shape as `spec.proto`, less what this release refuses by name, with every default filled in and every quantity
+in its unit. Nothing here validates: a spec that reaches this file has passed the contract's field rules and the
+cluster's limits.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from dataclasses import dataclass, field
 
 
 class EngineTask(enum.StrEnum):
+    """What the engine is started to do."""
+
     GENERATE = "generate"
     EMBED = "embed"
 
 
 class RolloutStrategy(enum.StrEnum):
+    """How replicas of an old revision give way to new ones."""
+
     ROLLING_UPDATE = "rolling-update"
     RECREATE = "recreate"
 
@@ -34,6 +39,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
+    """The program that generates; `args` are handed to it as they are."""
+
     name: str = "vllm"
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +49,8 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
+    """Where the engine's program comes from on the compute node."""
+
     venv: str | None = None
     """None: what the job's PATH has."""
 
@@ -77,26 +86,39 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Probes:
+    """How long a replica may take to prove itself, and how long it may be silent."""
+
     startup_timeout_s: int = 1800
+    """From the job's start (not its submission) to the first generated token."""
     report_timeout_s: int = 60
+    """From the agent's last report, while somebody could have heard one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
+    """How far a rollout may go above and below the wanted number of replicas."""
+
     strategy: RolloutStrategy = RolloutStrategy.ROLLING_UPDATE
     max_surge: str = "1"
+    """Replicas above the wanted number: a number or a percentage, which `share` reads."""
     max_unavailable: str = "0"
+    """Ready replicas below the wanted number, in the same form."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
+    """How long a replica whose job ended unasked waits: doubled from the first wait with each failure in a row."""
+
     backoff_initial_s: int = 10
     backoff_max_s: int = 300
     reset_after_s: int = 600
+    """An attempt that was ready for this long and then ended counts as the first failure of a new row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
+    """Everything about a deployment that a person declares, but its name and labels."""
+
     model: Model
     engine: Engine = Engine()
     environment: Environment = Environment()
