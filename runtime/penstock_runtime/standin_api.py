@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import operator
 import struct
 import time
 import uuid
@@ -118,6 +119,8 @@ class Api:
         # One runner each, as in vLLM: an engine that generates has no embeddings, and the other way round.
         if service.pooling:
             self._routes["POST", "/v1/embeddings"] = self._embeddings
+            self._routes["POST", "/score"] = self._score
+            self._routes["POST", "/rerank"] = self._rerank
         else:
             self._routes["POST", "/v1/chat/completions"] = self._generate
             self._routes["POST", "/v1/completions"] = self._generate
@@ -208,21 +211,13 @@ class Api:
             raise bad_value(
                 f"encoding_format is {encoding!r}; float or base64 is accepted", "encoding_format"
             )
+        vectors, tokens = await self._embed(texts, size)
         data: list[dict[str, Any]] = []
-        tokens = 0
-        for index, text in enumerate(texts):
-            prompt = standin_text.from_prompt(text)
-            async with contextlib.aclosing(
-                self._engine.generate(prompt, 1, ignore_eos=True, stops=())
-            ) as pieces:
-                async for _ in pieces:
-                    pass
-            self._engine.metrics.generation_tokens -= 1  # the one that was made to take its slot and its time
-            tokens += prompt.tokens
-            vector: Any = standin_text.embedding(text, size)
+        for index, vector in enumerate(vectors):
+            shown: Any = vector
             if encoding == "base64":
-                vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
-            data.append({"index": index, "object": "embedding", "embedding": vector})
+                shown = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+            data.append({"index": index, "object": "embedding", "embedding": shown})
         usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
         _respond(
             exchange,
@@ -235,6 +230,74 @@ class Api:
                 "usage": usage,
             },
         )
+
+    async def _score(self, request: Request, exchange: Exchange) -> None:
+        body, scores, tokens = await self._compare(request, ("text_1", "queries"), ("text_2", "documents"))
+        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
+        _respond(
+            exchange,
+            {
+                "id": f"score-{_request_id(request)}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": body.get("model") or self._service.names[0],
+                "data": data,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+            },
+        )
+
+    async def _rerank(self, request: Request, exchange: Exchange) -> None:
+        body, scores, tokens = await self._compare(request, ("query",), ("documents",))
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])
+        best = best[: _integer(body, "top_n", 0, least=0) or len(best)]
+        texts = body["documents"]
+        _respond(
+            exchange,
+            {
+                "id": f"score-{_request_id(request)}",
+                "model": body.get("model") or self._service.names[0],
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+                "results": [
+                    {
+                        "index": index,
+                        "document": {"text": texts[index], "multi_modal": None},
+                        "relevance_score": scores[index],
+                    }
+                    for index in best
+                ],
+            },
+        )
+
+    async def _compare(
+        self, request: Request, left: Sequence[str], right: Sequence[str]
+    ) -> tuple[dict[str, Any], list[float], int]:
+        """The body, each text of `right` scored against the one of `left` (names of fields), and their tokens."""
+        self._refuse_if_told()
+        body = self._body(request)
+        query = next((body[name] for name in left if name in body), None)
+        documents = next((body[name] for name in right if name in body), None)
+        if isinstance(documents, str):
+            documents = [documents]
+        if not isinstance(query, str):
+            raise bad_value(f"{left[0]} must be a text", left[0])
+        texts = documents if isinstance(documents, list) else []
+        if not texts or not all(isinstance(each, str) for each in texts):
+            raise bad_value(f"{right[0]} must be a list of texts", right[0])
+        (first, *others), tokens = await self._embed([query, *texts], self._service.embedding_size)
+        return body, [sum(map(operator.mul, first, other)) for other in others], tokens
+
+    async def _embed(self, texts: Sequence[str], size: int) -> tuple[list[list[float]], int]:
+        """A vector for each text, each in a slot of its own and in the time of a first token; and their tokens."""
+        tokens = 0
+        for text in texts:
+            prompt = standin_text.from_prompt(text)
+            made = self._engine.generate(prompt, 1, ignore_eos=True, stops=())
+            async with contextlib.aclosing(made):
+                async for _ in made:
+                    pass
+            self._engine.metrics.generation_tokens -= 1  # the one that was made to take its slot and its time
+            tokens += prompt.tokens
+        return [standin_text.embedding(text, size) for text in texts], tokens
 
     async def _generate(self, request: Request, exchange: Exchange) -> None:
         self._refuse_if_told()
