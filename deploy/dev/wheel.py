@@ -14,7 +14,6 @@ class Migrations(BuildHookInterface[Any]):
     """hatchling's build hook of the wheel target."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Adds the files; `version` is `standard` or `editable`."""
+        """Adds the folder; `version` is `standard` or `editable`."""
         if version == "standard":
-            for name in ("alembic.ini", "db/migrations", "db/schema.sql"):
-                build_data["force_include"][name] = f"penstock/_db/{name.removeprefix('db/')}"
+            build_data["force_include"]["db/migrations"] = "penstock/_db/migrations"
