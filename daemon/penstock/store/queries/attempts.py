@@ -1,0 +1,206 @@
+"""Attempts: the intent before each submission, and what became of it.
+
+Every write but the first names the attempt by its token and touches live attempts only: what has ended stays as it ended.
+Each returns whether there was something to write to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import insert as insert_into
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.jobs import Job
+from penstock.core.model import Attempt
+from penstock.store.documents import encode
+from penstock.store.errors import NotFound
+from penstock.store.queries import notify, rows
+from penstock.store.records import Load
+from penstock.store.tables import attempts, replicas
+
+ATTEMPTS_KEPT = 100
+"""A replica's newest. At the shortest back-off that is still longer than Slurm remembers an ended job (MinJobAge, 300 s)."""
+
+NEXT_NUMBER = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
+    attempts.c.replica_uid == bindparam("replica_uid")
+)
+INSERT = insert_into(attempts).returning(*rows.ATTEMPT)
+CLEAR_BACK_OFF = update(replicas).where(replicas.c.uid == bindparam("at")).values(next_attempt_at=None)
+PRUNE = delete(attempts).where(
+    attempts.c.replica_uid == bindparam("uid"),
+    attempts.c.number <= bindparam("last"),
+    attempts.c.ended_at.is_not(None),
+)
+_LIVE = update(attempts).where(attempts.c.token == bindparam("at"), attempts.c.ended_at.is_(None))
+# Two controllers' clocks may disagree after one takes over from the other; the order of an attempt's times must hold all the same.
+_NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
+MARK_SUBMITTING = _LIVE.values(submitted_at=_NOT_BEFORE_INTENT)
+MARK_DRAINING = _LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now"))
+MARK_SIGNALLED = _LIVE.values(signalled_at=bindparam("now"))
+MARK_CANCELLED = _LIVE.values(cancelled_at=bindparam("now"))
+RECORD = _LIVE
+END = _LIVE.values(
+    ended_at=_NOT_BEFORE_INTENT,
+    end_message=bindparam("sentence"),
+    exit_code=func.coalesce(bindparam("code", type_=attempts.c.exit_code.type), attempts.c.exit_code),
+    job=func.coalesce(bindparam("final", type_=attempts.c.job.type), attempts.c.job),
+    missing_since=None,
+).returning(attempts.c.replica_uid)
+RECORD_FAILURES = (
+    update(replicas)
+    .where(replicas.c.uid == bindparam("at"))
+    .values(failures=bindparam("in_a_row"), next_attempt_at=bindparam("due"))
+)
+LIST_FOR = (
+    select(*rows.ATTEMPT)
+    .where(attempts.c.replica_uid == bindparam("uid"))
+    .order_by(attempts.c.number.desc())
+    .limit(bindparam("count"))
+)
+SCRIPT = select(attempts.c.script).where(attempts.c.token == bindparam("token"))
+KNOWN = select(attempts.c.token).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
+LOADS = select(*rows.LOAD).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
+
+
+async def insert(
+    conn: AsyncConnection, replica_uid: str, token: str, script: str, secret_hash: str, now: datetime
+) -> Attempt:
+    """The intent to submit, which must be committed before sbatch is called.
+
+    Raises sqlalchemy's IntegrityError when the replica has a live attempt already, or there is no such replica.
+    """
+    number = (await conn.execute(NEXT_NUMBER, {"replica_uid": replica_uid})).scalar_one()
+    row = (
+        await conn.execute(
+            INSERT,
+            {
+                "token": token,
+                "replica_uid": replica_uid,
+                "number": number,
+                "intended_at": now,
+                "script": script,
+                "secret_hash": secret_hash,
+            },
+        )
+    ).one()
+    await conn.execute(CLEAR_BACK_OFF, {"at": replica_uid})
+    if number > ATTEMPTS_KEPT:
+        await conn.execute(PRUNE, {"uid": replica_uid, "last": number - ATTEMPTS_KEPT})
+    await notify.changed_attempt(conn, token)
+    return rows.attempt(row)
+
+
+async def mark_submitting(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Writes that sbatch is about to be called."""
+    return await _write(conn, MARK_SUBMITTING, token, now=now)
+
+
+async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bool:
+    """Writes that Slurm said no to the submission."""
+    return await _write(conn, RECORD.values(refusal=sentence), token)
+
+
+async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
+    """Gives an attempt that nobody has registered for another secret: the first one may have died with its controller."""
+    return await _write(conn, RECORD.values(secret_hash=secret_hash), token)
+
+
+async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:
+    """Writes that Slurm has the attempt, as this job. Raises IntegrityError when another live attempt has the id."""
+    values: dict[str, Any] = {"job_id": job_id, "missing_since": None}
+    if job is not None:
+        values["job"] = encode(job)
+    return await _write(conn, RECORD.values(values), token)
+
+
+async def record_job(conn: AsyncConnection, token: str, job: Job) -> bool:
+    """Writes what Slurm says of the attempt's job."""
+    return await _write(conn, RECORD.values(job=encode(job)), token)
+
+
+async def record_missing(conn: AsyncConnection, token: str, since: datetime | None) -> bool:
+    """Writes since when complete listings have lacked the job; None: they have it."""
+    return await _write(conn, RECORD.values(missing_since=since), token)
+
+
+async def mark_draining(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Takes the attempt out of routing. False when that was written before, too."""
+    return await _write(conn, MARK_DRAINING, token, now=now)
+
+
+async def mark_signalled(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Writes that its job was told to drain."""
+    return await _write(conn, MARK_SIGNALLED, token, now=now)
+
+
+async def mark_cancelled(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Writes that its job was told to end."""
+    return await _write(conn, MARK_CANCELLED, token, now=now)
+
+
+async def end(
+    conn: AsyncConnection,
+    token: str,
+    *,
+    message: str,
+    exit_code: int | None,
+    job: Job | None,
+    failures: int,
+    next_attempt_at: datetime | None,
+    now: datetime,
+) -> bool:
+    """Writes that the attempt is over, and the failures in a row and the back-off of its replica.
+
+    `exit_code` and `job` None: what the agent and the last listing said stays.
+    """
+    ended = await conn.execute(
+        END,
+        {
+            "at": token,
+            "now": now,
+            "sentence": message,
+            "code": exit_code,
+            "final": None if job is None else encode(job),
+        },
+    )
+    replica_uid = ended.scalar_one_or_none()
+    if replica_uid is None:
+        return False
+    await conn.execute(RECORD_FAILURES, {"at": replica_uid, "in_a_row": failures, "due": next_attempt_at})
+    await notify.changed_attempt(conn, token)
+    return True
+
+
+async def list_for(conn: AsyncConnection, replica_uid: str, limit: int = 20) -> tuple[Attempt, ...]:
+    """The replica's attempts, newest first."""
+    found = await conn.execute(LIST_FOR, {"uid": replica_uid, "count": limit})
+    return tuple(rows.attempt(row) for row in found)
+
+
+async def script(conn: AsyncConnection, token: str) -> str:
+    """The batch script that the attempt was, or is to be, submitted with. Raises NotFound."""
+    found: str | None = (await conn.execute(SCRIPT, {"token": token})).scalar_one_or_none()
+    if found is None:
+        raise NotFound("attempt", token)
+    return found
+
+
+async def known(conn: AsyncConnection, tokens: Sequence[str]) -> frozenset[str]:
+    """Those of these tokens that belong to attempts which are still kept."""
+    return frozenset((await conn.execute(KNOWN, {"tokens": list(tokens)})).scalars())
+
+
+async def loads(conn: AsyncConnection, tokens: Sequence[str]) -> Mapping[str, Load]:
+    """How busy these attempts are, by their agents' last reports."""
+    return {row.token: rows.load(row) for row in await conn.execute(LOADS, {"tokens": list(tokens)})}
+
+
+async def _write(conn: AsyncConnection, statement: Any, token: str, **values: object) -> bool:
+    if (await conn.execute(statement, {"at": token, **values})).rowcount == 0:
+        return False
+    await notify.changed_attempt(conn, token)
+    return True

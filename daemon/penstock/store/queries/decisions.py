@@ -1,0 +1,220 @@
+"""The decision log. A row says what was decided and why; it outlives the deployment that it speaks of, until retention ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, bindparam, delete, func, literal, or_, select, true, union_all, update
+from sqlalchemy import insert as insert_into
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import Text
+
+from penstock.core.decisions import Decision
+from penstock.store.documents import encode
+from penstock.store.queries import notify, rows
+from penstock.store.records import DecisionRecord, decided
+from penstock.store.tables import decisions, deployments, replicas
+
+RETENTION = timedelta(days=30)
+"""How long a decision is kept after it was last made, unless it is among the newest of a subject that is still there."""
+
+KEPT_PER_SUBJECT = 20
+"""As many as an explanation shows."""
+
+PRUNE_BATCH = 1000
+"""Rows a statement, so that none holds its locks for long."""
+
+INSERT = insert_into(decisions).returning(decisions.c.id, sort_by_parameter_order=True)
+BUMP = (
+    update(decisions)
+    .where(decisions.c.id == bindparam("at"))
+    .values(count=bindparam("times"), last_at=func.greatest(bindparam("seen"), decisions.c.last_at))
+)
+RECORD_OUTCOME = (
+    update(decisions)
+    .where(decisions.c.id == bindparam("at"))
+    .values(
+        actions=func.jsonb_set(
+            decisions.c.actions,
+            bindparam("path", type_=ARRAY(Text)),
+            bindparam("outcome", type_=JSONB),
+        )
+    )
+    .returning(decisions.c.deployment)
+)
+LIST = select(*rows.DECISION).order_by(decisions.c.id.desc())
+AFTER = select(*rows.DECISION).where(decisions.c.id > bindparam("last")).order_by(decisions.c.id)
+LAST_ID = select(func.coalesce(func.max(decisions.c.id), 0))
+
+_subjects = union_all(
+    select(literal("").label("deployment"), literal("").label("replica")),
+    select(deployments.c.name, literal("")),
+    select(deployments.c.name, replicas.c.name)
+    .select_from(replicas.join(deployments))
+    .where(replicas.c.removed_at.is_(None)),
+).subquery("subjects")
+_newest = (
+    select(*rows.DECISION)
+    .where(decisions.c.deployment == _subjects.c.deployment, decisions.c.replica == _subjects.c.replica)
+    .order_by(decisions.c.id.desc())
+    .limit(1)
+    .lateral("newest")
+)
+# One index look-up a subject that exists; a DISTINCT ON would read the whole log.
+NEWEST_PER_SUBJECT = select(*_newest.c).select_from(_subjects.join(_newest, true()))
+
+_newer = decisions.alias("newer")
+_kept = (
+    select(literal(1))
+    .where(
+        _newer.c.deployment == decisions.c.deployment,
+        _newer.c.replica == decisions.c.replica,
+        _newer.c.id > decisions.c.id,
+    )
+    .limit(bindparam("keep"))
+    .correlate(decisions)
+    .subquery()
+)
+_subject_is_there = or_(
+    decisions.c.deployment == "",
+    (decisions.c.replica == "")
+    & select(deployments.c.uid)
+    .where(deployments.c.name == decisions.c.deployment)
+    .correlate(decisions)
+    .exists(),
+    (decisions.c.replica != "")
+    & select(replicas.c.uid).where(replicas.c.name == decisions.c.replica).correlate(decisions).exists(),
+)
+PRUNE = delete(decisions).where(
+    decisions.c.id.in_(
+        select(decisions.c.id)
+        .where(
+            decisions.c.last_at < bindparam("before"),
+            or_(
+                ~_subject_is_there,
+                select(func.count()).select_from(_kept).scalar_subquery() >= bindparam("keep"),
+            ),
+        )
+        .order_by(decisions.c.last_at)
+        .limit(bindparam("batch"))
+    )
+)
+
+
+async def insert(
+    conn: AsyncConnection, tick: str, made: Sequence[Decision], now: datetime
+) -> tuple[DecisionRecord, ...]:
+    """Writes the decisions of a tick, before their effects. Returns them as they stand in the log, in the same order."""
+    if not made:
+        return ()
+    values: list[dict[str, Any]] = [
+        {
+            "tick": tick,
+            "deployment": decision.deployment,
+            "replica": decision.replica,
+            "reason": decision.reason.word,
+            "message": decision.message,
+            "actions": encode(tuple(decided(action) for action in decision.actions)),
+            "first_at": now,
+            "last_at": now,
+        }
+        for decision in made
+    ]
+    ids = (await conn.execute(INSERT, values)).scalars().all()
+    for deployment in sorted({decision.deployment for decision in made}):
+        await notify.changed(conn, deployment)
+    return tuple(
+        DecisionRecord(
+            id=id_,
+            tick=tick,
+            deployment=decision.deployment,
+            replica=decision.replica,
+            reason=decision.reason.word,
+            message=decision.message,
+            actions=tuple(decided(action) for action in decision.actions),
+            count=1,
+            first_at=now,
+            last_at=now,
+        )
+        for id_, decision in zip(ids, made, strict=True)
+    )
+
+
+async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetime]]) -> None:
+    """Writes of decisions made again (id, count, last time) how often and when. Wakes nobody."""
+    if repeated:
+        await conn.execute(
+            BUMP, [{"at": id_, "times": count, "seen": last_at} for id_, count, last_at in repeated]
+        )
+
+
+async def record_outcome(conn: AsyncConnection, id_: int, index: int, outcome: str) -> None:
+    """Writes what came of a decision's action: `done`, or the error in one sentence. A log row that is gone is no error."""
+    deployment = (
+        await conn.execute(RECORD_OUTCOME, {"at": id_, "path": [str(index), "outcome"], "outcome": outcome})
+    ).scalar_one_or_none()
+    if deployment is not None:
+        await notify.changed(conn, deployment)
+
+
+async def list_page(
+    conn: AsyncConnection,
+    *,
+    deployment: str = "",
+    replica: str = "",
+    before_id: int | None = None,
+    limit: int,
+) -> tuple[DecisionRecord, ...]:
+    """At most `limit` decisions, newest first, with ids below `before_id`.
+
+    An empty `deployment` means all, and an empty `replica` all of the deployment's.
+    """
+    statement = _about(LIST, deployment, replica).limit(limit)
+    if before_id is not None:
+        statement = statement.where(decisions.c.id < before_id)
+    return tuple(rows.decision(row) for row in await conn.execute(statement))
+
+
+async def after(
+    conn: AsyncConnection, id_: int, *, deployment: str = "", replica: str = "", limit: int
+) -> tuple[DecisionRecord, ...]:
+    """At most `limit` decisions with greater ids, oldest first. Only the leader writes, one transaction after another, so
+    no smaller id can appear later."""
+    statement = _about(AFTER, deployment, replica).limit(limit)
+    return tuple(rows.decision(row) for row in await conn.execute(statement, {"last": id_}))
+
+
+async def last_id(conn: AsyncConnection) -> int:
+    """The newest decision's id, 0 if there is none: where a watcher of new ones begins."""
+    newest: int = (await conn.execute(LAST_ID)).scalar_one()
+    return newest
+
+
+async def newest_per_subject(conn: AsyncConnection) -> Mapping[tuple[str, str], DecisionRecord]:
+    """The newest decision about each subject that is there, so that a restarted controller goes on counting."""
+    found = [rows.decision(row) for row in await conn.execute(NEWEST_PER_SUBJECT)]
+    return {record.subject: record for record in found}
+
+
+async def prune(
+    conn: AsyncConnection,
+    before: datetime,
+    *,
+    keep_per_subject: int = KEPT_PER_SUBJECT,
+    batch: int = PRUNE_BATCH,
+) -> int:
+    """Forgets at most `batch` decisions last made before this time, but the newest of each subject that is still there.
+
+    Returns how many; fewer than `batch`: there are no more.
+    """
+    given = {"before": before, "keep": keep_per_subject, "batch": batch}
+    return (await conn.execute(PRUNE, given)).rowcount
+
+
+def _about(statement: Select[Any], deployment: str, replica: str) -> Select[Any]:
+    if deployment:
+        statement = statement.where(decisions.c.deployment == deployment)
+    return statement.where(decisions.c.replica == replica) if replica else statement

@@ -1,0 +1,263 @@
+"""Deployments. Each change of the spec is a generation; each write of the row, the status included, a resource version.
+
+The rule guarded here: a writer who read an older version and says so is refused, and nothing is half-written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, not_, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.model import Condition, Deployment
+from penstock.core.spec import Spec
+from penstock.store.documents import encode
+from penstock.store.errors import BeingDeleted, NameTaken, NotFound, ServedNameTaken, VersionConflict
+from penstock.store.filters import Match, Term
+from penstock.store.queries import notify, revisions, rows
+from penstock.store.tables import attempts, deployments, model_names, replicas
+
+INSERT = (
+    insert(deployments)
+    .on_conflict_do_nothing(index_elements=[deployments.c.name])
+    .returning(*rows.DEPLOYMENT)
+)
+GET = select(*rows.DEPLOYMENT).where(deployments.c.name == bindparam("name"))
+GET_FOR_UPDATE = GET.with_for_update()
+GET_BY_UID = select(*rows.DEPLOYMENT).where(deployments.c.uid == bindparam("uid"))
+LIST = select(*rows.DEPLOYMENT).order_by(deployments.c.name)
+UPDATE = update(deployments).where(deployments.c.uid == bindparam("at")).returning(*rows.DEPLOYMENT)
+WRITE_STATUS = (
+    update(deployments)
+    .where(
+        deployments.c.uid == bindparam("at"),
+        or_(
+            deployments.c.observed_generation != bindparam("generation_seen"),
+            deployments.c.conditions != bindparam("facts", type_=JSONB),
+        ),
+    )
+    .values(
+        # A deployment changed since the controller looked keeps the generation that was looked at, not a later one.
+        observed_generation=func.least(bindparam("generation_seen"), deployments.c.generation),
+        conditions=bindparam("facts", type_=JSONB),
+    )
+    .returning(deployments.c.name)
+)
+REMOVE = (
+    delete(deployments)
+    .where(
+        deployments.c.uid == bindparam("uid"),
+        ~select(attempts.c.token)
+        .join(replicas, replicas.c.uid == attempts.c.replica_uid)
+        .where(replicas.c.deployment_uid == deployments.c.uid, attempts.c.ended_at.is_(None))
+        .exists(),
+    )
+    .returning(deployments.c.name)
+)
+
+CLAIM_MODEL_NAME = insert(model_names).on_conflict_do_nothing()
+MODEL_NAME_HOLDER = (
+    select(deployments.c.name, deployments.c.uid)
+    .join(model_names)
+    .where(model_names.c.name == bindparam("name"))
+)
+FREE_MODEL_NAMES = delete(model_names).where(
+    model_names.c.deployment_uid == bindparam("uid"),
+    model_names.c.name.not_in(bindparam("wanted", expanding=True)),
+)
+
+
+async def create(
+    conn: AsyncConnection, name: str, labels: Mapping[str, str], spec: Spec, now: datetime
+) -> Deployment:
+    """A new deployment and its revision 1. Raises NameTaken, ServedNameTaken."""
+    document = encode(spec)
+    uid = str(uuid.uuid4())
+    row = (
+        await conn.execute(
+            INSERT,
+            {
+                "uid": uid,
+                "name": name,
+                "labels": dict(labels),
+                "spec": document,
+                "secret": secrets.token_urlsafe(32),
+                "created_at": now,
+            },
+        )
+    ).one_or_none()
+    if row is None:
+        raise NameTaken(name, name)
+    created = rows.deployment(row)
+    await _claim_model_names(conn, created)
+    await revisions.insert(conn, uid, 1, document, now)
+    await notify.changed(conn, name)
+    return created
+
+
+async def update_spec(
+    conn: AsyncConnection,
+    name: str,
+    spec: Spec,
+    labels: Mapping[str, str] | None,
+    now: datetime,
+    *,
+    new_revision: bool,
+    expected_version: int | None,
+) -> Deployment:
+    """The deployment with this spec and these labels (None: as they are).
+
+    `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a restart is written.
+    Without it a spec that differs is a new generation of the same revision. Nothing different: nothing is written.
+
+    Raises NotFound, VersionConflict, BeingDeleted, ServedNameTaken.
+    """
+    old = await _get_to_change(conn, name, expected_version)
+    document = encode(spec)
+    values: dict[str, Any] = {}
+    if labels is not None and dict(labels) != dict(old.labels):
+        values["labels"] = dict(labels)
+    if new_revision:
+        values["revision"] = old.revision + 1
+        await revisions.insert(conn, old.uid, old.revision + 1, document, now)
+    if new_revision or document != encode(old.spec):
+        values |= {"spec": document, "generation": old.generation + 1}
+    if not values:
+        return old
+    changed = await _update(conn, old, values)
+    if changed.served_name != old.served_name:
+        await conn.execute(FREE_MODEL_NAMES, {"uid": old.uid, "wanted": sorted(_model_names(changed))})
+        await _claim_model_names(conn, changed)
+    return changed
+
+
+async def scale(
+    conn: AsyncConnection, name: str, count: int, now: datetime, *, expected_version: int | None = None
+) -> Deployment:
+    """The deployment with this number of replicas wanted; no new revision. Raises as `update_spec`."""
+    old = await _get_to_change(conn, name, expected_version)
+    spec = dataclasses.replace(old.spec, replicas=count)
+    return await update_spec(conn, name, spec, None, now, new_revision=False, expected_version=None)
+
+
+async def set_paused(conn: AsyncConnection, name: str, paused: bool) -> Deployment:
+    """Raises NotFound, BeingDeleted."""
+    old = await _get_to_change(conn, name, None)
+    return old if old.paused == paused else await _update(conn, old, {"paused": paused})
+
+
+async def mark_deleted(
+    conn: AsyncConnection, name: str, force: bool, now: datetime, *, expected_version: int | None = None
+) -> Deployment:
+    """The deployment marked for deletion. Again: the time stays; `force` may still be added, not taken back.
+
+    Raises NotFound, VersionConflict.
+    """
+    old = await _lock(conn, name, expected_version)
+    values: dict[str, Any] = {}
+    if old.deleted_at is None:
+        values |= {"deleted_at": now, "generation": old.generation + 1}
+    if force and not old.force_delete:
+        values["force_delete"] = True
+    return await _update(conn, old, values) if values else old
+
+
+async def get(conn: AsyncConnection, name: str) -> Deployment:
+    """Raises NotFound."""
+    row = (await conn.execute(GET, {"name": name})).one_or_none()
+    if row is None:
+        raise NotFound("deployment", name)
+    return rows.deployment(row)
+
+
+async def get_by_uid(conn: AsyncConnection, uid: str) -> Deployment:
+    """Raises NotFound."""
+    row = (await conn.execute(GET_BY_UID, {"uid": uid})).one_or_none()
+    if row is None:
+        raise NotFound("deployment", uid)
+    return rows.deployment(row)
+
+
+async def list_page(
+    conn: AsyncConnection, *, after_name: str = "", limit: int, terms: Sequence[Term] = ()
+) -> tuple[Deployment, ...]:
+    """At most `limit` deployments by name, beginning behind `after_name`, for which all terms hold."""
+    statement = LIST.where(deployments.c.name > after_name).limit(limit)
+    for term in terms:
+        match term.match:
+            case Match.EQUAL:
+                statement = statement.where(deployments.c.labels.contains({term.label: term.value}))
+            case Match.NOT_EQUAL:
+                statement = statement.where(not_(deployments.c.labels.contains({term.label: term.value})))
+            case Match.SET:
+                statement = statement.where(deployments.c.labels.has_key(term.label))
+    return tuple(rows.deployment(row) for row in await conn.execute(statement))
+
+
+async def write_status(
+    conn: AsyncConnection, uid: str, observed_generation: int, conditions: Sequence[Condition]
+) -> bool:
+    """Writes what the controller says of the deployment, where it differs. Returns whether it did."""
+    name = (
+        await conn.execute(
+            WRITE_STATUS,
+            {"at": uid, "generation_seen": observed_generation, "facts": encode(tuple(conditions))},
+        )
+    ).scalar_one_or_none()
+    if name is None:
+        return False
+    await notify.changed(conn, name)
+    return True
+
+
+async def remove(conn: AsyncConnection, uid: str) -> bool:
+    """Removes the deployment and what hangs on it; its decisions stay. False, and nothing is removed, while an attempt is live."""
+    name = (await conn.execute(REMOVE, {"uid": uid})).scalar_one_or_none()
+    if name is None:
+        return False
+    await notify.changed(conn, name)
+    return True
+
+
+async def _lock(conn: AsyncConnection, name: str, expected_version: int | None) -> Deployment:
+    """The deployment, locked until the transaction ends, so that nobody writes between this look and our write."""
+    row = (await conn.execute(GET_FOR_UPDATE, {"name": name})).one_or_none()
+    if row is None:
+        raise NotFound("deployment", name)
+    if expected_version is not None and row.resource_version != expected_version:
+        raise VersionConflict(name, expected_version, row.resource_version)
+    return rows.deployment(row)
+
+
+async def _get_to_change(conn: AsyncConnection, name: str, expected_version: int | None) -> Deployment:
+    found = await _lock(conn, name, expected_version)
+    if found.deleted_at is not None:
+        raise BeingDeleted(name)
+    return found
+
+
+async def _update(conn: AsyncConnection, old: Deployment, values: dict[str, Any]) -> Deployment:
+    row = (await conn.execute(UPDATE.values(values), {"at": old.uid})).one()
+    await notify.changed(conn, old.name)
+    return rows.deployment(row)
+
+
+def _model_names(deployment: Deployment) -> set[str]:
+    return {deployment.name, deployment.served_name}
+
+
+async def _claim_model_names(conn: AsyncConnection, deployment: Deployment) -> None:
+    # Sorted: two that claim the same names in different orders would wait for each other.
+    for name in sorted(_model_names(deployment)):
+        await conn.execute(CLAIM_MODEL_NAME, {"name": name, "deployment_uid": deployment.uid})
+        holder = (await conn.execute(MODEL_NAME_HOLDER, {"name": name})).one()
+        if holder.uid != deployment.uid:
+            refusal = NameTaken if name == deployment.name else ServedNameTaken
+            raise refusal(name, holder.name)

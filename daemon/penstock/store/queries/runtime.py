@@ -1,0 +1,232 @@
+"""What the agents in the jobs say, and what follows from it for the front door.
+
+The rule guarded here: only the agent of a live attempt, of its newest run, moves anything. A ready report is routable as soon
+as it is committed, with no tick in between; a mere heartbeat wakes nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import bindparam, case, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.decisions import Reason
+from penstock.core.model import Attempt, Phase, ReplicaState
+from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.store.errors import AttemptEnded, AttemptSuperseded
+from penstock.store.queries import notify, rows
+from penstock.store.records import Agent, Load
+from penstock.store.tables import attempts, deployments, replicas
+
+AUTHENTICATE = (
+    select(
+        *rows.REPLICA,
+        *rows.ATTEMPT,
+        attempts.c.secret_hash,
+        attempts.c.restart_count,
+        deployments.c.name,
+        deployments.c.secret,
+    )
+    .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid).join(deployments))
+    .where(attempts.c.token == bindparam("token"))
+)
+LOCK = (
+    select(*rows.ATTEMPT, attempts.c.restart_count, attempts.c.replica_uid)
+    .where(attempts.c.token == bindparam("token"))
+    .with_for_update()
+)
+REGISTER = (
+    update(attempts)
+    .where(attempts.c.token == bindparam("at"))
+    .values(
+        job_id=bindparam("in_job"),
+        restart_count=bindparam("run"),
+        host=bindparam("to_host"),
+        port=bindparam("to_port"),
+        phase=Phase.REGISTERED.value,
+        phase_message="",
+        registered_at=bindparam("now"),
+        reported_at=bindparam("now"),
+        ready_at=None,
+        exit_code=None,
+        last_words="",
+    )
+    .returning(*rows.ATTEMPT)
+)
+TOUCH = update(attempts).where(attempts.c.token == bindparam("at")).values(reported_at=bindparam("now"))
+REPORT = (
+    update(attempts)
+    .where(attempts.c.token == bindparam("at"))
+    .values(
+        phase=bindparam("said"),
+        phase_message=bindparam("sentence"),
+        reported_at=bindparam("now"),
+        ready_at=case(
+            (bindparam("said") == Phase.READY.value, func.coalesce(attempts.c.ready_at, bindparam("now"))),
+            else_=attempts.c.ready_at,
+        ),
+        exit_code=func.coalesce(bindparam("code", type_=attempts.c.exit_code.type), attempts.c.exit_code),
+        last_words=case((bindparam("words") != "", bindparam("words")), else_=attempts.c.last_words),
+        running_requests=bindparam("running"),
+        waiting_requests=bindparam("waiting"),
+        kv_cache_usage=bindparam("kv_cache"),
+        prompt_tokens_total=bindparam("prompt_tokens"),
+        generation_tokens_total=bindparam("generation_tokens"),
+    )
+)
+REPLICA_READY = (
+    update(replicas)
+    .where(
+        replicas.c.uid == bindparam("at"),
+        replicas.c.state.in_(
+            [
+                state.value
+                for state in (
+                    ReplicaState.WAITING,
+                    ReplicaState.SUBMITTING,
+                    ReplicaState.QUEUED,
+                    ReplicaState.STARTING,
+                )
+            ]
+        ),
+    )
+    .values(state=ReplicaState.READY.value, message=Reason.READY.meaning, since=bindparam("now"))
+)
+LEAVING = select(replicas.c.leaving).where(replicas.c.uid == bindparam("uid"))
+ROUTES = select(
+    deployments.c.uid,
+    deployments.c.name,
+    deployments.c.secret,
+    deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
+).order_by(deployments.c.name)
+ENDPOINTS = (
+    select(
+        replicas.c.deployment_uid,
+        attempts.c.token,
+        replicas.c.name,
+        attempts.c.host,
+        attempts.c.port,
+    )
+    .join(replicas, replicas.c.uid == attempts.c.replica_uid)
+    .where(
+        attempts.c.ended_at.is_(None),
+        attempts.c.phase == Phase.READY.value,
+        attempts.c.ready_at.is_not(None),
+        attempts.c.drain_at.is_(None),
+        attempts.c.signalled_at.is_(None),
+        attempts.c.cancelled_at.is_(None),
+        ~replicas.c.leaving,
+    )
+    .order_by(replicas.c.deployment_uid, replicas.c.number)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What came of a report."""
+
+    drain: bool
+    """The control plane wants this replica to leave."""
+    phase_changed: bool
+
+
+async def authenticate(conn: AsyncConnection, token: str) -> Agent | None:
+    """Whom the token speaks for, with the hash to check its secret against; None: nobody has or had this token."""
+    row = (await conn.execute(AUTHENTICATE, {"token": token})).one_or_none()
+    if row is None:
+        return None
+    attempt = rows.attempt(row)
+    return Agent(
+        secret_hash=row.secret_hash,
+        attempt=attempt,
+        restart_count=row.restart_count,
+        replica=rows.replica(row, attempt),
+        deployment=row.name,
+        deployment_uid=row.r_deployment_uid,
+        deployment_secret=row.secret,
+    )
+
+
+async def register(
+    conn: AsyncConnection, token: str, *, job_id: int, restart_count: int, host: str, port: int, now: datetime
+) -> Attempt:
+    """The first word of an agent, or the same word again; a requeued job's run starts over from nothing.
+
+    Raises AttemptEnded, and AttemptSuperseded for another job than the recorded one or an older run of it.
+    """
+    row = (await conn.execute(LOCK, {"token": token})).one_or_none()
+    if row is None or row.a_ended_at is not None:
+        raise AttemptEnded(token)
+    if row.a_job_id is not None and row.a_job_id != job_id:
+        raise AttemptSuperseded(token, f"job {row.a_job_id} runs it, not job {job_id}")
+    if row.restart_count is not None and restart_count < row.restart_count:
+        raise AttemptSuperseded(token, f"its job was requeued {row.restart_count} times, not {restart_count}")
+    if (row.restart_count, row.a_host, row.a_port) == (restart_count, host, port):
+        await conn.execute(TOUCH, {"at": token, "now": now})
+        return rows.attempt(row)
+    written = await conn.execute(
+        REGISTER,
+        {"at": token, "in_job": job_id, "run": restart_count, "to_host": host, "to_port": port, "now": now},
+    )
+    await notify.changed_attempt(conn, token)
+    return rows.attempt(written.one())
+
+
+async def report(
+    conn: AsyncConnection,
+    token: str,
+    *,
+    phase: Phase,
+    message: str,
+    load: Load,
+    exit_code: int | None,
+    last_words: str,
+    now: datetime,
+) -> Reported:
+    """Where an agent stands. Raises AttemptEnded."""
+    row = (await conn.execute(LOCK, {"token": token})).one_or_none()
+    if row is None or row.a_ended_at is not None:
+        raise AttemptEnded(token)
+    await conn.execute(
+        REPORT,
+        {
+            "at": token,
+            "said": phase.value,
+            "sentence": message,
+            "now": now,
+            "code": exit_code,
+            "words": last_words,
+            "running": load.running_requests,
+            "waiting": load.waiting_requests,
+            "kv_cache": load.kv_cache_usage,
+            "prompt_tokens": load.prompt_tokens_total,
+            "generation_tokens": load.generation_tokens_total,
+        },
+    )
+    changed = row.a_phase != phase.value
+    if changed:
+        if phase is Phase.READY:
+            await conn.execute(REPLICA_READY, {"at": row.replica_uid, "now": now})
+        await notify.changed_attempt(conn, token)
+    leaving = (await conn.execute(LEAVING, {"uid": row.replica_uid})).scalar_one()
+    return Reported(drain=leaving or row.a_drain_at is not None, phase_changed=changed)
+
+
+async def routing_state(conn: AsyncConnection) -> RoutingState:
+    """All deployments by name, and where requests for each may go. Give it a connection of `Database.snapshot`."""
+    endpoints: dict[str, list[Endpoint]] = {}
+    for row in await conn.execute(ENDPOINTS):
+        endpoints.setdefault(row.deployment_uid, []).append(Endpoint(row.token, row.name, row.host, row.port))
+    return RoutingState(
+        tuple(
+            Route(
+                deployment=row.name,
+                model_names=tuple(dict.fromkeys((row.name, row.served_name or row.name))),
+                secret=row.secret,
+                endpoints=tuple(endpoints.get(row.uid, ())),
+            )
+            for row in await conn.execute(ROUTES)
+        )
+    )

@@ -1,0 +1,816 @@
+"""Every query against a real PostgreSQL: what is written comes back, what must not be is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.decisions import Cancel, CreateReplica, Decision, Reason, Submit
+from penstock.core.jobs import Job, JobState
+from penstock.core.model import Attempt, Condition, ConditionStatus, Deployment, Phase, Replica, ReplicaState
+from penstock.core.routing import Endpoint, Route
+from penstock.core.spec import Model, Spec
+from penstock.store.database import Database
+from penstock.store.errors import (
+    AttemptEnded,
+    AttemptSuperseded,
+    BeingDeleted,
+    LeaseLost,
+    NameTaken,
+    NotFound,
+    ServedNameTaken,
+    VersionConflict,
+)
+from penstock.store.filters import parse_filter
+from penstock.store.queries import (
+    attempts,
+    decisions,
+    deployments,
+    installation,
+    leases,
+    members,
+    replicas,
+    revisions,
+    runtime,
+    world,
+)
+from penstock.store.records import DecidedAction, Load, ReplicaStatus, RevisionCount
+
+pytest_plugins = ["tests.databases"]
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SPEC = Spec(Model(hub="owner/model"))
+IDLE = Load()
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def job(job_id: int = 7, state: JobState = JobState.RUNNING) -> Job:
+    return Job(job_id=job_id, name="penstock-a-t", comment="", state=state, submitted_at=NOW)
+
+
+async def a_deployment(conn: AsyncConnection, name: str = "a", spec: Spec = SPEC) -> Deployment:
+    return await deployments.create(conn, name, {}, spec, NOW)
+
+
+async def a_replica(conn: AsyncConnection, name: str = "a") -> Replica:
+    deployment = await a_deployment(conn, name)
+    return await replicas.create(conn, deployment.uid, 1, NOW)
+
+
+async def an_attempt(conn: AsyncConnection, token: str = "t", name: str = "a") -> tuple[Replica, Attempt]:
+    replica = await a_replica(conn, name)
+    return replica, await attempts.insert(conn, replica.uid, token, "#!/bin/sh\n", "hash", NOW)
+
+
+async def end(conn: AsyncConnection, token: str, *, now: datetime = NOW) -> bool:
+    return await attempts.end(
+        conn, token, message="over", exit_code=1, job=None, failures=1, next_attempt_at=later(10), now=now
+    )
+
+
+@pytest.fixture
+async def conn(database: Database) -> AsyncIterator[AsyncConnection]:
+    """One transaction for the whole test."""
+    async with database.transaction() as opened:
+        yield opened
+
+
+def refused(conn: AsyncConnection) -> AbstractAsyncContextManager[Any]:
+    """A savepoint: the statement that fails in it does not end the test's transaction."""
+    return conn.begin_nested()
+
+
+class TestInstallation:
+    async def test_is_given_once(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            first = await installation.ensure(conn, NOW)
+        async with database.transaction() as conn:
+            assert await installation.ensure(conn, later(9)) == first
+        assert first
+
+
+class TestDeployments:
+    async def test_comes_back_as_it_was_made(self, conn: AsyncConnection) -> None:
+        spec = replace(SPEC, replicas=3)
+        made = await deployments.create(conn, "a", {"team": "search"}, spec, NOW)
+        assert made == await deployments.get(conn, "a") == await deployments.get_by_uid(conn, made.uid)
+        assert (made.spec, made.labels, made.created_at) == (spec, {"team": "search"}, NOW)
+        assert (made.generation, made.revision, made.observed_generation) == (1, 1, 0)
+        assert (await revisions.get(conn, made.uid, 1)).spec == spec
+
+    async def test_a_taken_name_is_refused(self, conn: AsyncConnection) -> None:
+        await a_deployment(conn)
+        with pytest.raises(NameTaken, match="there is one already"):
+            await a_deployment(conn)
+
+    async def test_a_taken_served_name_is_refused_and_names_its_holder(self, conn: AsyncConnection) -> None:
+        spec = replace(SPEC, model=Model(hub="o/m", served_name="llama"))
+        await a_deployment(conn, "a", spec)
+        async with refused(conn) as savepoint:
+            with pytest.raises(ServedNameTaken, match="'llama' is taken by deployment 'a'"):
+                await a_deployment(conn, "b", spec)
+            await savepoint.rollback()
+        await a_deployment(conn, "c")
+        with pytest.raises(ServedNameTaken, match="'a'"):
+            await deployments.update_spec(
+                conn, "c", spec, None, NOW, new_revision=True, expected_version=None
+            )
+
+    async def test_a_name_served_by_another_is_refused(self, conn: AsyncConnection) -> None:
+        await a_deployment(conn, "a", replace(SPEC, model=Model(hub="o/m", served_name="b")))
+        with pytest.raises(NameTaken, match="'a' serves its model under that name"):
+            await a_deployment(conn, "b")
+
+    async def test_a_served_name_is_free_again_when_it_is_given_up(self, conn: AsyncConnection) -> None:
+        spec = replace(SPEC, model=Model(hub="o/m", served_name="llama"))
+        await a_deployment(conn, "a", spec)
+        await deployments.update_spec(conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None)
+        await a_deployment(conn, "b", spec)
+        with pytest.raises(NameTaken):
+            await a_deployment(conn, "a")
+
+    async def test_the_same_spec_writes_nothing(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        again = await deployments.update_spec(
+            conn, "a", SPEC, {}, NOW, new_revision=False, expected_version=made.resource_version
+        )
+        assert again == made
+
+    async def test_labels_change_the_version_but_no_generation(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        changed = await deployments.update_spec(
+            conn, "a", SPEC, {"k": "v"}, NOW, new_revision=False, expected_version=None
+        )
+        assert changed.labels == {"k": "v"}
+        assert changed.generation == 1
+        assert changed.resource_version > made.resource_version
+
+    async def test_a_restart_is_a_new_revision_of_the_same_spec(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        changed = await deployments.update_spec(
+            conn, "a", SPEC, None, later(1), new_revision=True, expected_version=None
+        )
+        assert (changed.revision, changed.generation, changed.spec) == (2, 2, SPEC)
+        listed = await revisions.list_page(conn, made.uid, limit=10)
+        assert [(item.number, item.spec) for item in listed] == [(2, SPEC), (1, SPEC)]
+        assert [
+            item.number for item in await revisions.list_page(conn, made.uid, before_number=2, limit=10)
+        ] == [1]
+
+    async def test_scaling_makes_no_revision(self, conn: AsyncConnection) -> None:
+        await a_deployment(conn)
+        scaled = await deployments.scale(conn, "a", 5, NOW)
+        assert (scaled.spec.replicas, scaled.revision, scaled.generation) == (5, 1, 2)
+
+    async def test_old_revisions_go_unless_a_replica_runs_them(
+        self, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(revisions, "REVISIONS_KEPT", 2)
+        made = await a_deployment(conn)
+        await replicas.create(conn, made.uid, 1, NOW)
+        for _ in range(4):
+            await deployments.update_spec(
+                conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None
+            )
+        assert [item.number for item in await revisions.list_page(conn, made.uid, limit=9)] == [5, 4, 1]
+
+    async def test_an_older_version_is_refused_with_the_current_one(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        scaled = await deployments.scale(conn, "a", 2, NOW, expected_version=made.resource_version)
+        with pytest.raises(VersionConflict) as caught:
+            await deployments.scale(conn, "a", 3, NOW, expected_version=made.resource_version)
+        assert caught.value.current == scaled.resource_version
+        with pytest.raises(VersionConflict):
+            await deployments.mark_deleted(conn, "a", False, NOW, expected_version=made.resource_version)
+
+    async def test_of_two_writers_at_once_one_is_refused(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            made = await a_deployment(conn)
+
+        async def scale(count: int) -> int:
+            async with database.transaction() as conn:
+                await deployments.scale(conn, "a", count, NOW, expected_version=made.resource_version)
+            return count
+
+        results = await asyncio.gather(scale(2), scale(3), return_exceptions=True)
+        won = [result for result in results if isinstance(result, int)]
+        lost = [result for result in results if isinstance(result, VersionConflict)]
+        assert (len(won), len(lost)) == (1, 1)
+        async with database.transaction() as conn:
+            assert (await deployments.get(conn, "a")).spec.replicas == won[0]
+
+    async def test_what_is_not_there_is_said(self, conn: AsyncConnection) -> None:
+        for call in (
+            deployments.get(conn, "x"),
+            deployments.get_by_uid(conn, "x"),
+            deployments.scale(conn, "x", 1, NOW),
+            deployments.set_paused(conn, "x", True),
+            deployments.mark_deleted(conn, "x", False, NOW),
+            revisions.get(conn, "x", 1),
+            replicas.get(conn, "x-1"),
+            replicas.create(conn, "x", 1, NOW),
+            attempts.script(conn, "x"),
+        ):
+            with pytest.raises(NotFound):
+                await call
+
+    async def test_what_is_being_deleted_takes_no_changes(self, conn: AsyncConnection) -> None:
+        await a_deployment(conn)
+        marked = await deployments.mark_deleted(conn, "a", False, NOW)
+        assert (marked.deleted_at, marked.force_delete) == (NOW, False)
+        forced = await deployments.mark_deleted(conn, "a", True, later(5))
+        assert (forced.deleted_at, forced.force_delete) == (NOW, True)
+        assert await deployments.mark_deleted(conn, "a", False, later(6)) == forced
+        with pytest.raises(BeingDeleted):
+            await deployments.scale(conn, "a", 1, NOW)
+        with pytest.raises(BeingDeleted):
+            await deployments.set_paused(conn, "a", True)
+
+    async def test_pause(self, conn: AsyncConnection) -> None:
+        await a_deployment(conn)
+        paused = await deployments.set_paused(conn, "a", True)
+        assert paused.paused
+        assert await deployments.set_paused(conn, "a", True) == paused
+
+    async def test_status_is_written_only_where_it_differs(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        conditions = (Condition("Ready", ConditionStatus.FALSE, "Queued", "0 of 1 ready", NOW),)
+        assert await deployments.write_status(conn, made.uid, 1, conditions)
+        written = await deployments.get(conn, "a")
+        assert (written.observed_generation, written.conditions) == (1, conditions)
+        assert written.resource_version > made.resource_version
+        assert not await deployments.write_status(conn, made.uid, 1, conditions)
+        assert (await deployments.get(conn, "a")) == written
+
+    async def test_pages_and_filters(self, conn: AsyncConnection) -> None:
+        for name, labels in (
+            ("a", {"team": "search", "tier": "prod"}),
+            ("a-b", {"team": "search"}),
+            ("ab", {"team": "ads", "gpu": ""}),
+            ("b", {}),
+        ):
+            await deployments.create(conn, name, labels, SPEC, NOW)
+
+        async def names(text: str = "", after: str = "", limit: int = 9) -> list[str]:
+            page = await deployments.list_page(conn, after_name=after, limit=limit, terms=parse_filter(text))
+            return [deployment.name for deployment in page]
+
+        # Byte by byte: '-' comes before letters.
+        assert await names() == ["a", "a-b", "ab", "b"]
+        assert await names(limit=2) == ["a", "a-b"]
+        assert await names(after="a-b") == ["ab", "b"]
+        assert await names("team=search") == ["a", "a-b"]
+        assert await names("team!=search") == ["ab", "b"]
+        assert await names("team=search,tier!=prod") == ["a-b"]
+        assert await names("gpu") == ["ab"]
+
+    async def test_removal_takes_everything_but_the_log(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        await decisions.insert(conn, "tick", [Decision("a", "", Reason.DELETED, "gone")], NOW)
+        assert not await deployments.remove(conn, replica.deployment_uid)
+        await end(conn, "t")
+        assert await deployments.remove(conn, replica.deployment_uid)
+        assert not await deployments.remove(conn, replica.deployment_uid)
+        assert await world.load(conn) == type(await world.load(conn))((), ())
+        assert await runtime.authenticate(conn, "t") is None
+        assert len(await decisions.list_page(conn, deployment="a", limit=9)) == 1
+        await a_deployment(conn)
+
+
+class TestReplicas:
+    async def test_numbers_are_never_used_twice(self, conn: AsyncConnection) -> None:
+        first = await a_replica(conn)
+        assert (first.name, first.number, first.state) == ("a-1", 1, ReplicaState.WAITING)
+        assert await replicas.get(conn, "a-1") == first
+        await replicas.remove(conn, first.uid, NOW)
+        second = await replicas.create(conn, first.deployment_uid, 1, NOW)
+        assert second.name == "a-2"
+
+    async def test_a_revision_that_is_not_there_is_refused(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        with pytest.raises(IntegrityError):
+            await replicas.create(conn, made.uid, 2, NOW)
+
+    async def test_pages(self, conn: AsyncConnection) -> None:
+        a, b = await a_deployment(conn, "a"), await a_deployment(conn, "b")
+        for uid in (b.uid, a.uid, a.uid):
+            await replicas.create(conn, uid, 1, NOW)
+        gone = await replicas.get(conn, "a-1")
+        await replicas.remove(conn, gone.uid, later(1), message="scaled away")
+
+        async def names(**given: Any) -> list[str]:
+            return [replica.name for replica in await replicas.list_page(conn, **{"limit": 9, **given})]
+
+        assert await names() == ["a-2", "b-1"]
+        assert await names(include_removed=True) == ["a-1", "a-2", "b-1"]
+        assert await names(include_removed=True, limit=1) == ["a-1"]
+        assert await names(include_removed=True, after=("a", 1)) == ["a-2", "b-1"]
+        assert await names(after=("a", 2)) == ["b-1"]
+        assert await names(deployment="b") == ["b-1"]
+        removed = await replicas.get(conn, "a-1")
+        assert (removed.state, removed.removed_at, removed.message) == (
+            ReplicaState.REMOVED,
+            later(1),
+            "scaled away",
+        )
+
+    async def test_status_of_many_at_once_only_where_it_differs(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        uids = [(await replicas.create(conn, made.uid, 1, NOW)).uid for _ in range(3)]
+        queued = [ReplicaStatus(uid, ReplicaState.QUEUED, "Resources") for uid in uids]
+        assert await replicas.write_status(conn, queued, later(1)) == 3
+        assert await replicas.write_status(conn, queued, later(2)) == 0
+        assert await replicas.write_status(conn, [], later(2)) == 0
+        changed = [
+            replace(queued[0], message="Priority"),
+            replace(queued[1], state=ReplicaState.STARTING),
+            queued[2],
+        ]
+        assert await replicas.write_status(conn, changed, later(3)) == 2
+        found = await replicas.list_page(conn, limit=9)
+        assert [(item.state, item.message, item.since) for item in found] == [
+            (ReplicaState.QUEUED, "Priority", later(1)),
+            (ReplicaState.STARTING, "Resources", later(3)),
+            (ReplicaState.QUEUED, "Resources", later(1)),
+        ]
+
+    async def test_leaving_is_written_once(self, conn: AsyncConnection) -> None:
+        replica = await a_replica(conn)
+        assert await replicas.mark_leaving(conn, replica.uid)
+        assert not await replicas.mark_leaving(conn, replica.uid)
+        assert (await replicas.get(conn, "a-1")).leaving
+
+    async def test_one_with_a_live_attempt_is_not_removed(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        assert not await replicas.remove(conn, replica.uid, NOW)
+        await end(conn, "t")
+        assert await replicas.remove(conn, replica.uid, NOW)
+        assert not await replicas.remove(conn, replica.uid, NOW)
+
+    async def test_counts_by_revision(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        await runtime.register(conn, "t", job_id=7, restart_count=0, host="h", port=1, now=NOW)
+        await ready(conn, "t")
+        await replicas.create(conn, replica.deployment_uid, 1, NOW)
+        await deployments.update_spec(conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None)
+        await replicas.create(conn, replica.deployment_uid, 2, NOW)
+        empty = await a_deployment(conn, "b")
+        assert await replicas.count(conn, [replica.deployment_uid, empty.uid]) == {
+            replica.deployment_uid: (RevisionCount(1, 2, 1, 1), RevisionCount(2, 1, 0, 0)),
+            empty.uid: (),
+        }
+
+    async def test_removed_ones_are_forgotten_in_batches(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        for _ in range(3):
+            await replicas.remove(conn, (await replicas.create(conn, made.uid, 1, NOW)).uid, NOW)
+        kept = await replicas.create(conn, made.uid, 1, NOW)
+        assert await replicas.prune(conn, NOW, batch=2) == 0
+        assert await replicas.prune(conn, later(1), batch=2) == 2
+        assert await replicas.prune(conn, later(1), batch=2) == 1
+        assert await replicas.list_page(conn, limit=9, include_removed=True) == (kept,)
+
+
+class TestAttempts:
+    async def test_a_second_live_attempt_is_refused(self, conn: AsyncConnection) -> None:
+        replica, first = await an_attempt(conn)
+        assert (first.number, first.live, first.intended_at) == (1, True, NOW)
+        with pytest.raises(IntegrityError, match="attempts_live_index"):
+            async with refused(conn):
+                await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+        await end(conn, "t")
+        second = await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+        assert second.number == 2
+
+    async def test_of_two_intents_at_once_one_is_refused(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            replica = await a_replica(conn)
+
+        async def intend(token: str) -> None:
+            async with database.transaction() as conn:
+                await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+
+        results = await asyncio.gather(intend("t"), intend("u"), return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) == ["IntegrityError", "NoneType"]
+
+    async def test_a_token_is_unique_for_ever(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        await end(conn, "t")
+        with pytest.raises(IntegrityError, match="attempts_pkey"):
+            await attempts.insert(conn, replica.uid, "t", "#!", "hash", NOW)
+
+    async def test_a_job_belongs_to_one_live_attempt(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn, "t", "a")
+        await an_attempt(conn, "u", "b")
+        await attempts.record_job_id(conn, "t", 7)
+        with pytest.raises(IntegrityError, match="attempts_live_job_index"):
+            async with refused(conn):
+                await attempts.record_job_id(conn, "u", 7)
+        # Ids come again after Slurm's state was reset: an ended attempt's may be anybody's.
+        await end(conn, "t")
+        assert await attempts.record_job_id(conn, "u", 7)
+
+    async def test_a_job_id_is_positive(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        with pytest.raises(IntegrityError, match="attempts_job_id_check"):
+            await attempts.record_job_id(conn, "t", 0)
+
+    async def test_the_course_of_one(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        assert await attempts.mark_submitting(conn, "t", later(1))
+        assert await attempts.record_job_id(conn, "t", 7, job(state=JobState.PENDING))
+        assert await attempts.record_missing(conn, "t", later(2))
+        assert await attempts.record_missing(conn, "t", None)
+        assert await attempts.record_job(conn, "t", job())
+        assert await attempts.mark_draining(conn, "t", later(3))
+        assert not await attempts.mark_draining(conn, "t", later(9))
+        assert await attempts.mark_signalled(conn, "t", later(4))
+        assert await attempts.mark_cancelled(conn, "t", later(5))
+        ended_job = job(state=JobState.FAILED)
+        assert await attempts.end(
+            conn,
+            "t",
+            message="The job failed.",
+            exit_code=3,
+            job=ended_job,
+            failures=2,
+            next_attempt_at=later(20),
+            now=later(6),
+        )
+        expected = Attempt(
+            token="t",
+            number=1,
+            intended_at=NOW,
+            submitted_at=later(1),
+            job_id=7,
+            job=ended_job,
+            drain_at=later(3),
+            signalled_at=later(4),
+            cancelled_at=later(5),
+            ended_at=later(6),
+            end_message="The job failed.",
+            exit_code=3,
+        )
+        found = await replicas.get(conn, "a-1")
+        assert found.attempt == expected
+        assert (found.failures, found.next_attempt_at) == (2, later(20))
+        assert await attempts.list_for(conn, replica.uid) == (expected,)
+        assert await attempts.script(conn, "t") == "#!/bin/sh\n"
+
+    async def test_what_has_ended_stays_as_it_ended(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await end(conn, "t")
+        before = (await replicas.get(conn, "a-1")).attempt
+        assert not await end(conn, "t", now=later(9))
+        assert not await attempts.mark_submitting(conn, "t", later(9))
+        assert not await attempts.record_job_id(conn, "t", 8)
+        assert not await attempts.record_job(conn, "t", job())
+        assert not await attempts.record_refusal(conn, "t", "no")
+        assert not await attempts.mark_cancelled(conn, "t", later(9))
+        assert (await replicas.get(conn, "a-1")).attempt == before
+        with pytest.raises(IntegrityError, match="cannot live again"):
+            await conn.exec_driver_sql("UPDATE attempts SET ended_at = NULL")
+
+    async def test_a_refusal(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        assert await attempts.record_refusal(conn, "t", "Invalid account")
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert found.refusal == "Invalid account"
+
+    async def test_a_clock_behind_the_intents_clock_breaks_nothing(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await attempts.mark_submitting(conn, "t", later(-60))
+        await end(conn, "t", now=later(-60))
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert (found.submitted_at, found.ended_at) == (NOW, NOW)
+
+    async def test_a_new_intent_ends_the_back_off(self, conn: AsyncConnection) -> None:
+        replica, _ = await an_attempt(conn)
+        await end(conn, "t")
+        await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+        found = await replicas.get(conn, "a-1")
+        assert found.next_attempt_at is None
+        assert found.attempt is not None
+        assert found.attempt.token == "u"
+
+    async def test_old_ones_are_forgotten(
+        self, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(attempts, "ATTEMPTS_KEPT", 2)
+        replica = await a_replica(conn)
+        for token in "abcd":
+            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            await end(conn, token)
+        assert [item.token for item in await attempts.list_for(conn, replica.uid)] == ["d", "c"]
+
+
+async def ready(
+    conn: AsyncConnection, token: str, *, now: datetime = NOW, load: Load = IDLE
+) -> runtime.Reported:
+    return await runtime.report(
+        conn, token, phase=Phase.READY, message="ok", load=load, exit_code=None, last_words="", now=now
+    )
+
+
+class TestRuntime:
+    async def test_who_a_token_is(self, conn: AsyncConnection) -> None:
+        replica, attempt = await an_attempt(conn)
+        agent = await runtime.authenticate(conn, "t")
+        assert agent is not None
+        assert (agent.secret_hash, agent.attempt, agent.deployment) == ("hash", attempt, "a")
+        assert agent.replica == replace(replica, attempt=attempt)
+        (route,) = (await runtime.routing_state(conn)).routes
+        assert agent.deployment_secret == route.secret
+        assert await runtime.authenticate(conn, "nobody") is None
+
+    async def test_register_is_idempotent_and_starts_over_for_a_later_run(
+        self, conn: AsyncConnection
+    ) -> None:
+        await an_attempt(conn)
+        first = await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=NOW)
+        assert (first.job_id, first.endpoint, first.phase) == (7, "n1:50", Phase.REGISTERED)
+        await ready(conn, "t")
+        await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=later(1))
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert (found.phase, found.ready_at, found.reported_at) == (Phase.READY, NOW, later(1))
+        again = await runtime.register(
+            conn, "t", job_id=7, restart_count=1, host="fe80::1", port=51, now=later(2)
+        )
+        assert (again.phase, again.ready_at, again.endpoint) == (Phase.REGISTERED, None, "[fe80::1]:51")
+        with pytest.raises(AttemptSuperseded, match="requeued 1 times"):
+            await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=later(3))
+        with pytest.raises(AttemptSuperseded, match="job 7 runs it, not job 8"):
+            await runtime.register(conn, "t", job_id=8, restart_count=2, host="n1", port=50, now=later(3))
+
+    async def test_an_ended_attempt_is_told_so(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await end(conn, "t")
+        with pytest.raises(AttemptEnded):
+            await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=NOW)
+        with pytest.raises(AttemptEnded):
+            await ready(conn, "t")
+        with pytest.raises(AttemptEnded):
+            await ready(conn, "nobody")
+
+    async def test_ready_is_written_once_and_moves_the_replica_at_once(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=NOW)
+        assert await ready(conn, "t", now=later(1)) == runtime.Reported(drain=False, phase_changed=True)
+        load = Load(1, 2, 0.5, 3, 4)
+        assert await ready(conn, "t", now=later(2), load=load) == runtime.Reported(
+            drain=False, phase_changed=False
+        )
+        found = await replicas.get(conn, "a-1")
+        assert (found.state, found.since) == (ReplicaState.READY, later(1))
+        assert found.attempt is not None
+        assert (found.attempt.ready_at, found.attempt.reported_at) == (later(1), later(2))
+        assert await attempts.loads(conn, ["t", "x"]) == {"t": load}
+
+    async def test_ready_without_having_registered_is_refused(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        with pytest.raises(IntegrityError, match="attempts_ready_at_check"):
+            await ready(conn, "t")
+
+    async def test_last_words(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await runtime.report(
+            conn, "t", phase=Phase.FAILED, message="gone", load=IDLE, exit_code=137, last_words="OOM", now=NOW
+        )
+        await runtime.report(
+            conn, "t", phase=Phase.FAILED, message="gone", load=IDLE, exit_code=None, last_words="", now=NOW
+        )
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert (found.phase, found.exit_code, found.last_words) == (Phase.FAILED, 137, "OOM")
+
+    async def test_routing(self, conn: AsyncConnection) -> None:
+        spec = replace(SPEC, model=Model(hub="o/m", served_name="llama"))
+        made = await a_deployment(conn, "a", spec)
+        for token in ("t1", "t2", "t3"):
+            replica = await replicas.create(conn, made.uid, 1, NOW)
+            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+        await a_deployment(conn, "b")
+
+        async def routable() -> list[str]:
+            routes = {route.deployment: route for route in (await runtime.routing_state(conn)).routes}
+            assert routes["a"].model_names == ("a", "llama")
+            assert routes["b"] == Route("b", ("b",), routes["b"].secret, ())
+            assert routes["a"].secret != routes["b"].secret
+            return [endpoint.attempt for endpoint in routes["a"].endpoints]
+
+        for number, token in enumerate(("t1", "t2", "t3"), 1):
+            await runtime.register(
+                conn, token, job_id=number, restart_count=0, host="n1", port=number, now=NOW
+            )
+        assert await routable() == []
+        for token in ("t1", "t2", "t3"):
+            await ready(conn, token)
+        assert await routable() == ["t1", "t2", "t3"]
+        (route, _) = (await runtime.routing_state(conn)).routes
+        assert route.endpoints[0] == Endpoint("t1", "a-1", "n1", 1)
+        await replicas.mark_leaving(conn, (await replicas.get(conn, "a-1")).uid)
+        assert await routable() == ["t2", "t3"]
+        assert (await ready(conn, "t1")).drain
+        await attempts.mark_draining(conn, "t2", NOW)
+        assert await routable() == ["t3"]
+        assert (await ready(conn, "t2")).drain
+        await runtime.register(conn, "t3", job_id=3, restart_count=1, host="n1", port=3, now=NOW)
+        assert await routable() == []
+        await ready(conn, "t3")
+        assert await routable() == ["t3"]
+        await end(conn, "t3")
+        assert await routable() == []
+
+
+class TestDecisions:
+    async def test_the_log(self, conn: AsyncConnection) -> None:
+        made = [
+            Decision("", "", Reason.CLUSTER_UNREACHABLE, "slurmctld does not answer"),
+            Decision("a", "", Reason.SCALE_UP, "0 of 1", (CreateReplica("uid", 1),)),
+            Decision("a", "a-1", Reason.SUBMIT, "attempt 1", (Submit("r"), Cancel("t", 7, "name"))),
+        ]
+        inserted = await decisions.insert(conn, "tick-1", made, NOW)
+        assert [record.reason for record in inserted] == ["ClusterUnreachable", "ScaleUp", "Submit"]
+        assert await decisions.list_page(conn, limit=9) == tuple(reversed(inserted))
+        assert await decisions.list_page(conn, deployment="a", limit=9) == (inserted[2], inserted[1])
+        assert await decisions.list_page(conn, deployment="a", replica="a-1", limit=9) == (inserted[2],)
+        assert await decisions.list_page(conn, before_id=inserted[2].id, limit=1) == (inserted[1],)
+        assert await decisions.after(conn, inserted[0].id, limit=9) == inserted[1:]
+        assert await decisions.after(conn, 0, deployment="a", limit=1) == (inserted[1],)
+        assert await decisions.last_id(conn) == inserted[2].id
+        await decisions.record_outcome(conn, inserted[2].id, 0, "done")
+        await decisions.record_outcome(conn, inserted[2].id, 5, "there is no such action")
+        (submit, *_) = await decisions.list_page(conn, limit=1)
+        assert submit.actions == (
+            DecidedAction("submit", "replica r", "done"),
+            DecidedAction("cancel", "job 7"),
+        )
+
+    async def test_a_decision_made_again(self, conn: AsyncConnection) -> None:
+        (record,) = await decisions.insert(conn, "t", [Decision("", "", Reason.STEADY, "ok")], NOW)
+        await decisions.bump(conn, [])
+        await decisions.bump(conn, [(record.id, 5, later(60))])
+        assert await decisions.list_page(conn, limit=9) == (replace(record, count=5, last_at=later(60)),)
+
+    async def test_the_newest_of_each_subject_that_is_there(self, conn: AsyncConnection) -> None:
+        await a_replica(conn)
+        subjects = [("", ""), ("a", ""), ("a", "a-1"), ("gone", ""), ("a", "a-9")]
+        for message in ("old", "new"):
+            await decisions.insert(
+                conn, "t", [Decision(*who, Reason.STEADY, message) for who in subjects], NOW
+            )
+        newest = await decisions.newest_per_subject(conn)
+        assert set(newest) == {("", ""), ("a", ""), ("a", "a-1")}
+        assert {record.message for record in newest.values()} == {"new"}
+
+    async def test_retention(self, conn: AsyncConnection) -> None:
+        await a_replica(conn)
+        for moment in (0, 1, 2, 3):
+            await decisions.insert(
+                conn,
+                "t",
+                [Decision(*who, Reason.STEADY, "") for who in (("a", ""), ("a", "a-1"), ("gone", ""))],
+                later(moment),
+            )
+
+        async def left(deployment: str, replica: str = "") -> int:
+            found = await decisions.list_page(conn, deployment=deployment, limit=99)
+            return len([record for record in found if record.replica == replica])
+
+        assert await decisions.prune(conn, NOW, keep_per_subject=2, batch=100) == 0
+        assert await decisions.prune(conn, later(3), keep_per_subject=2, batch=3) == 3
+        while await decisions.prune(conn, later(3), keep_per_subject=2, batch=3):
+            pass
+        # Of those that are there the newest two stay; of what is gone only what is young.
+        assert (await left("a"), await left("a", "a-1"), await left("gone")) == (2, 2, 1)
+
+
+class TestLeases:
+    async def test_one_holder_at_a_time_and_terms_increase(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            assert await leases.acquire(conn, "controller", "one", 60) == 1
+        async with database.transaction() as conn:
+            assert await leases.acquire(conn, "controller", "two", 60) is None
+            assert await leases.renew(conn, "controller", "one", 1, 60)
+            assert not await leases.renew(conn, "controller", "two", 1, 60)
+            await leases.fence(conn, "controller", 1)
+            with pytest.raises(LeaseLost):
+                await leases.fence(conn, "controller", 2)
+        async with database.transaction() as conn:
+            await leases.release(conn, "controller", "one", 1)
+        async with database.transaction() as conn:
+            with pytest.raises(LeaseLost):
+                await leases.fence(conn, "controller", 1)
+            assert not await leases.renew(conn, "controller", "one", 1, 60)
+            assert await leases.acquire(conn, "controller", "two", 60) == 2
+            await leases.release(conn, "controller", "one", 1)
+            await leases.fence(conn, "controller", 2)
+
+    async def test_a_term_runs_out_by_the_databases_clock(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            assert await leases.acquire(conn, "controller", "one", 0) == 1
+        async with database.transaction() as conn:
+            with pytest.raises(LeaseLost):
+                await leases.fence(conn, "controller", 1)
+            assert await leases.acquire(conn, "controller", "two", 60) == 2
+
+    async def test_of_two_at_once_one_gets_it(self, database: Database) -> None:
+        async def acquire(holder: str) -> int | None:
+            async with database.transaction() as conn:
+                return await leases.acquire(conn, "controller", holder, 60)
+
+        assert sorted(map(str, await asyncio.gather(acquire("one"), acquire("two")))) == ["1", "None"]
+
+    async def test_nobody_takes_over_while_a_fenced_transaction_is_open(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            await leases.acquire(conn, "controller", "one", 0.3)
+
+        async def take() -> int:
+            while True:
+                async with database.transaction() as conn:
+                    term = await leases.acquire(conn, "controller", "two", 60)
+                if term is not None:
+                    return term
+
+        async with database.transaction() as fenced:
+            await leases.fence(fenced, "controller", 1)
+            taking = asyncio.create_task(take())
+            done, _ = await asyncio.wait({taking}, timeout=1)
+            assert not done
+        assert await asyncio.wait_for(taking, 10) == 2
+
+    @pytest.mark.parametrize("change", ["term = 4", "holder = 'thief'", "term = 4, holder = 'thief'"])
+    async def test_the_table_itself_keeps_terms_increasing(self, conn: AsyncConnection, change: str) -> None:
+        for _ in range(5):
+            await leases.acquire(conn, "controller", "one", 60)
+        with pytest.raises(IntegrityError, match="only increases"):
+            await conn.exec_driver_sql(f"UPDATE leases SET {change}")
+
+
+class TestMembers:
+    async def test_open_since_the_earliest_that_is_present(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            assert await members.reports_open_since(conn) is None
+        async with database.transaction() as conn:
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:1")
+        async with database.transaction() as conn:
+            await members.beat(conn, members.GATEWAY, "g2", "127.0.0.1:2")
+            await members.beat(conn, "controller", "c1", "")
+        async with database.transaction() as conn:
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3")
+        async with database.transaction() as conn:
+            first, second = await members.list_present(conn, members.GATEWAY)
+            assert (first.address, second.address) == ("127.0.0.1:3", "127.0.0.1:2")
+            assert first.open_since < second.open_since < first.seen_at
+            assert await members.reports_open_since(conn) == first.open_since
+            await conn.exec_driver_sql(
+                "UPDATE members SET seen_at = seen_at - interval '31 s', open_since = open_since - interval '1 h'"
+                " WHERE id = 'g1'"
+            )
+            assert await members.reports_open_since(conn) == second.open_since
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3")
+            first, second = await members.list_present(conn, members.GATEWAY)
+            assert first.open_since > second.open_since
+
+    async def test_the_long_gone_are_forgotten(self, conn: AsyncConnection) -> None:
+        await members.beat(conn, members.GATEWAY, "g1", "")
+        await conn.exec_driver_sql(
+            "UPDATE members SET open_since = now() - interval '2 h', seen_at = now() - interval '2 h'"
+        )
+        await members.beat(conn, members.GATEWAY, "g2", "")
+        assert (await conn.exec_driver_sql("SELECT id FROM members")).scalars().all() == ["g2"]
+
+
+class TestWorld:
+    async def test_load_brings_each_replica_with_its_newest_attempt(self, database: Database) -> None:
+        async with database.transaction() as conn:
+            replica, _ = await an_attempt(conn)
+            await end(conn, "t")
+            newest = await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+            await a_deployment(conn, "b")
+            gone = await replicas.create(conn, replica.deployment_uid, 1, NOW)
+            await replicas.remove(conn, gone.uid, NOW)
+            bare = await replicas.create(conn, replica.deployment_uid, 1, NOW)
+        async with database.snapshot() as conn:
+            found = await world.load(conn)
+            assert [deployment.name for deployment in found.deployments] == ["a", "b"]
+            assert [(item.name, item.attempt) for item in found.replicas] == [
+                ("a-1", newest),
+                (bare.name, None),
+            ]
+            assert await world.ended_tokens(conn, ["t", "u", "x"]) == {"t"}
+            assert await world.ended_tokens(conn, []) == frozenset()
