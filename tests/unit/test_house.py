@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 CORE = sorted((ROOT / "daemon" / "penstock" / "core").glob("**/*.py"))
 RUNTIME = sorted((ROOT / "runtime" / "penstock_runtime").glob("**/*.py"))
 
@@ -106,3 +109,27 @@ def test_descriptor_set_is_complete() -> None:
     names = {file.name for file in files}
     assert {dependency for file in files for dependency in file.dependency} <= names
     assert not any(file.HasField("source_code_info") for file in files)
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    """What an installed Penstock reads besides its modules: the migrations, the descriptor set, the type markers."""
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    migrations = {
+        f"penstock/_db/{path.relative_to(ROOT / 'db')}"
+        for path in (ROOT / "db" / "migrations").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    markers = {"penstock/py.typed", "penstock_runtime/py.typed", "penstock/v1/descriptor.binpb"}
+    assert migrations | markers <= names
+    assert {name.split("/")[0] for name in names} == {
+        "penstock",
+        "penstock_runtime",
+        f"penstock-{VERSION}.dist-info",
+    }
