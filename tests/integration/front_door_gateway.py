@@ -1,6 +1,8 @@
-"""The gateway's Python as a program of its own, so that a test can kill it: `python -m tests.integration.front_door_gateway FILE`.
+"""The gateway's Python as a program of its own, so that a test can kill it.
 
-FILE is JSON: the settings and the routing state; it is read again at each SIGHUP, and after each reading a line is printed.
+`python -m tests.integration.front_door_gateway FILE`
+FILE is JSON: the settings and the routing state; it is read again at each SIGHUP, and after each reading a
+line is printed.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-import grpc
-
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.settings import FrontDoorSettings
@@ -20,7 +20,9 @@ from penstock.gateway.settings import FrontDoorSettings
 
 def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
     content = json.loads(path.read_text())
-    settings = FrontDoorSettings(**{**content["settings"], "state_folder": Path(content["settings"]["state_folder"])})
+    settings = FrontDoorSettings(
+        **{**content["settings"], "state_folder": Path(content["settings"]["state_folder"])}
+    )
     routes = tuple(
         Route(
             deployment=route["deployment"],
@@ -38,12 +40,8 @@ async def explain(deployment: str) -> str:
 
 
 async def main(path: Path) -> None:
-    settings, state = read(path)
+    settings, _ = read(path)
     door = FrontDoor(settings, explain)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((door.handler,))
-    server.add_insecure_port(settings.gateway)
-    await server.start()
     await door.start()
     changed = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, changed.set)

@@ -1,15 +1,16 @@
-"""What the front door's tests start: Envoy, a gateway in this process, control and replicas, each on its own port or socket."""
+"""What the front door's tests start: Envoy, a gateway, control and replicas, each on its own port or socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 from types import TracebackType
@@ -36,7 +37,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0, what: str = "") -> float:
+async def until(
+    condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0, what: str = ""
+) -> float:
     """Waits for a condition; returns the seconds it took."""
     start = time.monotonic()
     while True:
@@ -58,7 +61,9 @@ def route(deployment: str, *ports: int, names: Iterable[str] = (), secret: str =
 
 async def program(module: str, *arguments: str) -> tuple[Process, str]:
     """Starts a Python program of the tests; returns it with the first line that it prints."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments, stdout=PIPE, cwd=ROOT)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *arguments, stdout=PIPE, cwd=ROOT
+    )
     assert process.stdout is not None
     line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
     assert line, f"{module} ended before it was ready"
@@ -81,7 +86,8 @@ class Control(inference_pb2_grpc.InferenceServiceServicer):
 
 
 class House:
-    """Settings in a fresh short folder (a socket's path must be short), and Envoy; with `gateway`, the door in this process."""
+    """Settings in a fresh short folder (a socket's path must be short), and Envoy; the door in this process,
+    with `gateway`."""
 
     def __init__(self, *, gateway: bool = True, **settings: Any) -> None:
         self.folder = Path(mkdtemp(prefix="door"))
@@ -102,20 +108,8 @@ class House:
         return "0 of 1 ready: queued in Slurm, Resources, estimated start 14:03"
 
     async def __aenter__(self) -> House:
-        control = grpc.aio.server()
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Control(), control)
-        service = health.aio.HealthServicer()
-        await service.set("", health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(service, control)
-        control.add_insecure_port(self.settings.control)
-        await control.start()
-        self._stack.push_async_callback(control.stop, None)
+        await self._start_control()
         if self._gateway:
-            server = grpc.aio.server()
-            server.add_generic_rpc_handlers((self.door.handler,))
-            server.add_insecure_port(self.settings.gateway)
-            await server.start()
-            self._stack.push_async_callback(server.stop, None)
             await self.door.start()
             self._stack.push_async_callback(self.door.stop)
         path = envoy.write_bootstrap(self.settings)
@@ -126,12 +120,23 @@ class House:
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         return self
 
+    async def _start_control(self) -> None:
+        control = grpc.aio.server()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Control(), control)
+        service = health.aio.HealthServicer()
+        await service.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(service, control)
+        control.add_insecure_port(self.settings.control)
+        await control.start()
+        self._stack.push_async_callback(control.stop, None)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        if error is not None and (self.folder / "envoy.log").exists():
-            print((self.folder / "envoy.log").read_text()[-4000:])
+        if error is not None and (self.folder / envoy.LOG_FILE).exists():
+            print((self.folder / envoy.LOG_FILE).read_text()[-4000:])
+        shutil.rmtree(self.folder)
 
     def new_channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(self.settings.listen, options=BIG)
@@ -170,7 +175,8 @@ class House:
                 "model_names": list(one.model_names),
                 "secret": one.secret,
                 "endpoints": [
-                    {"attempt": end.attempt, "replica": end.replica, "host": end.host, "port": end.port} for end in one.endpoints
+                    {"attempt": end.attempt, "replica": end.replica, "host": end.host, "port": end.port}
+                    for end in one.endpoints
                 ],
             }
             for one in routes
@@ -186,7 +192,9 @@ class House:
     async def open(self) -> None:
         await asyncio.wait_for(self.channel.channel_ready(), 20)
 
-    async def generate(self, model: str, prompt: str = "hello", **options: Any) -> inference_pb2.GenerateResponse:
+    async def generate(
+        self, model: str, prompt: str = "hello", **options: Any
+    ) -> inference_pb2.GenerateResponse:
         request = inference_pb2.GenerateRequest(model=model, prompt=prompt)
         return await self.stub.Generate(request, **{"timeout": 10, **options})
 
@@ -204,9 +212,11 @@ class House:
         except grpc.aio.AioRpcError as error:
             return error.code().name
 
-    def stream(self, model: str, count: int, interval_s: float, **options: Any) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
+    def stream(
+        self, model: str, count: int, interval_s: float
+    ) -> grpc.aio.UnaryStreamCall[inference_pb2.StreamGenerateRequest, inference_pb2.StreamGenerateResponse]:
         request = inference_pb2.StreamGenerateRequest(model=model, prompt=f"{count}:{interval_s}")
-        return self.stub.StreamGenerate(request, **options)
+        return self.stub.StreamGenerate(request)
 
 
 def seen(response: inference_pb2.GenerateResponse) -> dict[str, Any]:

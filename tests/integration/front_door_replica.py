@@ -1,6 +1,6 @@
 """A tiny replica: the gRPC inference API behind the deployment's secret, with faults that the prompt asks for.
-
-Run as a program it prints its port, so that a test can kill it: `python -m tests.integration.front_door_replica NAME SECRET`.
+Run as a program it prints its port, so that a test can kill it: `python -m
+tests.integration.front_door_replica NAME SECRET`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,24 @@ SECRET = "x-penstock-deployment-secret"
 OPTIONS = [("grpc.max_receive_message_length", 64 * 1024 * 1024), ("grpc.so_reuseport", 0)]
 
 
+class StrangersHealth(grpc.aio.ServerInterceptor):
+    """Refuses a health check that comes with the secret of another deployment."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    async def intercept_service(
+        self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        given = [value for key, value in handler_call_details.invocation_metadata or () if key == SECRET]
+        if handler_call_details.method.startswith("/grpc.health.") and given not in ([], [self._secret]):
+            return grpc.unary_unary_rpc_method_handler(self._refuse)
+        return await continuation(handler_call_details)
+
+    async def _refuse(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the replica that you look for")
+
+
 class Replica(inference_pb2_grpc.InferenceServiceServicer):
     """Says its name as the answer's id, and what it was sent as its text."""
 
@@ -31,7 +49,7 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
         self.cancelled_at: float | None = None
         self.streaming = asyncio.Event()
         self.health = health.aio.HealthServicer()
-        self.server = grpc.aio.server(options=OPTIONS)
+        self.server = grpc.aio.server(options=OPTIONS, interceptors=(StrangersHealth(secret),))
         self.port = 0
 
     async def start(self) -> None:

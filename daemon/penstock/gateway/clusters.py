@@ -1,16 +1,18 @@
 """Whom Envoy can speak to: one cluster for each deployment's replicas, one for the control API, one for the gateway.
+A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one
+replica answers health checks, all requests go to replicas; when none does, the request goes to the gateway,
+which says why. So replicas come and go by endpoints alone: neither the listener, nor a route, nor the cluster
+changes.
 
-A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one replica answers health
-checks, all requests go to replicas; when none does, the request goes to the gateway, which says why. So replicas come and go by
-endpoints alone: neither the listener, nor a route, nor the cluster changes.
+Health has two judges. Envoy asks every replica about once a second (gRPC health, with the deployment's
+secret, so that another program on a reused port does not pass for the replica); one failure takes it out, one
+success brings it back. Between two checks, connections that fail take it out (outlier ejection) until the
+next check that succeeds, but never more than half of a deployment. An error status does not eject, whatever
+it is: an agent that cannot serve says so in its health, and a client's bad requests must not cost others
+their replica.
 
-Health has two judges. Envoy asks every replica about once a second (gRPC health, with the deployment's secret, so that another
-program on a reused port does not pass for the replica); one failure takes it out, one success brings it back. Between two checks,
-connections that fail take it out (outlier ejection) until the next check that succeeds, but never more than half of a deployment.
-An error status does not eject, whatever it is: an agent that cannot serve says so in its health, and a client's bad requests must
-not cost others their replica.
-
-There is no panic mode (threshold 0): a replica that failed its check gets nothing, for the gateway has a better answer than it.
+There is no panic mode (threshold 0): a replica that failed its check gets nothing, for the gateway has a
+better answer than it.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ CONTROL = "control"
 GATEWAY = "gateway"
 SECRET_HEADER = "x-penstock-deployment-secret"
 
-# How much of a stream's answer Envoy holds for a client that reads slowly, before it stops reading from the replica.
+# How much of a stream's answer Envoy holds for a client that reads slowly, before it stops reading from the
+# replica.
 _BUFFER_BYTES = 1 * MIB
-# A node that vanished is found by TCP in 25 s. HTTP/2 pings are not used towards gRPC servers, which by default close the connection,
-# with every stream on it, when pinged during five quiet minutes.
+# A node that vanished is found by TCP in 25 s. HTTP/2 pings are not used towards gRPC servers, which by
+# default close the connection, with every stream on it, when pinged during five quiet minutes.
 _TCP_KEEPALIVE = {"keepalive_probes": 3, "keepalive_time": 10, "keepalive_interval": 5}
 
 
@@ -49,8 +52,10 @@ def deployment_cluster(deployment: str, secret: str, settings: FrontDoorSettings
             "eds_cluster_config": {"eds_config": ADS},
             "lb_policy": "LEAST_REQUEST",
             **_connections(connect_timeout="1s", max_requests=settings.max_requests_per_deployment),
-            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-            # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would keep it until it fails.
+            # By default Envoy gathers changes of health for a second before it acts on them.
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
+            # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would
+            # keep it until it fails.
             "ignore_health_on_host_removal": True,
             "health_checks": [
                 {
@@ -75,7 +80,8 @@ def deployment_cluster(deployment: str, secret: str, settings: FrontDoorSettings
                 "interval": "1s",
                 "base_ejection_time": "2s",
                 "max_ejection_time": "10s",
-                # The gateway counts as one of the hosts: of one replica and the gateway, half is already too much.
+                # The gateway counts as one of the hosts: of one replica and the gateway, half is already too
+                # much.
                 "max_ejection_percent": 49,
             },
         },
@@ -128,7 +134,8 @@ def _connections(*, connect_timeout: str, max_requests: int) -> dict[str, Any]:
                     "max_connections": 1024,
                     "max_pending_requests": max_requests,
                     "max_requests": max_requests,
-                    # Retries are for the second in which a replica died, not a way to double a load that is too much.
+                    # Retries are for the second in which a replica died, not a way to double a load that is
+                    # too much.
                     "max_retries": max(16, max_requests // 4),
                 }
             ]

@@ -1,7 +1,6 @@
-"""The front door's Python, put together: it is given what is served now, and keeps every Envoy and the explanations in step with it.
-
-It knows no table and starts no Envoy. It serves Envoy's configuration at a port of its own; requests that no replica can take come to
-`handler`, which belongs into the server at `settings.gateway`.
+"""The front door's Python, put together: given what is served now, it keeps every Envoy and the explanations in step.
+It knows no table and starts no Envoy. It has two servers: one for Envoy's configuration, one for the requests
+that no replica can take. They are apart because the first gives away the deployments' secrets.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from penstock.core.routing import Endpoint, RoutingState
 from penstock.gateway.endpoints import usable
 from penstock.gateway.explain import Explain, ExplainHandler
 from penstock.gateway.resources import api_descriptors, resources
-from penstock.gateway.settings import FrontDoorSettings
+from penstock.gateway.settings import MIB, FrontDoorSettings
 from penstock.gateway.xds import DiscoveryService
 
 log = logging.getLogger(__name__)
@@ -28,8 +27,13 @@ log = logging.getLogger(__name__)
 LOOKUP_TIMEOUT_S = 1.0
 """For a replica's host name; longer would hold up what is known about the others."""
 LOOKUP_AGAIN_S = 2.0
+MAX_EXPLAINED = 1024
+"""Requests being explained at once; each holds its message. Beyond it: RESOURCE_EXHAUSTED."""
 MAX_NAMES = 4096
 """Host names whose address is kept; more nodes than a front door has replicas."""
+
+# Otherwise a second gateway could bind the same port and take half of the calls.
+_OPTIONS = (("grpc.so_reuseport", 0),)
 
 
 class FrontDoor:
@@ -38,8 +42,8 @@ class FrontDoor:
     def __init__(self, settings: FrontDoorSettings, explain: Explain) -> None:
         self._settings = settings
         self._discovery = DiscoveryService()
-        self.handler = ExplainHandler(explain)
-        self._server: grpc.aio.Server | None = None
+        self._explain = ExplainHandler(explain)
+        self._servers: list[grpc.aio.Server] = []
         self._setting = asyncio.Lock()
         self._addresses: dict[str, str] = {}
         self._again: asyncio.Task[None] | None = None
@@ -55,39 +59,49 @@ class FrontDoor:
         return self._discovery.refusals
 
     async def start(self) -> None:
-        """Listens for Envoys. They are answered from the first `set_state` on. Raises RuntimeError if the address is taken."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, server)
-        server.add_insecure_port(self._settings.xds)
-        await server.start()
-        if self._settings.xds.startswith("unix:"):
-            os.chmod(Path(self._settings.xds.removeprefix("unix:")), 0o600)
-        self._server = server
+        """Listens for Envoys, which are answered from the first `set_state` on, and for requests to be explained.
+
+        Raises RuntimeError if an address is taken.
+        """
+        discovery = grpc.aio.server(options=_OPTIONS)
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, discovery)
+        # As much as Envoy lets in, so that no large request is answered with a complaint about its size
+        # instead of the reason.
+        largest = ("grpc.max_receive_message_length", self._settings.max_request_bytes + MIB)
+        explaining = grpc.aio.server(options=(*_OPTIONS, largest), maximum_concurrent_rpcs=MAX_EXPLAINED)
+        explaining.add_generic_rpc_handlers((self._explain,))
+        for server, address in ((discovery, self._settings.xds), (explaining, self._settings.gateway)):
+            server.add_insecure_port(address)
+            await server.start()
+            self._servers.append(server)
+            if address.startswith("unix:"):
+                os.chmod(Path(address.removeprefix("unix:")), 0o600)
 
     async def stop(self) -> None:
         """Envoys go on with what they have."""
         if self._again is not None:
             self._again.cancel()
-        if self._server is not None:
-            await self._server.stop(grace=None)
+        await asyncio.gather(*(server.stop(grace=None) for server in self._servers))
+        self._servers.clear()
 
     async def set_state(self, state: RoutingState) -> None:
-        """What is served from now on. Returns when it is on its way to the Envoys; `applied` waits until they have it.
+        """What is served from now on. Returns when it is on its way to the Envoys; `applied` waits for them.
 
-        An endpoint whose host name has no address is left out, with an error in the log, and looked up again until it has one.
+        An endpoint whose host name has no address is left out, with an error in the log, and looked up again
+        until it has one.
         """
         async with self._setting:
             if self._again is not None:
                 self._again.cancel()
                 self._again = None
             addressed, complete = await self._addressed(state)
-            self.handler.set_state(addressed)
+            self._explain.set_state(addressed)
             self._discovery.set_resources(resources(addressed, self._settings, api_descriptors()))
             if not complete:
                 self._again = asyncio.create_task(self._set_again(state))
 
     async def applied(self, timeout_s: float) -> bool:
-        """Waits until every connected Envoy has taken the last state: no request goes to what was withdrawn any more.
+        """Waits until every connected Envoy has taken the last state: nothing goes to what was withdrawn any more.
 
         False if that was not so in time, if one refused it, or if no Envoy is connected.
         """
@@ -127,7 +141,7 @@ class FrontDoor:
             log.error(
                 "the replicas on host %r get no requests: its address cannot be found: %s",
                 host,
-                error or "no answer",
+                repr(error),
             )
             return
         self._addresses[host] = str(found[0][4][0])

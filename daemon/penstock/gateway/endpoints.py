@@ -1,5 +1,4 @@
 """Where a deployment's requests go now: its replicas first, and the gateway when none of them answers.
-
 The gateway is never health-checked: it is the last to be asked, so there is nothing to choose instead.
 """
 
@@ -14,13 +13,14 @@ from penstock.gateway.clusters import cluster_name
 from penstock.gateway.messages import ClusterLoadAssignment, build
 from penstock.gateway.settings import FrontDoorSettings, envoy_address
 
-# Envoy moves traffic to the second place in proportion as the first is unhealthy, times this over 100. This large, one healthy replica
-# of any number keeps all the traffic.
+# Envoy moves traffic to the second place in proportion as the first is unhealthy, times this over 100. This
+# large, one healthy replica of any number keeps all the traffic.
 _KEEP_FIRST_PLACE = 1_000_000
 
 
 def usable(endpoint: Endpoint) -> bool:
-    """Whether Envoy would take it. One bad address would make it refuse the endpoints of every deployment sent along."""
+    """Whether Envoy would take it. One bad address would make it refuse the endpoints of every deployment
+    sent along."""
     try:
         ipaddress.ip_address(endpoint.host)
     except ValueError:

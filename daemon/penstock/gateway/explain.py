@@ -1,8 +1,8 @@
 """Answers the inference requests that no replica can take, with the reason.
-
-Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name is then in a header that
-clients cannot set), and requests for models that nobody serves. It knows the names that are served and asks one injected function for
-the sentence; it reads no table and keeps no request waiting.
+Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name
+is then in a header that clients cannot set), and requests for models that nobody serves. It knows the names
+that are served and asks one injected function for the sentence; it reads no table and keeps no request
+waiting.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _METHODS = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name
 
 
-class ExplainHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Takes every method of InferenceService but ListModels. Add it to the server before any other handler of that service."""
+class ExplainHandler(grpc.GenericRpcHandler):
+    """Takes every method of InferenceService but ListModels. Add it to the server before any other handler of
+    that service."""
 
     def __init__(self, explain: Explain) -> None:
         self._explain = explain
@@ -64,15 +65,19 @@ class ExplainHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
         request_class = message_factory.GetMessageClass(_METHODS[method].input_type)
 
         async def answer(request: bytes, context: _Context) -> AsyncIterator[bytes]:
+            # A caller of a unary method cannot tell a stream that ends with an error from its own kind of
+            # error.
             await self._answer(request, request_class, context)
-            yield b""  # Never reached: it makes this a stream, which a caller of a unary method cannot tell from its own kind of error.
+            for chunk in list[bytes]():
+                yield chunk
 
         return grpc.unary_stream_rpc_method_handler(answer)
 
-    async def _answer(self, request: bytes, request_class: type[Message], context: _Context) -> NoReturn:
+    async def _answer(self, request: bytes, request_class: type[Message], context: _Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         deployment = str(metadata.get(DEPLOYMENT_HEADER, ""))
-        # Sending headers first keeps the status in the trailers, where Envoy does not take it for a reason to try again.
+        # Sending headers first keeps the status in the trailers, where Envoy does not take it for a reason to
+        # try again.
         await context.send_initial_metadata(())
         route = self._routes.get(deployment)
         if route is None:

@@ -1,9 +1,10 @@
 """The ports: what is done to every request before a route is chosen, and what Envoy says when it must answer itself.
+A listener that changes drains the connections of the one before it, so nothing here depends on deployments or
+replicas.
 
-A listener that changes drains the connections of the one before it, so nothing here depends on deployments or replicas.
-
-Envoy reads `model` from the first message (grpc_field_extraction, by the API's descriptors), a few lines of Lua put it into a header,
-and the route is chosen by that header. Headers that only Penstock may set are taken from what clients send, first of all.
+Envoy reads `model` from the first message (grpc_field_extraction, by the API's descriptors), a few lines of
+Lua put it into a header, and the route is chosen by that header. Headers that only Penstock may set are taken
+from what clients send, first of all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ end
 
 
 def listeners(settings: FrontDoorSettings, descriptors: bytes) -> list[Listener]:
-    """The main listener, and the runtime listener where one is wanted. `descriptors`: a serialized FileDescriptorSet of the API."""
+    """The main listener, and the runtime listener where one is wanted. `descriptors`: a serialized
+    FileDescriptorSet of the API."""
     made = [_listener(MAIN, settings.listen, descriptors, settings)]
     if settings.runtime_listen is not None:
         made.append(_listener(RUNTIME, settings.runtime_listen, None, settings))
@@ -46,7 +48,7 @@ def listeners(settings: FrontDoorSettings, descriptors: bytes) -> list[Listener]
 @lru_cache(maxsize=4)
 def _listener(name: str, address: str, descriptors: bytes | None, settings: FrontDoorSettings) -> Listener:
     """With `descriptors` it can carry inference."""
-    filters = [_filter("router", "router.v3.Router")]
+    filters = [_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
             _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
@@ -65,7 +67,8 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
         server_name="penstock",
         stream_idle_timeout=f"{settings.stream_idle_timeout_s}s",
         request_headers_timeout="10s",
-        # A message is sent as fast as it can be; a client that stops in the middle must not hold its part for ever.
+        # A message is sent as fast as it can be; a client that stops in the middle must not hold its part for
+        # ever.
         common_http_protocol_options={
             "idle_timeout": "3600s",
             "headers_with_underscores_action": "REJECT_REQUEST",
@@ -85,6 +88,10 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
             "name": name,
             "address": envoy_address(address),
             "per_connection_buffer_limit_bytes": 1 * MIB,
+            # A second front door on this port must fail, not take half of the connections.
+            "enable_reuse_port": False,
+            # Clients hold few connections for long, so each is given to the thread that has the fewest.
+            "connection_balance_config": {"exact_balance": {}},
             "filter_chains": [
                 {
                     "filters": [
@@ -135,29 +142,34 @@ def _take_reserved_headers() -> dict[str, Any]:
 
 
 def _local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
-    """Sentences for what Envoy answers itself; the gRPC status follows from the HTTP status."""
+    """Sentences for what Envoy answers itself. The gRPC status follows from the HTTP status: UNAVAILABLE for
+    all but the first."""
     size = settings.max_request_bytes // MIB
+    at_once = settings.max_requests_per_deployment
     return {
         "mappers": [
+            # What grpc_field_extraction says when it cannot read the message (FAILED_PRECONDITION when it is
+            # too large).
             _reply(
-                _status_is(413), f"the request is larger than {size} MiB, which is the most that is accepted"
+                _status_is(400),
+                f"the request cannot be read (a message may have {size} MiB at most): %LOCAL_REPLY_BODY%",
             ),
             _reply(
                 _flag("UO"),
-                f"too many requests at once for this deployment (the limit is {settings.max_requests_per_deployment}); try again later",
+                f"too many requests at once for this deployment (the limit is {at_once}); try again later",
             ),
             _reply(
                 _flag("UH", "UF", "URX", "NC"),
                 "nothing that could answer this can be reached now; try again in a few seconds",
             ),
-            _reply(_flag("UC"), "the replica ended before its answer was complete"),
+            _reply(_flag("UC", "UR"), "the replica ended before it answered"),
             _reply(_flag("SI"), f"nothing moved on this stream for {settings.stream_idle_timeout_s} s"),
         ]
     }
 
 
 def _reply(condition: dict[str, Any], sentence: str) -> dict[str, Any]:
-    return {"filter": condition, "body": {"inline_string": sentence}}
+    return {"filter": condition, "body_format_override": {"text_format_source": {"inline_string": sentence}}}
 
 
 def _flag(*flags: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Envoy's messages, written as in its documentation: JSON form in, protobuf out.
-
-The stubs of Envoy's API carry no types, so a name misspelt is found here, at run time, by protobuf itself; every
-resource is built in the unit tests for that reason.
+The stubs of Envoy's API carry no types, so a name misspelt is found here, at run time, by protobuf itself;
+every resource is built in the unit tests for that reason.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
@@ -20,13 +20,24 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.resource_monitors.downstream_connections.v3 import downstream_connections_pb2
+from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-__all__ = ["ADS", "Bootstrap", "Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration", "build", "typed"]
+__all__ = [
+    "ADS",
+    "Bootstrap",
+    "Cluster",
+    "ClusterLoadAssignment",
+    "Listener",
+    "RouteConfiguration",
+    "RouteMessage",
+    "build",
+    "typed",
+]
 
 ADS: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
 
@@ -34,6 +45,7 @@ ADS: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
 _TYPES = (
     config_pb2,
     downstream_connections_pb2,
+    fixed_heap_pb2,
     grpc_web_pb2,
     header_mutation_pb2,
     http_connection_manager_pb2,
@@ -46,7 +58,8 @@ _TYPES = (
 
 
 def build(message: Message, fields: dict[str, Any]) -> Message:
-    """`message` filled from its JSON form. Raises google.protobuf.json_format.ParseError for a field it does not have."""
+    """`message` filled from its JSON form. Raises google.protobuf.json_format.ParseError for a field it does
+    not have."""
     return json_format.ParseDict(fields, message)
 
 

@@ -1,5 +1,4 @@
-"""Routing state in, Envoy's configuration out: a pure function, and a version for each type that says whether it changed.
-
+"""Routing state in, Envoy's configuration out: a pure function, and for each type a version that changes with it.
 What changes often is cheap: a replica that comes or goes changes one deployment's endpoints and nothing else.
 """
 
@@ -30,6 +29,8 @@ ROUTE = f"{_PREFIX}route.v3.RouteConfiguration"
 
 @dataclass(frozen=True, slots=True)
 class Resource:
+    """One message of Envoy's configuration."""
+
     name: str
     body: Any
     digest: str

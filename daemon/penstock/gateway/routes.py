@@ -1,5 +1,4 @@
 """Which request goes to which cluster: by service, and inference by the model that Envoy has read from the message.
-
 The names that clients may put into `model` change when deployments come and go, not when replicas do.
 """
 
@@ -10,7 +9,7 @@ from typing import Any
 
 from penstock.core.routing import Route
 from penstock.gateway.clusters import CONTROL, GATEWAY, SECRET_HEADER, cluster_name
-from penstock.gateway.messages import RouteConfiguration, build, typed
+from penstock.gateway.messages import RouteConfiguration, RouteMessage, build, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
 MAIN = "main"
@@ -36,8 +35,8 @@ _CONTROL_RETRY = {
     "num_retries": 5,
     "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
 }
-# Sent again when nothing of the answer had come: to another replica once, then to the gateway, which explains. Not more often, so that
-# a request that kills engines kills two at most.
+# Sent again when nothing of the answer had come: to another replica once, then to the gateway, which
+# explains. Not more often, so that a request that kills engines kills two at most.
 _INFERENCE_RETRY = {
     "retry_on": "connect-failure,refused-stream,reset,unavailable",
     "num_retries": 2,
@@ -60,43 +59,35 @@ _INFERENCE_RETRY = {
 
 def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[RouteConfiguration]:
     """The main listener's routes, and the runtime listener's where there is one."""
-    made = [_main(tuple(_names(routes)), settings)]
-    if settings.runtime_listen is not None:
-        made.append(
-            _configuration(RUNTIME, [_control({"prefix": _RUNTIME_SERVICE}), _nothing_here()], settings)
-        )
-    return made
+    control = [_control({"prefix": prefix}) for prefix in _CONTROL_PREFIXES]
+    control.append(_control({"path": f"{INFERENCE}ListModels"}))
+    # An unknown model: the gateway reads the message once more and says which models there are.
+    unknown = {
+        "match": {"prefix": INFERENCE},
+        "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
+    }
+
+    main = _configuration(MAIN, control, settings)
+    main.virtual_hosts[0].routes.extend(_model(*name) for name in _names(routes))
+    main.virtual_hosts[0].routes.extend(
+        _configuration("", [unknown, _nothing_here()], settings).virtual_hosts[0].routes
+    )
+    if settings.runtime_listen is None:
+        return [main]
+    return [
+        main,
+        _configuration(RUNTIME, [_control({"prefix": _RUNTIME_SERVICE}), _nothing_here()], settings),
+    ]
 
 
 def _names(routes: tuple[Route, ...]) -> list[tuple[str, str, str]]:
-    """(name, deployment, secret) for every name, each once: a deployment's own name beats another one's served name."""
-    taken: dict[str, tuple[str, str]] = {}
-    for route in routes:
-        taken[route.deployment] = (route.deployment, route.secret)
+    """(name, deployment, secret) for every name, each once: a deployment's own name beats another one's
+    served name."""
+    taken = {route.deployment: route for route in routes}
     for route in routes:
         for name in route.model_names:
-            taken.setdefault(name, (route.deployment, route.secret))
-    return [(name, deployment, secret) for name, (deployment, secret) in sorted(taken.items())]
-
-
-@lru_cache(maxsize=4)
-def _main(names: tuple[tuple[str, str, str], ...], settings: FrontDoorSettings) -> RouteConfiguration:
-    """Depends on names only, so it is built again only when one changes."""
-    return _configuration(
-        MAIN,
-        [
-            *(_control({"prefix": prefix}) for prefix in _CONTROL_PREFIXES),
-            _control({"path": f"{INFERENCE}ListModels"}),
-            *(_model(name, deployment, secret) for name, deployment, secret in names),
-            # An unknown model: the gateway reads the message once more and says which models there are.
-            {
-                "match": {"prefix": INFERENCE},
-                "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
-            },
-            _nothing_here(),
-        ],
-        settings,
-    )
+            taken.setdefault(name, route)
+    return [(name, route.deployment, route.secret) for name, route in sorted(taken.items())]
 
 
 def _configuration(
@@ -129,27 +120,36 @@ def _control(match: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(name: str, deployment: str, secret: str) -> dict[str, Any]:
-    return {
-        "match": {"prefix": INFERENCE, "headers": [{"name": MODEL_HEADER, "string_match": {"exact": name}}]},
-        "route": {
-            "cluster": cluster_name(deployment),
-            "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
-            # A stream takes as long as it takes. The client's deadline travels to the replica in grpc-timeout.
-            "timeout": "0s",
-            "retry_policy": _INFERENCE_RETRY,
+@lru_cache(maxsize=8192)
+def _model(name: str, deployment: str, secret: str) -> RouteMessage:
+    """Building a message from JSON takes a third of a millisecond, and there may be thousands of names."""
+    return build(
+        RouteMessage(),
+        {
+            "match": {
+                "prefix": INFERENCE,
+                "headers": [{"name": MODEL_HEADER, "string_match": {"exact": name}}],
+            },
+            "route": {
+                "cluster": cluster_name(deployment),
+                "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
+                # A stream takes as long as it takes. The client's deadline travels to the replica in grpc-
+                # timeout.
+                "timeout": "0s",
+                "retry_policy": _INFERENCE_RETRY,
+            },
+            "request_headers_to_add": [
+                {
+                    "header": {"key": SECRET_HEADER, "value": secret},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                },
+                {
+                    "header": {"key": DEPLOYMENT_HEADER, "value": deployment},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                },
+            ],
         },
-        "request_headers_to_add": [
-            {
-                "header": {"key": SECRET_HEADER, "value": secret},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            },
-            {
-                "header": {"key": DEPLOYMENT_HEADER, "value": deployment},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            },
-        ],
-    }
+    )
 
 
 def _nothing_here() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the front door can be told: where it listens, whom it speaks to, and its limits.
-
-Addresses are strings: `unix:/path` or `IP:port` (`[::1]:8600` for IPv6). Names are not taken: Envoy would have to resolve them.
+Addresses are strings: `unix:/path` or `IP:port` (`[::1]:8600` for IPv6). Names are not taken: Envoy would
+have to resolve them.
 """
 
 from __future__ import annotations
@@ -19,32 +19,44 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontDoorSettings:
+    """Fixed while the gateway runs."""
+
     state_folder: Path
-    """Holds Envoy's bootstrap, its log and its admin socket; its contents grant control over the front door (mode 0700)."""
+    """Holds Envoy's bootstrap, its log and its admin socket; its contents grant control over the front door
+    (mode 0700)."""
     control: str
     """The control API's server: the control services, health and reflection."""
     gateway: str
-    """The server that carries the gateway's handler for requests that no replica can take; may be the control API's own."""
+    """Where the gateway takes the requests that no replica can; for Envoy only."""
     xds: str
-    """Where the gateway serves Envoy its configuration. It carries the deployments' secrets: a socket of mode 0600, or loopback."""
+    """Where the gateway serves Envoy its configuration. It carries the deployments' secrets: a socket of mode
+    0600, or loopback."""
     listen: str = "127.0.0.1:8600"
     runtime_listen: str | None = None
-    """A second listener, for the cluster's network, that carries nothing but RuntimeService. Unset: agents use `listen`."""
+    """A second listener, for the cluster's network, that carries nothing but RuntimeService. Unset: agents
+    use `listen`."""
 
     worker_threads: int = 2
-    """Envoy's `--concurrency`. One thread carries some 90,000 tokens a second; health checks and streams share it."""
+    """Envoy's `--concurrency`. One thread carries some 90,000 tokens a second; health checks and streams
+    share it."""
     max_connections: int = 4096
     """Clients' connections, all listeners together; beyond it new ones are closed at once."""
+    max_heap_bytes: int = 2048 * MIB
+    """Envoy's memory; near it new requests are refused with UNAVAILABLE."""
     max_streams_per_connection: int = 1024
     max_request_bytes: int = 16 * MIB
-    """Envoy reads the whole message before it knows the model, so this is also what one request may hold of its memory."""
+    """Envoy reads the whole message before it knows the model, so this is also what one request may hold of
+    its memory."""
     max_requests_per_deployment: int = 4096
-    """Running requests, above which Envoy answers UNAVAILABLE: far more than an engine batches, far less than what would fill memory."""
+    """Running requests, above which Envoy answers UNAVAILABLE: far more than an engine batches, far less than
+    what would fill memory."""
     stream_idle_timeout_s: int = 3600
-    """A stream on which nothing moved for so long is ended. An engine may think for minutes before its first token."""
+    """A stream on which nothing moved for so long is ended. An engine may think for minutes before its first
+    token."""
     health_interval_s: float = 0.9
     health_timeout_s: float = 0.9
-    """Interval and time-out together stay under the 2 s in which a dead replica must be out of use, however it died."""
+    """Interval and time-out together stay under the 2 s in which a dead replica must be out of use, however
+    it died."""
 
 
 def envoy_address(address: str) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Serves Envoy its configuration: aggregated discovery, state of the world, any number of Envoys up to a bound.
+Each Envoy has one stream. It is sent what differs from what this stream has sent it before, in the order that
+never leaves a reference dangling: clusters (those that go are kept until the end), endpoints, listeners,
+routes, then clusters again without those that went. A stream that cannot keep up misses states in between,
+never the last one.
 
-Each Envoy has one stream. It is sent what differs from what this stream has sent it before, in the order that never leaves a
-reference dangling: clusters (those that go are kept until the end), endpoints, listeners, routes, then clusters again without
-those that went. A stream that cannot keep up misses states in between, never the last one.
+Until a first state is set nothing is answered: an empty answer would tell Envoy to forget every replica it
+knows. A new stream is always sent everything; Envoy leaves alone what is equal to what it has, so no token
+stream notices.
 
-Until a first state is set nothing is answered: an empty answer would tell Envoy to forget every replica it knows. A new stream is
-always sent everything; Envoy leaves alone what is equal to what it has, so no token stream notices.
-
-A configuration that Envoy refuses is reported nowhere but in its next request, so that is logged as an error, and counted. It is not
-sent again until it changes.
+A configuration that Envoy refuses is reported nowhere but in its next request, so that is logged as an error,
+and counted. It is not sent again until it changes.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class _Envoy:
         return self.sent_state >= state and not waiting
 
     def asked(self, request: DiscoveryRequest) -> str:
-        """Takes a request in. Returns Envoy's complaint about the last response of this type, or an empty string."""
+        """Takes a request in. Returns Envoy's complaint about the last response of this type, or an empty
+        string."""
         if request.node.id:
             self.name = f"Envoy {request.node.id}"
         one = self.subscriptions.setdefault(request.type_url, _Subscription())
@@ -175,7 +177,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         return self._all_have(state)
 
     def _all_have(self, state: int) -> bool:
-        return bool(self._envoys) and all(envoy.taken(state) for envoy in self._envoys)
+        return state > 0 and bool(self._envoys) and all(envoy.taken(state) for envoy in self._envoys)
 
     async def StreamAggregatedResources(
         self, requests: AsyncIterator[DiscoveryRequest], context: grpc.aio.ServicerContext[Any, Any]

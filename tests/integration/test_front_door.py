@@ -1,0 +1,254 @@
+"""The front door with the real Envoy: who gets which request, and what is said when nobody can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from penstock.core.routing import Route, RoutingState
+from penstock.gateway.settings import MIB
+from penstock.v1 import inference_pb2
+from tests.integration.front_door_kit import SECRET, House, endpoint, free_port, route, seen, texts, until
+
+
+async def test_the_model_in_the_message_chooses_the_deployment() -> None:
+    async with House() as house:
+        a, b = await house.replica("a", "secret-a"), await house.replica("b", "secret-b")
+        await house.serve(
+            route("small", a.port, names=["org/Small-1B"], secret="secret-a"),
+            route("large", b.port, secret="secret-b"),
+        )
+
+        assert (await house.generate("small")).id == "a"
+        assert (await house.generate("org/Small-1B")).id == "a"
+        assert (await house.generate("large")).id == "b"
+        chunks = [chunk async for chunk in house.stream("large", 5, 0.01)]
+        assert texts(chunks) == ["0", "1", "2", "3", "4"]
+        assert {chunk.id for chunk in chunks} == {"b"}
+        assert house.door.refusals == 0
+
+
+async def test_headers_of_the_front_door_cannot_be_sent_by_clients() -> None:
+    async with House() as house:
+        a, b = await house.replica("a"), await house.replica("b", "other")
+        await house.serve(route("m", a.port), route("other", b.port, secret="other"))
+
+        forged = (
+            ("x-penstock-deployment-secret", "forged"),
+            ("x-penstock-deployment", "other"),
+            ("x-penstock-deployment-anything", "1"),
+            ("x-model", "other"),
+            ("x-envoy-max-retries", "9"),
+            ("x-tenant", "kept"),
+        )
+        call = house.stub.Generate(
+            inference_pb2.GenerateRequest(model="m", prompt="x"), metadata=forged, timeout=10
+        )
+        response = await call
+        metadata = seen(response)["metadata"]
+
+        assert response.id == "a"
+        assert metadata["x-penstock-deployment-secret"] == SECRET
+        assert metadata["x-penstock-deployment"] == "m"
+        assert metadata["x-tenant"] == "kept"
+        assert not {"x-penstock-deployment-anything", "x-model", "x-envoy-max-retries"} & metadata.keys()
+        returned = [*(await call.initial_metadata()), *(await call.trailing_metadata())]
+        assert SECRET not in [value for _, value in returned]
+        # Without a model in the message, the header a client sends names none either.
+        assert await house.status("", metadata=forged) == grpc.StatusCode.NOT_FOUND
+
+
+async def test_no_ready_replica_is_unavailable_with_the_reason() -> None:
+    async with House() as house:
+        await house.serve(route("m"))
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await house.generate("m")
+
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert caught.value.details() == (
+            "deployment 'm' has no ready replica: 0 of 1 ready: queued in Slurm, Resources, estimated start 14:03"
+        )
+        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+        assert status is not None
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert status.details[1].Unpack(retry)
+        assert (info.reason, dict(info.metadata), retry.retry_delay.seconds) == (
+            "NO_READY_REPLICA",
+            {"deployment": "m"},
+            5,
+        )
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in house.stream("m", 1, 0):
+                pass
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert house.explained == ["m"], "asked once for both, and not again by a retry of Envoy's"
+
+
+async def test_an_unknown_model_is_not_found_with_those_that_exist() -> None:
+    async with House() as house:
+        await house.serve(*(route(f"m{number:02}") for number in range(25)))
+
+        async def complaint(model: str) -> str:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await house.generate(model)
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+            return str(caught.value.details())
+
+        shown = ", ".join(f"m{number:02}" for number in range(20))
+        assert await complaint("m99") == f"model 'm99' does not exist; models that exist: {shown}, and 5 more"
+        assert (await complaint("")).startswith("the field `model` is empty; models that exist: m00,")
+        for odd in ("m00\n", " m00", "M00", "m00\x00", "x" * 5000, "modèle"):
+            assert "does not exist" in await complaint(odd)
+
+
+async def test_control_calls_reach_the_control_api_and_nothing_else_is_there() -> None:
+    async with House() as house:
+        await house.serve(route("m"))
+
+        listed = await house.stub.ListModels(inference_pb2.ListModelsRequest())
+        assert listed.models[0].name == "from-control"
+        health: Any = health_pb2_grpc.HealthStub(house.channel)
+        healthy = await health.Check(health_pb2.HealthCheckRequest())
+        assert healthy.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _raw(house.channel, "/some.Other/Method")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert caught.value.details() == "no such service or method at this port"
+
+
+async def test_the_runtime_listener_carries_only_the_runtime_service() -> None:
+    port = free_port()
+    async with House(runtime_listen=f"127.0.0.1:{port}") as house:
+        await house.serve(route("m"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+
+            async def complaint(method: str) -> str:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await _raw(channel, method)
+                return str(caught.value.details())
+
+            # The control server of this test does not have the service: its own words show that it was asked.
+            assert await complaint("/penstock.v1.RuntimeService/Report") == "Method not found!"
+            for method in (
+                "DeploymentService/ListDeployments",
+                "InferenceService/ListModels",
+                "InferenceService/Generate",
+            ):
+                assert await complaint(f"/penstock.v1.{method}") == "no such service or method at this port"
+
+
+async def test_large_messages_pass_and_too_large_ones_are_refused_in_a_sentence() -> None:
+    async with House() as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port), route("n"))
+
+        assert await house.status("n", "x" * (15 * MIB)) == grpc.StatusCode.UNAVAILABLE
+        assert seen(await house.generate("m", "x" * (15 * MIB)))["bytes"] == 15 * MIB
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await house.generate("m", "x" * (17 * MIB))
+        assert "a message may have 16 MiB at most" in str(caught.value.details())
+        assert await house.status("m") == grpc.StatusCode.OK
+
+
+async def test_too_many_requests_at_once_are_refused_in_a_sentence() -> None:
+    async with House(max_requests_per_deployment=2) as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port))
+        streams = [house.stream("m", 1000, 1) for _ in range(2)]
+        for stream in streams:
+            await anext(aiter(stream))
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await house.generate("m")
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert (
+            caught.value.details()
+            == "too many requests at once for this deployment (the limit is 2); try again later"
+        )
+
+
+async def test_deadline_and_cancellation_reach_the_replica() -> None:
+    async with House() as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port))
+
+        deadline_s = seen(await house.generate("m", timeout=7))["deadline_s"]
+        assert 5 < deadline_s < 8
+        assert seen(await house.generate("m", timeout=None))["deadline_s"] is None
+
+        call = house.stream("m", 1000, 0.005)
+        await anext(aiter(call))
+        cancelled_at = time.monotonic()
+        call.cancel()
+        await until(lambda: a.cancelled_at is not None)
+        assert a.cancelled_at is not None
+        assert a.cancelled_at - cancelled_at < 0.1
+
+
+async def test_grpc_web_is_understood() -> None:
+    async with House() as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port))
+        message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            answer = await client.post(
+                "/penstock.v1.InferenceService/Generate",
+                headers={"content-type": "application/grpc-web+proto"},
+                content=b"\0" + len(message).to_bytes(4, "big") + message,
+            )
+        assert answer.status_code == 200
+        assert b"grpc-status:0" in answer.content
+
+
+async def test_a_configuration_that_envoy_refuses_is_counted_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Two listeners at one address: each is well formed, and Envoy refuses the second.
+    address = f"127.0.0.1:{free_port()}"
+    async with House(listen=address, runtime_listen=address) as house:
+        await house.door.set_state(RoutingState(()))
+        await until(lambda: house.door.refusals > 0)
+
+        assert "refused the Listener sent to it" in caplog.text
+        assert not await house.door.applied(0.2)
+
+
+async def test_replicas_may_be_named_by_host_name_and_a_bad_one_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with House() as house:
+        a = await house.replica("a")
+        state = RoutingState(
+            (
+                Route("bad", ("bad",), SECRET, (endpoint(1, "no-such-host.invalid"),)),
+                Route("m", ("m",), SECRET, (endpoint(a.port, "localhost"),)),
+            )
+        )
+        await house.door.set_state(state)
+        await house.open()
+        await until(lambda: _answers(house, "m", "a"))
+
+        assert await house.status("bad") == grpc.StatusCode.UNAVAILABLE
+        assert "its address cannot be found" in caplog.text
+        assert house.door.refusals == 0
+
+
+async def _answers(house: House, model: str, who: str) -> bool:
+    return await house.answered_by(model) == who
+
+
+async def _raw(channel: grpc.aio.Channel, method: str) -> None:
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    await call(b"")

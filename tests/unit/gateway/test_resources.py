@@ -1,0 +1,211 @@
+"""The pure part: routing state in, Envoy's configuration out, and what a change of state changes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.gateway.messages import Cluster, ClusterLoadAssignment, Listener, RouteConfiguration
+from penstock.gateway.resources import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    Resources,
+    api_descriptors,
+    resources,
+)
+from penstock.gateway.settings import AddressError, FrontDoorSettings, envoy_address
+
+SETTINGS = FrontDoorSettings(
+    state_folder=Path("/state"),
+    control="unix:/state/control.sock",
+    gateway="unix:/state/gateway.sock",
+    xds="127.0.0.1:1",
+)
+TYPES = {CLUSTER: Cluster, ENDPOINT: ClusterLoadAssignment, LISTENER: Listener, ROUTE: RouteConfiguration}
+
+
+def route(deployment: str, *ports: int, names: tuple[str, ...] = (), secret: str = "s") -> Route:
+    return Route(
+        deployment,
+        (deployment, *names),
+        secret,
+        tuple(Endpoint(f"a{port}", "r", "10.0.0.1", port) for port in ports),
+    )
+
+
+def made(*routes: Route, settings: FrontDoorSettings = SETTINGS) -> Resources:
+    return resources(RoutingState(routes), settings, api_descriptors())
+
+
+def changed(before: Resources, after: Resources) -> set[str]:
+    return {
+        type_url.rsplit(".", 1)[-1]
+        for type_url in TYPES
+        if before.version(type_url) != after.version(type_url)
+    }
+
+
+def read(found: Resources, type_url: str, name: str) -> dict[str, Any]:
+    message = TYPES[type_url]()
+    assert found.by_type[type_url][name].body.Unpack(message)
+    read_back: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return read_back
+
+
+def replicas(found: Resources, deployment: str) -> list[tuple[str, int]]:
+    places = read(found, ENDPOINT, f"deployment/{deployment}")["endpoints"]
+    addresses = [end["endpoint"]["address"]["socket_address"] for end in places[0].get("lb_endpoints", [])]
+    return [(address["address"], address["port_value"]) for address in addresses]
+
+
+BASE = (route("m", 1, 2), route("n"))
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (BASE, set()),
+        (tuple(reversed(BASE)), set()),
+        ((route("m", 2, 1), route("n")), set()),
+        ((route("m", 1), route("n")), {"ClusterLoadAssignment"}),
+        ((route("m", 1, 2), route("n", 3)), {"ClusterLoadAssignment"}),
+        ((route("m", 1, 2, names=("org/m",)), route("n")), {"RouteConfiguration"}),
+        ((route("m", 1, 2, secret="new"), route("n")), {"Cluster", "RouteConfiguration"}),
+        ((*BASE, route("o")), {"Cluster", "ClusterLoadAssignment", "RouteConfiguration"}),
+        ((route("m", 1, 2),), {"Cluster", "ClusterLoadAssignment", "RouteConfiguration"}),
+    ],
+)
+def test_a_change_changes_only_its_types_and_never_the_listener(
+    after: tuple[Route, ...], expected: set[str]
+) -> None:
+    assert changed(made(*BASE), made(*after)) == expected
+
+
+def test_only_the_changed_deployments_endpoints_are_new() -> None:
+    before, after = (
+        made(route("m", 1), route("n", 2)).by_type[ENDPOINT],
+        made(route("m", 1), route("n", 3)).by_type[ENDPOINT],
+    )
+    assert before["deployment/m"].digest == after["deployment/m"].digest
+    assert before["deployment/n"].digest != after["deployment/n"].digest
+
+
+def test_replicas_come_first_and_the_gateway_last() -> None:
+    found = made(route("m", 1, 2), route("n"))
+    assert replicas(found, "m") == [("10.0.0.1", 1), ("10.0.0.1", 2)]
+    assert replicas(found, "n") == []
+    for deployment in ("m", "n"):
+        last = read(found, ENDPOINT, f"deployment/{deployment}")["endpoints"][1]
+        assert last["priority"] == 1
+        assert last["lb_endpoints"][0]["endpoint"]["address"] == {"pipe": {"path": "/state/gateway.sock"}}
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("node-1", 1), ("", 1), ("10.0.0.1", 0), ("10.0.0.1", 65536), ("10.0.0", 1)]
+)
+def test_an_endpoint_that_envoy_would_refuse_is_left_out(host: str, port: int) -> None:
+    bad = replace(
+        route("m", 5), endpoints=(Endpoint("a", "r", "10.0.0.1", 5), Endpoint("b", "r", host, port))
+    )
+    assert replicas(made(bad), "m") == [("10.0.0.1", 5)]
+
+
+def test_an_ipv6_endpoint_is_taken() -> None:
+    assert replicas(made(replace(route("m"), endpoints=(Endpoint("a", "r", "fd00::1", 5),))), "m") == [
+        ("fd00::1", 5)
+    ]
+
+
+def test_a_name_leads_to_one_deployment_and_its_own_name_wins() -> None:
+    found = made(route("m", names=("n", "shared")), route("n", names=("shared",)))
+    by_name = {}
+    for one in read(found, ROUTE, "main")["virtual_hosts"][0]["routes"]:
+        for header in one["match"].get("headers", []):
+            assert header["string_match"]["exact"] not in by_name
+            by_name[header["string_match"]["exact"]] = one["route"]["cluster"]
+    assert by_name == {"m": "deployment/m", "n": "deployment/n", "shared": "deployment/m"}
+
+
+def test_the_secret_is_only_where_it_is_needed() -> None:
+    found = made(route("m", 1, secret="hush-m"), route("n", 2, secret="hush-n"))
+    assert "hush" not in str(read(found, LISTENER, "main"))
+    assert "hush-m" not in str(read(found, CLUSTER, "deployment/n"))
+    for one in read(found, ROUTE, "main")["virtual_hosts"][0]["routes"]:
+        cluster = one.get("route", {}).get("cluster", "")
+        assert set(re.findall(r"hush-\w", str(one))) == (
+            {f"hush-{cluster[-1]}"} if cluster.startswith("deployment/") else set()
+        )
+
+
+def test_there_is_a_runtime_listener_only_when_wanted() -> None:
+    assert list(made().by_type[LISTENER]) == ["main"]
+    found = made(route("m"), settings=replace(SETTINGS, runtime_listen="10.0.0.9:8601"))
+    assert list(found.by_type[LISTENER]) == ["main", "runtime"]
+    carried = [
+        one["match"]["prefix"]
+        for one in read(found, ROUTE, "runtime")["virtual_hosts"][0]["routes"]
+        if "route" in one
+    ]
+    assert carried == ["/penstock.v1.RuntimeService/"]
+
+
+def test_every_inference_method_with_a_model_is_read_for_it() -> None:
+    listener = str(read(made(), LISTENER, "main"))
+    methods = set(re.findall(r"penstock\.v1\.InferenceService\.(\w+)'", listener))
+    assert {
+        "Chat",
+        "StreamChat",
+        "Generate",
+        "StreamGenerate",
+        "Embed",
+        "Score",
+        "Rerank",
+        "Tokenize",
+    } <= methods
+    assert "ListModels" not in methods
+
+
+def test_a_dead_replica_is_found_within_two_seconds() -> None:
+    assert SETTINGS.health_interval_s + SETTINGS.health_timeout_s < 2
+    check = read(made(route("m")), CLUSTER, "deployment/m")["health_checks"][0]
+    assert (check["unhealthy_threshold"], check["interval"], check["no_traffic_interval"]) == (
+        1,
+        "0.900s",
+        "0.900s",
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("unix:/a/b.sock", {"pipe": {"path": "/a/b.sock"}}),
+        ("127.0.0.1:80", {"socket_address": {"address": "127.0.0.1", "port_value": 80}}),
+        ("[::1]:80", {"socket_address": {"address": "::1", "port_value": 80}}),
+    ],
+)
+def test_addresses(address: str, expected: dict[str, Any]) -> None:
+    assert envoy_address(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("unix:relative.sock", "must be absolute"),
+        ("unix:/" + "x" * 107, "at most 107 bytes"),
+        ("localhost:80", "neither unix:/path nor IP:port"),
+        ("127.0.0.1", "neither unix:/path nor IP:port"),
+        ("127.0.0.1:http", "the port must be 1 to 65535"),
+        ("127.0.0.1:0", "the port must be 1 to 65535"),
+    ],
+)
+def test_addresses_that_envoy_could_not_use_are_refused(address: str, complaint: str) -> None:
+    with pytest.raises(AddressError, match=re.escape(complaint)):
+        envoy_address(address)
