@@ -1,7 +1,9 @@
-"""Whether this cluster could ever run a spec: pure, Spec and Cluster in, violations with the cluster's own numbers out.
+"""Whether this cluster could ever run a spec: pure, Spec and Cluster in, violations with the cluster's own
+numbers out.
 
-Speaks of what the cluster has, never of what is free: waiting in Slurm's queue is not a failure. Knows core, and neither the
-protos nor Slurm. A node that is down now counts as well, since it may come back; one that no partition lists does not count.
+Speaks of what the cluster has, never of what is free: waiting in Slurm's queue is not a failure. Knows core,
+and neither the protos nor Slurm. A node that is down now counts as well, since it may come back; one that no
+partition lists does not count.
 """
 
 from __future__ import annotations
@@ -36,13 +38,21 @@ def _partitions(spec: Spec, cluster: Cluster, found: list[Violation]) -> list[Pa
         if default := [partition for partition in cluster.partitions if partition.is_default]:
             return default
         found.append(
-            _cannot(f"{PLACEMENT}.partition", f"must be given: the cluster has no default partition; it has {_list(by_name)}")
+            _cannot(
+                f"{PLACEMENT}.partition",
+                f"must be given: the cluster has no default partition; it has {_list(by_name)}",
+            )
         )
         return []
     wanted = [name for name in spec.placement.partition.split(",") if name]
     for name in wanted:
         if name not in by_name:
-            found.append(_cannot(f"{PLACEMENT}.partition", f"the cluster has no partition {quoted(name)}; it has {_list(by_name)}"))
+            found.append(
+                _cannot(
+                    f"{PLACEMENT}.partition",
+                    f"the cluster has no partition {quoted(name)}; it has {_list(by_name)}",
+                )
+            )
     return [by_name[name] for name in wanted if name in by_name]
 
 
@@ -54,19 +64,26 @@ def _time(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
     best = max(partitions, key=lambda partition: partition.max_time_s or 0)
     yield _cannot(
         f"{PLACEMENT}.time_limit",
-        f"{quoted(spec.placement.time_limit)} is longer than partition {best.name} allows, {as_time(best.max_time_s or 0)}",
+        f"{quoted(spec.placement.time_limit)} is longer than partition {best.name} allows,"
+        f" {as_time(best.max_time_s or 0)}",
     )
 
 
 def _accounts(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterable[Violation]:
     account, qos = spec.placement.account, spec.placement.qos
     if account and cluster.accounts is not None and account not in cluster.accounts:
-        may = f"this user may charge {_list(cluster.accounts)}" if cluster.accounts else "this user may charge none"
+        may = (
+            f"this user may charge {_list(cluster.accounts)}"
+            if cluster.accounts
+            else "this user may charge none"
+        )
         yield _cannot(f"{PLACEMENT}.account", f"there is no account {quoted(account)} for this user; {may}")
         return
     allowed = _allowed(account, partitions, lambda partition: partition.allowed_accounts)
     if allowed is not None:
-        yield _cannot(f"{PLACEMENT}.account", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(account)}")
+        yield _cannot(
+            f"{PLACEMENT}.account", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(account)}"
+        )
     allowed = _allowed(qos, partitions, lambda partition: partition.allowed_qos)
     if allowed is not None:
         yield _cannot(f"{PLACEMENT}.qos", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(qos)}")
@@ -94,11 +111,20 @@ def _nodes(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterabl
         return
     most = max(min(len(_in(nodes, partition)), partition.max_nodes or len(nodes)) for partition in partitions)
     if wanted.nodes > most:
-        yield _cannot("spec.resources.nodes", f"a job in {_of(partitions)} may have at most {most}, not {wanted.nodes}")
+        yield _cannot(
+            "spec.resources.nodes", f"a job in {_of(partitions)} may have at most {most}, not {wanted.nodes}"
+        )
 
     problems = [
         *_most(nodes, partitions, "spec.resources.cpus", wanted.cpus or 0, lambda node: node.cpus, _cpus),
-        *_most(nodes, partitions, "spec.resources.memory", wanted.memory_mib or 0, lambda node: node.memory_mib, as_memory),
+        *_most(
+            nodes,
+            partitions,
+            "spec.resources.memory",
+            wanted.memory_mib or 0,
+            lambda node: node.memory_mib,
+            as_memory,
+        ),
         *_gpus(spec, nodes, partitions),
     ]
     yield from problems
@@ -114,12 +140,17 @@ def _gpus(spec: Spec, nodes: list[Node], partitions: list[Partition]) -> Iterabl
     if not wanted.gpus:
         return
     if not wanted.gpu_type:
-        yield from _most(nodes, partitions, "spec.resources.gpus", wanted.gpus, lambda node: node.total_gpus, _gpu)
+        yield from _most(
+            nodes, partitions, "spec.resources.gpus", wanted.gpus, lambda node: node.total_gpus, _gpu
+        )
         return
     types = sorted({kind for node in nodes for kind in node.gpus if kind})
     if wanted.gpu_type not in types:
         has = f"it has {_list(types)}" if types else "its nodes name no type"
-        yield _cannot("spec.resources.gpu_type", f"{_of(partitions)} has no GPU of type {quoted(wanted.gpu_type)}; {has}")
+        yield _cannot(
+            "spec.resources.gpu_type",
+            f"{_of(partitions)} has no GPU of type {quoted(wanted.gpu_type)}; {has}",
+        )
         return
     yield from _most(
         nodes,
@@ -151,7 +182,11 @@ def _most(
 def _fits(spec: Spec, node: Node) -> bool:
     wanted = spec.resources
     gpus = node.gpus.get(wanted.gpu_type, 0) if wanted.gpu_type else node.total_gpus
-    return gpus >= wanted.gpus and node.cpus >= (wanted.cpus or 0) and node.memory_mib >= (wanted.memory_mib or 0)
+    return (
+        gpus >= wanted.gpus
+        and node.cpus >= (wanted.cpus or 0)
+        and node.memory_mib >= (wanted.memory_mib or 0)
+    )
 
 
 def _in(nodes: list[Node], partition: Partition) -> list[Node]:
@@ -172,7 +207,9 @@ def _cpus(count: int) -> str:
 
 
 def _gpu_words(spec: Spec) -> str:
-    return _gpu(spec.resources.gpus) + (f" of type {spec.resources.gpu_type}" if spec.resources.gpu_type else "")
+    return _gpu(spec.resources.gpus) + (
+        f" of type {spec.resources.gpu_type}" if spec.resources.gpu_type else ""
+    )
 
 
 def _list(names: Iterable[str]) -> str:

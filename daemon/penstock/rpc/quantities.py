@@ -1,7 +1,8 @@
 """Amounts as people write them: memory such as `8GiB`, times such as `4h` or `2-12:00:00`.
 
-Pure text to numbers; knows neither the protos nor core. The contract's field rules have the same grammar; what they cannot
-say (sixty-one seconds, a time of nothing) is refused here with a ValueError that says what would be accepted.
+Pure text to numbers; knows neither the protos nor core. The contract's field rules have the same grammar; what
+they cannot say (sixty-one seconds, a time of nothing) is refused here with a ValueError that says what would be
+accepted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import re
 
 MEMORY_FORM = "a whole number with a unit: K, M, G, T, or KiB, MiB, GiB, TiB, such as 8GiB or 16G"
-TIME_FORM = "minutes, MM:SS, HH:MM:SS, D-HH[:MM[:SS]], or a number with s, m, h or d, such as 4h or 2-12:00:00"
+TIME_FORM = (
+    "minutes, MM:SS, HH:MM:SS, D-HH[:MM[:SS]], or a number with s, m, h or d, such as 4h or 2-12:00:00"
+)
 
 _KIB = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -41,7 +44,11 @@ def time_limit_s(text: str) -> int:
         seconds = int(found[1]) * 86400 + _clock(found[2], found[3] or "0", found[4] or "0", hours=24)
     elif found := re.fullmatch(r"(?:([0-9]{1,4}):)?([0-9]{1,4}):([0-9]{2})", text):
         # Without hours the minutes may be many: `90:00` is an hour and a half.
-        seconds = _clock(found[1], found[2], found[3]) if found[1] else _clock("0", "0", found[3]) + int(found[2]) * 60
+        seconds = (
+            _clock(found[1], found[2], found[3])
+            if found[1]
+            else _clock("0", "0", found[3]) + int(found[2]) * 60
+        )
     else:
         raise ValueError(f"must be {TIME_FORM}")
     if seconds == 0:

@@ -1,6 +1,7 @@
 """What a client may have done wrong, as values: one violation a field, one refusal a call.
 
-Knows neither the protos nor core. `errors` makes the gRPC status of a refusal; nothing else in this package aborts a call.
+Knows neither the protos nor core. `errors` makes the gRPC status of a refusal; nothing else in this package
+aborts a call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ MAX_NAMED = 5
 
 
 class Fault(enum.Enum):
-    """What is wrong with a field, and the status that says so. A call is refused for the first kind that it has."""
+    """What is wrong with a field, and the status that says so. A call is refused for the first kind that it
+    has.
+    """
 
     BAD_VALUE = ("BAD_VALUE", grpc.StatusCode.INVALID_ARGUMENT)
     NOT_SUPPORTED_YET = ("NOT_SUPPORTED_YET", grpc.StatusCode.UNIMPLEMENTED)

@@ -1,7 +1,9 @@
-"""Whether a request is well-formed: the contract's own field rules, and the rules between fields that it states in words.
+"""Whether a request is well-formed: the contract's own field rules, and the rules between fields that it states
+in words.
 
-Pure: message in, violations out, in the manifest's own paths. Knows the protos, and neither core nor the cluster (`limits` does
-that). The rule guarded here: what this release does not carry out is refused by name, never ignored.
+Pure: message in, violations out, in the manifest's own paths. Knows the protos, and neither core nor the
+cluster (`limits` does that). The rule guarded here: what this release does not carry out is refused by name,
+never ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from google.protobuf.message import Message
 
 from penstock.rpc.quantities import time_limit_s
 from penstock.rpc.refusals import Fault, Violation, quoted, refuse
-from penstock.v1 import deployment_pb2, spec_pb2
+from penstock.slurm.options import KNOWN_OPTIONS, RESERVED_OPTIONS
+from penstock.v1 import deployment_pb2, metadata_pb2, spec_pb2
+
+CONTROL = frozenset(map(chr, range(32))) | {"\x7f"}
 
 _ENGINE_ARGS = {
     "model": "spec.model.path or spec.model.hub",
@@ -37,7 +42,7 @@ _ENGINE_ARGS = {
 _ENGINE_ENV = ("PENSTOCK_", "VLLM_API_KEY")
 """Beginnings of environment variables that are Penstock's own."""
 
-_SBATCH_OPTIONS = {
+_OPTION_FIELDS = {
     "partition": "partition",
     "account": "account",
     "qos": "qos",
@@ -48,8 +53,8 @@ _SBATCH_OPTIONS = {
     "gres": "resources.gpus",
     "gpus": "resources.gpus",
     "gpus-per-node": "resources.gpus",
-    "gpus-per-task": "resources.gpus",
     "gpus-per-socket": "resources.gpus",
+    "gpus-per-task": "resources.gpus",
     "cpus-per-task": "resources.cpus",
     "cpus-per-gpu": "resources.cpus",
     "mincpus": "resources.cpus",
@@ -57,46 +62,36 @@ _SBATCH_OPTIONS = {
     "mem-per-cpu": "resources.memory",
     "mem-per-gpu": "resources.memory",
     "nodes": "resources.nodes",
-    "ntasks": None,
-    "ntasks-per-node": None,
-    "ntasks-per-core": None,
-    "ntasks-per-gpu": None,
-    "ntasks-per-socket": None,
-    "job-name": None,
-    "comment": None,
-    "dependency": None,
-    "kill-on-invalid-dep": None,
-    "output": None,
-    "error": None,
-    "input": None,
-    "open-mode": None,
-    "signal": None,
-    "requeue": None,
-    "no-requeue": None,
-    "array": None,
-    "wrap": None,
-    "export": None,
-    "export-file": None,
-    "get-user-env": None,
-    "chdir": None,
-    "parsable": None,
-    "test-only": None,
-    "wait": None,
-    "quiet": None,
-    "verbose": None,
-    "help": None,
-    "usage": None,
-    "version": None,
-    "clusters": None,
-    "uid": None,
-    "gid": None,
 }
-"""sbatch options that Penstock sets itself or cannot do without -> the field to use instead."""
+"""sbatch options with a field of their own, in the placement or (with a point) in the spec."""
+
+_OWN_OPTIONS = {
+    "ntasks": "a replica is one task a node",
+    "ntasks-per-node": "a replica is one task a node",
+    "ntasks-per-core": "a replica is one task a node",
+    "ntasks-per-gpu": "a replica is one task a node",
+    "ntasks-per-socket": "a replica is one task a node",
+    "kill-on-invalid-dep": "Penstock's lock against doubled submissions uses dependency",
+    "open-mode": "Penstock sets output",
+    "signal": "it tells the agent to drain before the time limit",
+    "requeue": "the controller restarts replicas",
+    "no-requeue": "the controller restarts replicas",
+    "verbose": "Penstock reads the output",
+    **RESERVED_OPTIONS,
+}
+"""sbatch options that Penstock sets itself or cannot do without, and why."""
 
 
 def check(request: Message) -> None:
-    """Raises Refused for what the contract's field rules say of a request, and nothing more."""
-    refuse([*_field_rules(request)])
+    """Raises Refused for what the contract's field rules say of a request, and for what PostgreSQL cannot
+    store.
+    """
+    refuse([*_field_rules(request), *_control_characters(request, "", frozenset("\0"))])
+
+
+def check_name(metadata: metadata_pb2.Metadata) -> None:
+    """Raises Refused when there can be no deployment of this name."""
+    refuse([Violation(f"metadata.{found.field}", found.message) for found in _field_rules(metadata)])
 
 
 def check_deployment(deployment: deployment_pb2.Deployment) -> None:
@@ -107,7 +102,9 @@ def check_deployment(deployment: deployment_pb2.Deployment) -> None:
     violations += _control_characters(deployment, "")
     # What a part that comes later holds is not looked at.
     later = [*_not_supported(deployment.spec)]
-    violations = [found for found in violations if not found.field.startswith(tuple(part.field for part in later))]
+    violations = [
+        found for found in violations if not found.field.startswith(tuple(part.field for part in later))
+    ]
     refuse(violations + later)
 
 
@@ -122,6 +119,11 @@ def warnings(deployment: deployment_pb2.Deployment) -> list[str]:
                 f"spec.placements[{index}].time_limit: {quoted(placement.time_limit)} is not longer than the"
                 f" {startup_s} s that a replica may take to become ready (spec.probes.startup_timeout_s)"
             )
+        said += [
+            f"spec.placements[{index}].options[{quoted(option)}]: is no option of sbatch that this release knows of"
+            for option in sorted(placement.options)
+            if option not in KNOWN_OPTIONS
+        ]
     return said
 
 
@@ -155,7 +157,9 @@ def _accepted(found: protovalidate.Violation) -> str:
     if rule == "string.min_len" and value == "":
         return "must not be empty"
     if rule.endswith(("gte_lte", ".gte", ".lte", ".gt")):
-        message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+        message = message.replace("greater than or equal to", "at least").replace(
+            "less than or equal to", "at most"
+        )
     if rule == "enum.defined_only":
         message = "must be one of the enum's values"
     if rule == "string.pattern":
@@ -168,16 +172,23 @@ def _accepted(found: protovalidate.Violation) -> str:
 def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """What holds between fields, and what is Penstock's own to set."""
     if spec.model.hub_revision and not spec.model.HasField("hub"):
-        yield Violation("spec.model.hub_revision", "is only for a model from the hub; spec.model.hub is not set")
+        yield Violation(
+            "spec.model.hub_revision", "is only for a model from the hub; spec.model.hub is not set"
+        )
     rollout = spec.rollout
     if _nothing(rollout.max_surge or "1") and _nothing(rollout.max_unavailable or "0"):
         yield Violation("spec.rollout.max_surge", "must not be zero while spec.rollout.max_unavailable is zero too:"
                         " a rollout could never begin")  # fmt: skip
     restart = spec.restart
     if (first := restart.backoff_initial_s or 10) > (longest := restart.backoff_max_s or 300):
-        yield Violation("spec.restart.backoff_initial_s", f"must be at most spec.restart.backoff_max_s, {longest}, not {first}")
+        yield Violation(
+            "spec.restart.backoff_initial_s",
+            f"must be at most spec.restart.backoff_max_s, {longest}, not {first}",
+        )
     if spec.resources.gpu_type and not spec.resources.gpus:
-        yield Violation("spec.resources.gpu_type", f"is {quoted(spec.resources.gpu_type)}, but spec.resources.gpus is 0")
+        yield Violation(
+            "spec.resources.gpu_type", f"is {quoted(spec.resources.gpu_type)}, but spec.resources.gpus is 0"
+        )
     yield from _engine(spec.engine)
     for index, placement in enumerate(spec.placements):
         path = f"spec.placements[{index}]"
@@ -206,7 +217,9 @@ def _engine(engine: spec_pb2.Engine) -> Iterator[Violation]:
         if (owner := _owner(name, list(_ENGINE_ARGS), shortest=3)) is None:
             continue
         instead = _ENGINE_ARGS[owner]
-        yield Violation(path, f"{quoted(argument)} is set by Penstock itself" + (f"; use {instead}" if instead else ""))
+        yield Violation(
+            path, f"{quoted(argument)} is set by Penstock itself" + (f"; use {instead}" if instead else "")
+        )
     for variable in sorted(engine.env):
         if variable.startswith(_ENGINE_ENV):
             yield Violation(f"spec.engine.env[{quoted(variable)}]", "is set by Penstock itself")
@@ -214,12 +227,19 @@ def _engine(engine: spec_pb2.Engine) -> Iterator[Violation]:
 
 def _option(path: str, option: str) -> Iterator[Violation]:
     # sbatch takes unambiguous beginnings of long options (`--outp`), so those are refused with the whole.
-    if (owner := _owner(option, list(_SBATCH_OPTIONS), shortest=1)) is None:
+    where = f"{path}.options[{quoted(option)}]"
+    if (owner := _owner(option, [*_OPTION_FIELDS, *_OWN_OPTIONS], shortest=1)) is None:
         return
-    instead = _SBATCH_OPTIONS[owner]
-    field = f"spec.{instead}" if instead and "." in instead else f"{path}.{instead}"
-    said = "is set by Penstock itself" if owner == option else f"is a beginning of {owner}, which is set by Penstock itself"
-    yield Violation(f"{path}.options[{quoted(option)}]", said + (f"; use {field}" if instead else ""))
+    called = (
+        "cannot be given here"
+        if owner == option
+        else f"is a beginning of {owner}, which cannot be given here"
+    )
+    if owner in _OPTION_FIELDS:
+        field = _OPTION_FIELDS[owner]
+        yield Violation(where, f"{called}; use {'spec' if '.' in field else path}.{field}")
+    else:
+        yield Violation(where, f"{called}: {_OWN_OPTIONS[owner]}")
 
 
 def _owner(name: str, reserved: list[str], *, shortest: int) -> str | None:
@@ -229,17 +249,21 @@ def _owner(name: str, reserved: list[str], *, shortest: int) -> str | None:
     return next((owner for owner in reserved if len(name) >= shortest and owner.startswith(name)), None)
 
 
-def _control_characters(message: Message, prefix: str) -> Iterator[Violation]:
-    """Characters that no shell, file name or table should have to carry. Line ends are for arguments and variables only."""
+def _control_characters(
+    message: Message, prefix: str, banned: frozenset[str] = CONTROL
+) -> Iterator[Violation]:
+    """Characters that no shell, file name or table should have to carry. Line ends are for arguments and
+    variables only.
+    """
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         for place, item in _items(path, field, value):
             if isinstance(item, Message):
-                yield from _control_characters(item, f"{place}.")
+                yield from _control_characters(item, f"{place}.", banned)
             elif isinstance(item, str):
                 allowed = "\n\t" if path in ("spec.engine.args", "spec.engine.env") else ""
-                if bad := next((mark for mark in item if (mark < " " or mark == "\x7f") and mark not in allowed), None):
-                    yield Violation(place, f"must not have the control character \\x{ord(bad):02x}")
+                if found := sorted(banned & set(item) - set(allowed)):
+                    yield Violation(place, f"must not have the control character \\x{ord(found[0]):02x}")
 
 
 def _items(path: str, field: FieldDescriptor, value: Any) -> Iterator[tuple[str, Any]]:
@@ -275,7 +299,9 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     if spec.resources.nodes > 1:
         yield _later("spec.resources.nodes", f"more than 1 is not supported yet, not {spec.resources.nodes}")
     if len(spec.placements) > 1:
-        yield _later("spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given")
+        yield _later(
+            "spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given"
+        )
     for index, placement in enumerate(spec.placements):
         if placement.HasField("patience_s"):
             yield _later(f"spec.placements[{index}].patience_s", "not supported yet")

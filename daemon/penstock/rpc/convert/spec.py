@@ -1,11 +1,14 @@
-"""Specs. Inward every default is filled in and every quantity is put into its unit; outward a default is left unset again.
+"""Specs. Inward every default is filled in and every quantity is put into its unit; outward a default is left
+unset again.
 
-So what someone wrote is what he reads back, in his own spelling, without the defaults that he did not write; the one exception
-is `replicas`, which is always shown, because commands change it too. `spec_in(spec_out(spec)) == spec` for every spec.
+So what someone wrote is what he reads back, in his own spelling, without the defaults that he did not write;
+the one exception is `replicas`, which is always shown, because commands change it too. `spec_in(spec_out(spec))
+== spec` for every spec.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from penstock.core import spec as core
@@ -24,7 +27,7 @@ _STRATEGIES = {
 }
 
 
-def task_out(task: core.EngineTask) -> pb.EngineTask:
+def task_out(task: core.EngineTask) -> pb.EngineTask.ValueType:
     """The same task in the contract's words."""
     return _TASKS[task]
 
@@ -45,7 +48,9 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
             env=dict(spec.engine.env),
             task=_key(_TASKS, spec.engine.task) or default.engine.task,
         ),
-        environment=core.Environment(venv=spec.environment.venv.path if spec.environment.HasField("venv") else None),
+        environment=core.Environment(
+            venv=spec.environment.venv.path if spec.environment.HasField("venv") else None
+        ),
         replicas=spec.replicas if spec.HasField("replicas") else default.replicas,
         resources=core.Resources(
             gpus=spec.resources.gpus,
@@ -179,6 +184,6 @@ def _unless(value: Value, default: Value) -> Value | None:
     return None if value == default else value
 
 
-def _key(table: dict[Value, int], value: int) -> Value | None:
+def _key(table: Mapping[Value, int], value: int) -> Value | None:
     """The core word of an enum's value; None for UNSPECIFIED."""
     return next((word for word, number in table.items() if number == value), None)

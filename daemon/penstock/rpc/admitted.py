@@ -1,0 +1,35 @@
+"""A wish that passed every check, in core's words: what stands between the looking and the writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.model import Deployment
+from penstock.core.spec import Spec
+from penstock.store.errors import NotFound
+from penstock.store.queries import deployments
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A wish that may be committed over `old`."""
+
+    name: str
+    labels: Mapping[str, str]
+    spec: Spec
+    version: int | None
+    """The resource version that the client wants to write over; None: any."""
+    old: Deployment | None
+    """What there was when the wish was looked at."""
+    warnings: tuple[str, ...]
+
+
+async def find(conn: AsyncConnection, name: str) -> Deployment | None:
+    """The deployment of this name, if there is one."""
+    try:
+        return await deployments.get(conn, name)
+    except NotFound:
+        return None

@@ -1,0 +1,22 @@
+"""What differs between two specs, and whether the difference makes a new revision. Pure; knows core only
+through values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from penstock.core.spec import Spec
+
+
+def needs_revision(old: Spec, new: Spec) -> bool:
+    """Whether a running replica depends on the difference.
+
+    How many there are, how they are rolled out and how they are restarted is the controller's affair alone.
+    """
+    return with_count_and_policies_of(new, old) != new
+
+
+def with_count_and_policies_of(spec: Spec, other: Spec) -> Spec:
+    """`other` with everything of `spec` that is not part of a revision."""
+    return replace(other, replicas=spec.replicas, rollout=spec.rollout, restart=spec.restart)

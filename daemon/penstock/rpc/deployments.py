@@ -1,0 +1,322 @@
+"""DeploymentService: what someone wants served.
+
+Takes a wish, checks it whole (field rules, what this release carries out, what this cluster could ever run),
+and commits it in one transaction or not at all. Acts on nothing: the controller hears of the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.rpc import history, pages
+from penstock.rpc.admit import Admission, version_in
+from penstock.rpc.admitted import Admitted
+from penstock.rpc.changes import needs_revision, with_count_and_policies_of
+from penstock.rpc.convert.decision import planned_out
+from penstock.rpc.convert.deployment import deployment_out, new_deployment, revisions_out
+from penstock.rpc.deps import Deps
+from penstock.rpc.forecast import forecast
+from penstock.rpc.masks import differences
+from penstock.rpc.nudges import Nudges
+from penstock.rpc.watch import Change, Changes
+from penstock.store.errors import NameTaken, NotFound, VersionConflict
+from penstock.store.filters import Match, Term, parse_filter
+from penstock.store.queries import deployments, replicas, revisions
+from penstock.store.records import RevisionCount
+from penstock.v1 import deployment_pb2 as pb
+from penstock.v1 import deployment_pb2_grpc, metadata_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+LOST_RACES = 5
+"""How often an apply that asks for no version looks again because somebody wrote in between."""
+MAX_WATCHED = 10_000
+"""Deployments that one watch keeps a digest of."""
+
+_EVENTS = {
+    Change.ADDED: pb.WATCH_EVENT_ADDED,
+    Change.MODIFIED: pb.WATCH_EVENT_MODIFIED,
+    Change.DELETED: pb.WATCH_EVENT_DELETED,
+    Change.BOOKMARK: pb.WATCH_EVENT_BOOKMARK,
+}
+
+
+class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
+    """Each method as its comment in deployment.proto says."""
+
+    def __init__(self, deps: Deps, admission: Admission, nudges: Nudges) -> None:
+        self._deps = deps
+        self._db = deps.db
+        self._admission = admission
+        self._nudges = nudges
+
+    async def ApplyDeployment(
+        self, request: pb.ApplyDeploymentRequest, context: Context
+    ) -> pb.ApplyDeploymentResponse:
+        for tried in range(LOST_RACES):
+            admitted = await self._admission.admit(request.deployment, request.update_mask.paths)
+            if request.create_only and admitted.old is not None:
+                raise NameTaken(admitted.name, admitted.name)
+            try:
+                return await self._write(admitted)
+            except (VersionConflict, NameTaken):
+                # Lost to somebody who wrote since the look; a writer who named a version wants to hear of that.
+                if admitted.version is not None or request.create_only or tried == LOST_RACES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def PlanDeployment(
+        self, request: pb.PlanDeploymentRequest, context: Context
+    ) -> pb.PlanDeploymentResponse:
+        admitted = await self._admission.admit(request.deployment, request.update_mask.paths)
+        old, now = admitted.old, self._deps.clock()
+        if old is None:
+            wished = new_deployment(admitted.name, admitted.labels, admitted.spec, now)
+        else:
+            if admitted.version is not None and admitted.version != old.resource_version:
+                raise VersionConflict(old.name, admitted.version, old.resource_version)
+            advance = 1 if needs_revision(old.spec, admitted.spec) else 0
+            wished = replace(old, spec=admitted.spec, labels=admitted.labels, revision=old.revision + advance)
+        before = deployment_out(old) if old else pb.Deployment()
+        after = deployment_out(wished)
+        changes = differences(_identity(before), _identity(after), "metadata")
+        changes += differences(before.spec, after.spec, "spec")
+        outcome = pb.APPLY_OUTCOME_CONFIGURED if changes else pb.APPLY_OUTCOME_UNCHANGED
+        decisions = await forecast(self._deps, wished, is_new=old is None)
+        return pb.PlanDeploymentResponse(
+            outcome=outcome if old else pb.APPLY_OUTCOME_CREATED,
+            changes=[pb.FieldChange(path=path, before=was, after=will) for path, was, will in changes],
+            decisions=[planned_out(decision, now) for decision in decisions],
+            script=self._deps.render_script(wished),
+            warnings=admitted.warnings,
+        )
+
+    async def GetDeployment(
+        self, request: pb.GetDeploymentRequest, context: Context
+    ) -> pb.GetDeploymentResponse:
+        async with self._db.snapshot() as conn:
+            found = await deployments.get(conn, request.name)
+            return pb.GetDeploymentResponse(deployment=deployment_out(found, await _counts(conn, found.uid)))
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, context: Context
+    ) -> pb.ListDeploymentsResponse:
+        start = pages.position(request, request.page_token, (str,))
+        after_name = str(start[0]) if start else ""
+        size = pages.size(request.page_size)
+        async with self._db.snapshot() as conn:
+            found, more = await _page(conn, after_name, size, request.filter)
+        token = pages.token(request, found[-1].metadata.name) if more else ""
+        return pb.ListDeploymentsResponse(deployments=found, next_page_token=token)
+
+    async def WatchDeployments(
+        self, request: pb.WatchDeploymentsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
+        parse_filter(request.filter)
+        changes: Changes[pb.Deployment] = Changes(MAX_WATCHED, gone=_gone)
+        with self._nudges.watch() as watcher:
+            while True:
+                for change, deployment in changes.since(await self._watched(request)):
+                    yield pb.WatchDeploymentsResponse(event=_EVENTS[change], deployment=deployment)
+                await watcher.wait()
+
+    async def DeleteDeployment(
+        self, request: pb.DeleteDeploymentRequest, context: Context
+    ) -> pb.DeleteDeploymentResponse:
+        async with self._db.transaction() as conn:
+            marked = await deployments.mark_deleted(
+                conn,
+                request.name,
+                request.force,
+                self._deps.clock(),
+                expected_version=version_in(request.resource_version, "resource_version"),
+            )
+            shown = deployment_out(marked, await _counts(conn, marked.uid))
+        self._deps.on_routing_change()
+        return pb.DeleteDeploymentResponse(deployment=shown)
+
+    async def ScaleDeployment(
+        self, request: pb.ScaleDeploymentRequest, context: Context
+    ) -> pb.ScaleDeploymentResponse:
+        async with self._db.transaction() as conn:
+            scaled = await deployments.scale(
+                conn,
+                request.name,
+                request.replicas,
+                self._deps.clock(),
+                expected_version=version_in(request.resource_version, "resource_version"),
+            )
+            return pb.ScaleDeploymentResponse(
+                deployment=deployment_out(scaled, await _counts(conn, scaled.uid))
+            )
+
+    async def RestartDeployment(
+        self, request: pb.RestartDeploymentRequest, context: Context
+    ) -> pb.RestartDeploymentResponse:
+        for tried in range(LOST_RACES):
+            try:
+                async with self._db.transaction() as conn:
+                    found = await deployments.get(conn, request.name)
+                    # A revision that differs in nothing but its number: the rollout does the rest.
+                    made = await deployments.update_spec(
+                        conn,
+                        found.name,
+                        found.spec,
+                        None,
+                        self._deps.clock(),
+                        new_revision=True,
+                        expected_version=found.resource_version,
+                    )
+                    return pb.RestartDeploymentResponse(
+                        deployment=deployment_out(made, await _counts(conn, made.uid))
+                    )
+            except VersionConflict:
+                if tried == LOST_RACES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def RollbackDeployment(
+        self, request: pb.RollbackDeploymentRequest, context: Context
+    ) -> pb.RollbackDeploymentResponse:
+        for tried in range(LOST_RACES):
+            try:
+                async with self._db.transaction() as conn:
+                    found = await deployments.get(conn, request.name)
+                    number = request.revision or await history.previous(conn, found)
+                    if number == found.revision:
+                        # It is so already; the same call may have been made before.
+                        return pb.RollbackDeploymentResponse(
+                            deployment=deployment_out(found, await _counts(conn, found.uid))
+                        )
+                    earlier = await history.spec_of(conn, found, number)
+                    made = await deployments.update_spec(
+                        conn,
+                        found.name,
+                        with_count_and_policies_of(found.spec, earlier),
+                        None,
+                        self._deps.clock(),
+                        new_revision=True,
+                        expected_version=found.resource_version,
+                    )
+                    return pb.RollbackDeploymentResponse(
+                        deployment=deployment_out(made, await _counts(conn, made.uid))
+                    )
+            except VersionConflict:
+                if tried == LOST_RACES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def PauseDeployment(
+        self, request: pb.PauseDeploymentRequest, context: Context
+    ) -> pb.PauseDeploymentResponse:
+        async with self._db.transaction() as conn:
+            paused = await deployments.set_paused(conn, request.name, True)
+            return pb.PauseDeploymentResponse(
+                deployment=deployment_out(paused, await _counts(conn, paused.uid))
+            )
+
+    async def ResumeDeployment(
+        self, request: pb.ResumeDeploymentRequest, context: Context
+    ) -> pb.ResumeDeploymentResponse:
+        async with self._db.transaction() as conn:
+            resumed = await deployments.set_paused(conn, request.name, False)
+            return pb.ResumeDeploymentResponse(
+                deployment=deployment_out(resumed, await _counts(conn, resumed.uid))
+            )
+
+    async def ListRevisions(
+        self, request: pb.ListRevisionsRequest, context: Context
+    ) -> pb.ListRevisionsResponse:
+        start = pages.position(request, request.page_token, (int,))
+        size = pages.size(request.page_size)
+        async with self._db.snapshot() as conn:
+            found = await deployments.get(conn, request.name)
+            rows = await revisions.list_page(
+                conn, found.uid, before_number=int(start[0]) if start else None, limit=size + 1
+            )
+            counts = (await replicas.count(conn, [found.uid]))[found.uid]
+        token = pages.token(request, rows[size - 1].number) if len(rows) > size else ""
+        return pb.ListRevisionsResponse(
+            revisions=revisions_out(found, rows[:size], counts), next_page_token=token
+        )
+
+    async def _write(self, admitted: Admitted) -> pb.ApplyDeploymentResponse:
+        old, now = admitted.old, self._deps.clock()
+        async with self._db.transaction() as conn:
+            if old is None:
+                made = await deployments.create(conn, admitted.name, admitted.labels, admitted.spec, now)
+                outcome = pb.APPLY_OUTCOME_CREATED
+            else:
+                made = await deployments.update_spec(
+                    conn,
+                    old.name,
+                    admitted.spec,
+                    admitted.labels,
+                    now,
+                    new_revision=needs_revision(old.spec, admitted.spec),
+                    # What was looked at is what is written over, for a writer who named no version too.
+                    expected_version=old.resource_version if admitted.version is None else admitted.version,
+                )
+                same = made.resource_version == old.resource_version
+                outcome = pb.APPLY_OUTCOME_UNCHANGED if same else pb.APPLY_OUTCOME_CONFIGURED
+            shown = deployment_out(made, await _counts(conn, made.uid))
+        if outcome != pb.APPLY_OUTCOME_UNCHANGED:
+            # The names that clients may ask for may be other ones now.
+            self._deps.on_routing_change()
+        return pb.ApplyDeploymentResponse(deployment=shown, outcome=outcome, warnings=admitted.warnings)
+
+    async def _watched(self, request: pb.WatchDeploymentsRequest) -> dict[str, pb.Deployment]:
+        """Everything the watch is about, by name, as of one instant."""
+        found: dict[str, pb.Deployment] = {}
+        async with self._db.snapshot() as conn:
+            if request.name:
+                with contextlib.suppress(NotFound):
+                    one = await deployments.get(conn, request.name)
+                    if _has(one.labels, parse_filter(request.filter)):
+                        found[one.name] = deployment_out(one, await _counts(conn, one.uid))
+                return found
+            after_name, more = "", True
+            while more and len(found) < MAX_WATCHED:
+                page, more = await _page(conn, after_name, pages.MAX_SIZE, request.filter)
+                found |= {deployment.metadata.name: deployment for deployment in page}
+                after_name = page[-1].metadata.name if page else ""
+        return found
+
+
+async def _page(
+    conn: AsyncConnection, after_name: str, size: int, filter_text: str
+) -> tuple[list[pb.Deployment], bool]:
+    """A page of deployments with their counts, and whether there are more behind it."""
+    found = await deployments.list_page(
+        conn, after_name=after_name, limit=size + 1, terms=parse_filter(filter_text)
+    )
+    counts = await replicas.count(conn, [deployment.uid for deployment in found[:size]])
+    return [deployment_out(one, counts[one.uid]) for one in found[:size]], len(found) > size
+
+
+def _has(labels: Mapping[str, str], terms: Sequence[Term]) -> bool:
+    """What the store's statement asks of many, asked of one."""
+    for term in terms:
+        is_equal = term.label in labels and (term.match is Match.SET or labels[term.label] == term.value)
+        if is_equal is (term.match is Match.NOT_EQUAL):
+            return False
+    return True
+
+
+async def _counts(conn: AsyncConnection, deployment_uid: str) -> tuple[RevisionCount, ...]:
+    return (await replicas.count(conn, [deployment_uid]))[deployment_uid]
+
+
+def _identity(deployment: pb.Deployment) -> metadata_pb2.Metadata:
+    """The part of the metadata that a client writes."""
+    return metadata_pb2.Metadata(name=deployment.metadata.name, labels=deployment.metadata.labels)
+
+
+def _gone(name: str) -> pb.Deployment:
+    return pb.Deployment(metadata=metadata_pb2.Metadata(name=name))

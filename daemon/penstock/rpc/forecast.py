@@ -1,0 +1,44 @@
+"""What the controller would decide next if a wish were committed now: the planner asked on a world that holds
+it. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from penstock.core.decisions import Decision
+from penstock.core.model import Deployment, Listing, Observation, Replica, Unknown
+from penstock.core.plan import plan
+from penstock.rpc.deps import Deps
+from penstock.slurm.port import SlurmUnavailable
+from penstock.store.queries import members, replicas
+
+MAX_REPLICAS = 10_000
+"""The most that a deployment may want."""
+
+
+async def forecast(deps: Deps, wished: Deployment, *, is_new: bool) -> tuple[Decision, ...]:
+    """The decisions about this deployment and its replicas that the next tick would make."""
+    own: tuple[Replica, ...] = ()
+    async with deps.db.snapshot() as conn:
+        if not is_new:
+            own = await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
+        open_since = await members.reports_open_since(conn)
+    now = deps.clock()
+    slurm: Listing | Unknown
+    try:
+        slurm = Listing(await deps.slurm.list_jobs())
+    except SlurmUnavailable as error:
+        slurm = Unknown(str(error), now)
+    decided = plan(
+        Observation(
+            now=now,
+            installation=deps.installation,
+            deployments=(wished,),
+            replicas=own,
+            slurm=slurm,
+            reports_open_since=open_since,
+        )
+    )
+    # Jobs of other deployments look like orphans to a planner that was shown one deployment only.
+    return tuple(
+        found for found in decided.decisions if found.deployment == wished.name or isinstance(slurm, Unknown)
+    )

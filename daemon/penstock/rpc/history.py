@@ -1,0 +1,36 @@
+"""Earlier specs of a deployment, for going back to one. Knows the store and core, not the protos."""
+
+from __future__ import annotations
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.model import Deployment
+from penstock.core.spec import Spec
+from penstock.rpc.refusals import Refused, quoted
+from penstock.store.errors import NotFound
+from penstock.store.queries import revisions
+
+
+async def previous(conn: AsyncConnection, deployment: Deployment) -> int:
+    """The number of the newest revision before the current one. Raises Refused when there is none."""
+    earlier = await revisions.list_page(conn, deployment.uid, before_number=deployment.revision, limit=1)
+    if not earlier:
+        raise Refused(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"deployment {quoted(deployment.name)} has no revision before its current one, {deployment.revision}",
+        )
+    return earlier[0].number
+
+
+async def spec_of(conn: AsyncConnection, deployment: Deployment, number: int) -> Spec:
+    """The spec of a revision. Raises Refused, and says which there are."""
+    try:
+        return (await revisions.get(conn, deployment.uid, number)).spec
+    except NotFound:
+        kept = await revisions.list_page(conn, deployment.uid, limit=revisions.REVISIONS_KEPT)
+        raise Refused(
+            grpc.StatusCode.NOT_FOUND,
+            f"deployment {quoted(deployment.name)} has no revision {number};"
+            f" it has {kept[-1].number} to {kept[0].number}",
+        ) from None

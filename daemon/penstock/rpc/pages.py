@@ -1,0 +1,58 @@
+"""Pages of a list: sizes, and tokens that say where the next page begins.
+
+A token is opaque to clients and bound to the request's other fields: given back with other ones it is refused
+rather than answered wrongly.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+
+from google.protobuf.message import Message
+
+from penstock.rpc.refusals import Violation, refuse
+
+DEFAULT_SIZE = 100
+MAX_SIZE = 1000
+
+
+def size(page_size: int) -> int:
+    """Items a page, for a request's page_size that has passed validation."""
+    return page_size or DEFAULT_SIZE
+
+
+def token(request: Message, *position: str | int) -> str:
+    """What leads to the page behind this position, for this very request."""
+    return base64.urlsafe_b64encode(json.dumps([_mark(request), *position]).encode()).decode()
+
+
+def position(
+    request: Message, text: str, kinds: tuple[type[str] | type[int], ...]
+) -> tuple[str | int, ...] | None:
+    """The position that a request's page token leads to; None: the first page. Raises Refused."""
+    if not text:
+        return None
+    try:
+        mark, *found = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, TypeError):
+        mark, found = None, []
+    if mark != _mark(request) or tuple(type(item) for item in found) != kinds:
+        refuse(
+            [
+                Violation(
+                    "page_token", "must be from the page before, with the request's other fields unchanged"
+                )
+            ]
+        )
+    return tuple(found)
+
+
+def _mark(request: Message) -> str:
+    bare = type(request)()
+    bare.CopyFrom(request)
+    for field in ("page_token", "page_size"):
+        bare.ClearField(field)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:12]

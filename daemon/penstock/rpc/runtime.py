@@ -1,0 +1,134 @@
+"""RuntimeService: what the agents in the jobs say. The token names an attempt, its secret proves it; all else
+is believed after that.
+
+The rule guarded here: nothing about an attempt's state reaches a caller that has not shown its secret, and a
+report that changes the phase is committed and told to the front door before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from typing import Any
+
+import grpc
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.rpc.convert.replica import load_in, phase_in
+from penstock.rpc.deps import Deps
+from penstock.rpc.refusals import Refused
+from penstock.store.errors import AttemptEnded
+from penstock.store.queries import attempts, runtime
+from penstock.store.records import Agent
+from penstock.v1 import runtime_pb2 as pb
+from penstock.v1 import runtime_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SECRET_KEY = "x-penstock-attempt-secret"
+DRAIN_WAIT_S = 5.0
+"""How long an agent that leaves is kept waiting for the front doors: then it goes on anyway."""
+
+
+class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
+    """Each method as its comment in runtime.proto says."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._db = deps.db
+
+    async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
+        try:
+            async with self._db.transaction() as conn:
+                agent = await _authenticate(conn, request.attempt, context)
+                # The controller may not have written the job's id down yet: then the agent is the first to say it.
+                await runtime.register(
+                    conn,
+                    request.attempt,
+                    job_id=request.job_id,
+                    restart_count=request.restart_count,
+                    host=request.host,
+                    port=request.port,
+                    now=self._deps.clock(),
+                )
+        except IntegrityError as error:
+            message = f"job {request.job_id} runs another live attempt than {request.attempt}"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message) from error
+        # A requeued job's run is not ready, although the run before it was.
+        self._deps.on_routing_change()
+        return pb.RegisterResponse(
+            deployment_secret=agent.deployment_secret, report_interval_s=self._deps.report_interval_s
+        )
+
+    async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:
+        async with self._db.transaction() as conn:
+            agent = await _authenticate(conn, request.attempt, context)
+            if agent.attempt.registered_at is None:
+                raise Refused(
+                    grpc.StatusCode.FAILED_PRECONDITION, f"attempt {request.attempt} has not registered"
+                )
+            reported = await runtime.report(
+                conn,
+                request.attempt,
+                phase=phase_in(request.phase),
+                message=_storable(request.message),
+                load=load_in(request.load),
+                exit_code=request.exit_code if request.HasField("exit_code") else None,
+                last_words=_storable(request.last_words),
+                now=self._deps.clock(),
+            )
+        if reported.phase_changed:
+            self._deps.on_routing_change()
+        return pb.ReportResponse(drain=reported.drain)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+        async with self._db.transaction() as conn:
+            agent = await _authenticate(conn, request.attempt, context)
+            if agent.attempt.registered_at is None:
+                raise Refused(
+                    grpc.StatusCode.FAILED_PRECONDITION, f"attempt {request.attempt} has not registered"
+                )
+            loads = await attempts.loads(conn, [request.attempt])
+            await runtime.report(
+                conn,
+                request.attempt,
+                phase=phase_in(pb.AGENT_PHASE_DRAINING),
+                message=_storable(request.message),
+                load=loads[request.attempt],
+                exit_code=None,
+                last_words="",
+                now=self._deps.clock(),
+            )
+        self._deps.on_routing_change()
+        try:
+            async with asyncio.timeout(DRAIN_WAIT_S):
+                await self._deps.routing_applied(DRAIN_WAIT_S)
+        except TimeoutError:
+            pass
+        return pb.DrainResponse()
+
+
+async def _authenticate(conn: AsyncConnection, token: str, context: Context) -> Agent:
+    """Whom the call speaks for. Raises Refused for a wrong secret and AttemptEnded for the right one of an
+    attempt that is over.
+    """
+    given = [value for key, value in context.invocation_metadata() or () if key == SECRET_KEY]
+    secret = given[0] if len(given) == 1 else ""
+    found = await runtime.authenticate(conn, token)
+    digest = hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
+    # Compared for an unknown token too, so that the time it takes tells nothing.
+    if not hmac.compare_digest(digest, found.secret_hash if found else "0" * len(digest)) or found is None:
+        raise Refused(
+            grpc.StatusCode.UNAUTHENTICATED,
+            f"the attempt's secret in the metadata key {SECRET_KEY} is missing or wrong",
+        )
+    if not found.attempt.live:
+        raise AttemptEnded(token)
+    return found
+
+
+def _storable(text: str) -> str:
+    """An engine's words may hold anything; PostgreSQL's text cannot hold NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
