@@ -1,11 +1,12 @@
 """What the controller tells an agent: the attempt's folder, read strictly.
 
 The folder lies on the cluster's shared file system and holds `agent.json`, which says what to run and whom to
-report to, and `secret`, which proves to the control plane that this is the attempt it submitted. Both are made before the
-job is submitted and never change. Nothing here starts, connects or waits.
+report to, and `secret`, which proves to the control plane that this is the attempt it submitted. Both are
+made before the job is submitted and never change. Nothing here starts, connects or waits.
 
-The rule guarded here: a secret that others could have read is no secret. A folder or file that grants anything to group or others
-is refused, and so is a configuration with a key that this release does not know: it was written for another one.
+The rule guarded here: a secret that others could have read is no secret. A folder or file that grants
+anything to group or others is refused, and so is a configuration with a key that this release does not know:
+it was written for another one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _ConfigShape = typing.TypeVar("_ConfigShape")
 
 
 class ConfigError(Exception):
-    """The folder cannot be used; the message is one sentence that names the file, the key and what is accepted."""
+    """The folder cannot be used;
+
+    the message is one sentence that names the file, the key and what is accepted.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +150,13 @@ def _check(config: AgentConfig) -> None:
     if config.engine.name == "vllm" and not (config.model.path or config.model.hub):
         raise ConfigError(f"{CONFIG_NAME}: model must have path or hub for the engine vllm")
     if config.startup_timeout_s <= 0:
-        raise ConfigError(f"{CONFIG_NAME}: startup_timeout_s is {config.startup_timeout_s}; it must be above 0")
+        raise ConfigError(
+            f"{CONFIG_NAME}: startup_timeout_s is {config.startup_timeout_s}; it must be above 0"
+        )
     if config.drain_timeout_s < 0:
-        raise ConfigError(f"{CONFIG_NAME}: drain_timeout_s is {config.drain_timeout_s}; it must be 0 or above")
+        raise ConfigError(
+            f"{CONFIG_NAME}: drain_timeout_s is {config.drain_timeout_s}; it must be 0 or above"
+        )
     if config.nodes != 1:
         raise ConfigError(f"{CONFIG_NAME}: nodes is {config.nodes}; more than one node is not supported yet")
 

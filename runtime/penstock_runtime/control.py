@@ -1,11 +1,11 @@
 """The agent's side of RuntimeService: which front door to ask, how long, and what an answer means.
 
-Several front doors may be named; the one that answered last is asked first, and one that fails makes way for the next.
-Each call here is one try with a bound. Trying again is the caller's business, because only the caller knows for how long
-it still makes sense.
+Several front doors may be named; the one that answered last is asked first, and one that fails makes way for
+the next. Each call here is one try with a bound. Trying again is the caller's business, because only the
+caller knows for how long it still makes sense.
 
-The rule guarded here: silence is not an order. Only the control plane's own word about this attempt (FAILED_PRECONDITION,
-UNAUTHENTICATED) is an answer; a front door that is down, slow or confused is none.
+The rule guarded here: silence is not an order. Only the control plane's own word about this attempt
+(FAILED_PRECONDITION, UNAUTHENTICATED) is an answer; a front door that is down, slow or confused is none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ CALL_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 5.0
 
 BACKOFF_INITIAL_S = 0.25
-# A control plane that returns is found within this time by every agent; a thousand agents then make 200 calls a second.
+# A control plane that returns is found within this time by every agent; a thousand agents then make 200 calls
+# a second.
 BACKOFF_MAX_S = 5.0
 
 _FINAL = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED})
@@ -57,7 +58,10 @@ class Unreachable(Exception):
 
 
 def backoff() -> Iterator[float]:
-    """Seconds to wait between tries: doubling up to BACKOFF_MAX_S, each spread by half so that agents do not march in step."""
+    """Seconds to wait between tries:
+
+    doubling up to BACKOFF_MAX_S, each spread by half so that agents do not march in step.
+    """
     wait = BACKOFF_INITIAL_S
     while True:
         yield wait * random.uniform(0.5, 1.0)
@@ -65,7 +69,10 @@ def backoff() -> Iterator[float]:
 
 
 def address_towards(endpoint: str) -> str:
-    """The address of this machine from which `endpoint` (host:port) is reached. Sends nothing. Raises OSError."""
+    """The address of this machine from which `endpoint` (host:port) is reached.
+
+    Sends nothing. Raises OSError.
+    """
     host, _, port = endpoint.rpartition(":")
     family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
@@ -86,7 +93,10 @@ class Control:
     async def register(
         self, *, job_id: int, restart_count: int, advertise: str, port: int, version: str
     ) -> runtime_pb2.RegisterResponse:
-        """One try to register. An empty `advertise` becomes the address that routes to the front door asked."""
+        """One try to register.
+
+        An empty `advertise` becomes the address that routes to the front door asked.
+        """
         endpoint = self._endpoints[self._at]
         try:
             host = advertise or await asyncio.to_thread(address_towards, endpoint)
@@ -155,4 +165,3 @@ class Control:
 
     def _next(self) -> None:
         self._at = (self._at + 1) % len(self._endpoints)
-

@@ -1,11 +1,11 @@
 """Who may come in, and who is inside.
 
-Every inference call enters through the one gate of its replica and is inside until its last byte is handed over. The
-gate is closed while the replica starts and when it leaves; closing keeps new calls out and disturbs nobody inside. `cut` is for
-what cannot wait any longer: a drain that took too long, an engine that is gone.
+Every inference call enters through the one gate of its replica and is inside until its last byte is handed
+over. The gate is closed while the replica starts and when it leaves; closing keeps new calls out and disturbs
+nobody inside. `cut` is for what cannot wait any longer: a drain that took too long, an engine that is gone.
 
-The rule guarded here: a call that was inside when the replica had to end is told so, in one status, and never hears
-that it was the one who left.
+The rule guarded here: a call that was inside when the replica had to end is told so, in one status, and never
+hears that it was the one who left.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Gate:
         try:
             yield
         except asyncio.CancelledError:
-            # The caller who leaves cancels the task as well; `cut` is told apart by having set its reason first.
+            # The caller who leaves cancels the task as well; `cut` is told apart by having set its reason
+            # first.
             if self._cut is not None and task.uncancel() == 0:
                 raise Closed(self._cut) from None
             raise

@@ -1,11 +1,12 @@
 """What of a stream has arrived and was not sent yet: at most one chunk. Pure.
 
-The engine sends an event a token; a reader may be slower than that. Instead of queueing events, each one is merged
-into the pending chunk: texts are appended, parts of tool calls are appended to their call, log probabilities to their list, each
-in its choice. Taking the chunk empties it. How fast either side is, and how bytes travel, is not known here.
+The engine sends an event a token; a reader may be slower than that. Instead of queueing events, each one is
+merged into the pending chunk: texts are appended, parts of tool calls are appended to their call, log
+probabilities to their list, each in its choice. Taking the chunk empties it. How fast either side is, and how
+bytes travel, is not known here.
 
-The rule guarded here: however adds and takes alternate, what is taken, put together, is what was added: no gap, no repeat, no
-change of order within a choice.
+The rule guarded here: however adds and takes alternate, what is taken, put together, is what was added: no
+gap, no repeat, no change of order within a choice.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from penstock_runtime.translate import Json
 
 ChunkT = TypeVar("ChunkT", pb.StreamChatResponse, pb.StreamGenerateResponse)
 
-# What a token's log probability counts for beside its text, so that a chunk's size in bytes stays near its `size`.
+# What a token's log probability counts for beside its text, so that a chunk's size in bytes stays near its
+# `size`.
 _LOGPROB_SIZE = 32
 
 
 class EngineFault(Exception):
-    """The engine said in the stream that it failed. `status` is its HTTP-like code, 500 where it gave none."""
+    """The engine said in the stream that it failed.
+
+    `status` is its HTTP-like code, 500 where it gave none.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -52,7 +57,7 @@ class _Choice:
         self.reasoning: list[str] = []
         self.calls: dict[int, _Call] = {}
         self.logprobs: list[pb.TokenLogprob] = []
-        self.finish_reason = pb.FINISH_REASON_UNSPECIFIED
+        self.finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
 
 
 class Merge(abc.ABC, Generic[ChunkT]):
@@ -77,7 +82,10 @@ class Merge(abc.ABC, Generic[ChunkT]):
         return not self._unfinished
 
     def add(self, event: Json) -> None:
-        """Merges one event of the engine's stream. Raises EngineFault, or BadAnswer for what is no event at all."""
+        """Merges one event of the engine's stream.
+
+        Raises EngineFault, or BadAnswer for what is no event at all.
+        """
         error = event.get("error")
         if error is not None:
             raise _engine_fault(error)
@@ -100,7 +108,9 @@ class Merge(abc.ABC, Generic[ChunkT]):
                 self._id = event.get("id") or ""
                 self._model = event.get("model") or ""
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise translate.BadAnswer(f"the engine sent an event that is not of its API: {error!r}") from error
+            raise translate.BadAnswer(
+                f"the engine sent an event that is not of its API: {error!r}"
+            ) from error
 
     def take(self) -> ChunkT:
         """The pending chunk; nothing is pending afterwards."""
@@ -175,7 +185,10 @@ class ChatMerge(Merge[pb.StreamChatResponse]):
         chunk = pb.StreamChatResponse()
         for index, each in pending.items():
             choice = chunk.choices.add(
-                index=index, content="".join(each.text), finish_reason=each.finish_reason, logprobs=each.logprobs
+                index=index,
+                content="".join(each.text),
+                finish_reason=each.finish_reason,
+                logprobs=each.logprobs,
             )
             if each.reasoning:
                 choice.reasoning_content = "".join(each.reasoning)

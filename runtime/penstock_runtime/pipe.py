@@ -1,11 +1,12 @@
 """Between the engine's events and one client's stream: a reader, a pending chunk, a writer.
 
-The reader takes events as they come and merges them; the writer sends whatever is pending as one chunk. A client that
-reads slowly so gets fewer, larger chunks, and no queue grows. When the pending chunk is full the reader stops, and the
-engine's connection fills up: that is the back-pressure.
+The reader takes events as they come and merges them; the writer sends whatever is pending as one chunk. A
+client that reads slowly so gets fewer, larger chunks, and no queue grows. When the pending chunk is full the
+reader stops, and the engine's connection fills up: that is the back-pressure.
 
-The rule guarded here: a stream ends once. Either every choice has its finish reason and the engine closed the stream as
-it should, or `chunks` raises after the last text that did arrive. Whose fault it was is for inference.py to say.
+The rule guarded here: a stream ends once. Either every choice has its finish reason and the engine closed the
+stream as it should, or `chunks` raises after the last text that did arrive. Whose fault it was is for
+inference.py to say.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Generic
 from penstock_runtime.merge import ChunkT, Merge
 from penstock_runtime.translate import Json
 
-# Characters pending before the reader stops. A character is at most four bytes in a message, and clients take 4 MiB by default.
+# Characters pending before the reader stops. A character is at most four bytes in a message, and clients take
+# 4 MiB by default.
 PENDING_LIMIT = 1 << 18
 
 
@@ -27,10 +29,13 @@ class Unfinished(Exception):
 
 
 class Pipe(Generic[ChunkT]):
-    """One stream's way through the agent. One reader (`fill`) and one writer (`chunks`), in one event loop."""
+    """One stream's way through the agent.
+
+    One reader (`fill`) and one writer (`chunks`), in one event loop.
+    """
 
     def __init__(self, merge: Merge[ChunkT], *, limit: int = PENDING_LIMIT) -> None:
-        self._merge = merge
+        self._merge: Merge[ChunkT] = merge
         self._limit = limit
         self._ended = False
         # A reader that is cancelled leaves this, so that nobody takes a cut stream for a whole one.
@@ -58,7 +63,10 @@ class Pipe(Generic[ChunkT]):
             self._wake()
 
     async def chunks(self) -> AsyncIterator[ChunkT]:
-        """What to send, as it comes. Once every choice is finished, the rest is one chunk: the last one, with the token counts."""
+        """What to send, as it comes.
+
+        Once every choice is finished, the rest is one chunk: the last one, with the token counts.
+        """
         merge = self._merge
         while True:
             while not self._ended and (not merge.size or merge.finished):

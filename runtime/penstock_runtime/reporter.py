@@ -1,11 +1,12 @@
 """Tells the control plane where the agent stands: at each change at once, else every interval.
 
-There is no queue: what counts is where the agent stands now, so each try sends the newest standing with the newest load,
-and what could not be said in time is left unsaid. One report is under way at a time, which keeps an old one from
-arriving after a new one. Registering comes before; deciding what an answer means for the agent is agent.py's.
+There is no queue: what counts is where the agent stands now, so each try sends the newest standing with the
+newest load, and what could not be said in time is left unsaid. One report is under way at a time, which keeps
+an old one from arriving after a new one. Registering comes before; deciding what an answer means for the
+agent is agent.py's.
 
-The rule guarded here: a control plane that does not answer changes nothing for the replica. It goes on serving, and is
-heard again when somebody listens.
+The rule guarded here: a control plane that does not answer changes nothing for the replica. It goes on
+serving, and is heard again when somebody listens.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Reports for one attempt. `load` may raise: the report then goes without. `leave` is called with why, once told to drain."""
+    """Reports for one attempt.
+
+    `load` may raise: the report then goes without. `leave` is called with why, once told to drain.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,10 @@ class Reporter:
         self._changed.set()
 
     async def run(self, interval_s: float) -> None:
-        """Reports until last words (FAILED, ENDED) were heard, or the control plane says that the attempt is over."""
+        """Reports until last words (FAILED,
+
+        ENDED) were heard, or the control plane says that the attempt is over.
+        """
         trouble = ""
         waits = backoff()
         while True:
@@ -62,7 +69,8 @@ class Reporter:
                     _log.warning("%s", error)
                     self._leave("the control plane says that this attempt is over")
                     return
-                # A secret that was right when the agent registered and is wrong now is the control plane's trouble.
+                # A secret that was right when the agent registered and is wrong now is the control plane's
+                # trouble.
                 if str(error) != trouble:
                     _log.warning("the control plane does not hear this replica, which goes on: %s", error)
                     trouble = str(error)

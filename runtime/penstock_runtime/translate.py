@@ -1,9 +1,11 @@
 """Between the contract's messages and the JSON of the engine's OpenAI-compatible HTTP server. Pure.
 
-One function a call and direction: `*_body` makes the JSON that is posted, `*_response` reads the JSON that comes back. Streams are
-read in merge.py, with the same small readers. Who asks, whether they may, and how the bytes travel is not known here.
+One function a call and direction: `*_body` makes the JSON that is posted, `*_response` reads the JSON that
+comes back. Streams are read in merge.py, with the same small readers. Who asks, whether they may, and how the
+bytes travel is not known here.
 
-The rule guarded here: nothing that a caller set is dropped in silence. A field is passed on, or refused by name.
+The rule guarded here: nothing that a caller set is dropped in silence. A field is passed on, or refused by
+name.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ _FINISH_REASONS = {
     "content_filter": pb.FINISH_REASON_CONTENT_FILTER,
     "abort": pb.FINISH_REASON_ABORT,
 }
+# Fields of SamplingParameters that have the same name and meaning in the engine's requests.
 _PLAIN_SAMPLING = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
     "repetition_penalty", "n", "ignore_eos",
@@ -113,7 +116,10 @@ def generate_body(request: GenerateAsk, *, model: str, stream: bool) -> Json:
 
 
 def embed_body(request: pb.EmbedRequest, *, model: str) -> Json:
-    """The body for /v1/embeddings. base64 because 32-bit floats are four times smaller that way than as text."""
+    """The body for /v1/embeddings.
+
+    base64 because 32-bit floats are four times smaller that way than as text.
+    """
     _non_empty(request.inputs, "inputs")
     body: Json = _options(request.engine_options)
     body |= {"model": model, "input": list(request.inputs), "encoding_format": "base64"}
@@ -161,15 +167,15 @@ def _options(options: Struct) -> Json:
     for key in options.fields:
         if key in OWN_FIELDS:
             raise BadRequest(
-                f"engine_options.{key} is not accepted; it has a field of its own in the request, or Penstock sets it"
+                f"engine_options.{key} is not accepted; the request has a field for it, or Penstock sets it"
             )
     return {key: plain(value) for key, value in options.fields.items()}
 
 
 def _sampling(sampling: pb.SamplingParameters, body: Json) -> None:
-    for name in _PLAIN_SAMPLING:
-        if sampling.HasField(name):
-            body[name] = getattr(sampling, name)
+    for field, value in sampling.ListFields():
+        if field.name in _PLAIN_SAMPLING:
+            body[field.name] = value
     if sampling.HasField("n") and sampling.n < 1:
         raise BadRequest(f"sampling.n is {sampling.n}; it must be 1 or more")
     if sampling.stop:
@@ -251,7 +257,10 @@ def plain_struct(value: Struct) -> Json:
 
 
 def plain(value: Value) -> Any:
-    """A protobuf Value as Python's own; a whole number comes back as an int, as JSON schemas and the engine expect."""
+    """A protobuf Value as Python's own;
+
+    a whole number comes back as an int, as JSON schemas and the engine expect.
+    """
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
@@ -274,8 +283,11 @@ def _plain_list(values: ListValue) -> list[Any]:
 # --- Answers.
 
 
-def finish_reason(word: str | None) -> pb.FinishReason:
-    """The engine's finish reason; unspecified for None. A word that this release does not know ends a choice all the same."""
+def finish_reason(word: str | None) -> pb.FinishReason.ValueType:
+    """The engine's finish reason; unspecified for None.
+
+    A word that this release does not know ends a choice all the same.
+    """
     if word is None:
         return pb.FINISH_REASON_UNSPECIFIED
     if word == "error":
@@ -406,7 +418,8 @@ def rerank_response(answer: Json) -> pb.RerankResponse:
     return pb.RerankResponse(
         model=answer.get("model") or "",
         documents=[
-            pb.RankedDocument(index=each["index"], score=each["relevance_score"]) for each in answer["results"]
+            pb.RankedDocument(index=each["index"], score=each["relevance_score"])
+            for each in answer["results"]
         ],
         usage=usage(answer.get("usage")),
     )

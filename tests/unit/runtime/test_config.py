@@ -121,7 +121,9 @@ def test_a_secret_is_one_line(tmp_path: Path, secret: str) -> None:
 def test_what_others_can_read_is_refused(tmp_path: Path, name: str, mode: int, wanted: str) -> None:
     folder = write(tmp_path / "attempt", whole())
     (folder / name).chmod(mode)
-    with pytest.raises(ConfigError, match=f"mode {mode:04o} and is open to group or others; it must be {wanted}"):
+    with pytest.raises(
+        ConfigError, match=f"mode {mode:04o} and is open to group or others; it must be {wanted}"
+    ):
         read_folder(folder)
 
 

@@ -92,7 +92,11 @@ def deltas(draw: st.DrawFn) -> Json:
         delta["reasoning"] = draw(texts)
     if draw(st.integers(0, 3)) == 0:
         delta["tool_calls"] = [
-            {"index": draw(st.integers(0, 1)), "id": "c", "function": {"name": None, "arguments": draw(texts)}}
+            {
+                "index": draw(st.integers(0, 1)),
+                "id": "c",
+                "function": {"name": None, "arguments": draw(texts)},
+            }
         ]
     return delta
 
@@ -269,9 +273,9 @@ def test_generate_merges_text_and_log_probabilities() -> None:
     chunk = merge.take()
     assert chunk.choices[0].text == "Once upon"
     assert [one.token for one in chunk.choices[0].logprobs] == ["Once", " upon"]
-    assert not merge.finished
+    before = merge.finished
     merge.add(event({"index": 0, "text": "", "finish_reason": "length"}, usage=USAGE))
-    assert merge.finished
+    assert (before, merge.finished) == (False, True)
     last = merge.take()
     assert (last.id, last.choices[0].finish_reason) == ("", pb.FINISH_REASON_LENGTH)
     assert last.usage.completion_tokens == 9

@@ -144,7 +144,9 @@ def test_chat_answer() -> None:
                     "role": "assistant",
                     "content": None,
                     "reasoning": "hm",
-                    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                    "tool_calls": [
+                        {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                    ],
                 },
                 "finish_reason": "tool_calls",
                 "logprobs": {
@@ -265,7 +267,9 @@ def test_pooling_bodies() -> None:
 
 
 def test_pooling_answers() -> None:
-    scores = translate.score_response({"model": "m", "data": [{"index": 1, "score": 0.5}, {"index": 0, "score": 1}]})
+    scores = translate.score_response(
+        {"model": "m", "data": [{"index": 1, "score": 0.5}, {"index": 0, "score": 1}]}
+    )
     assert list(scores.scores) == [1, 0.5]
     ranked = translate.rerank_response({"model": "m", "results": [{"index": 1, "relevance_score": 0.5}]})
     assert ranked.documents[0] == pb.RankedDocument(index=1, score=0.5)

@@ -1,0 +1,319 @@
+"""The life of one attempt: start, be ready, serve, leave. The composition root of the runtime.
+
+    start    bind a port, start the engine; while it loads, register
+    ready    a token from this very engine; then the gate opens, health says so, and the control plane is told
+    serve    until somebody wants the replica to leave, or the engine is gone
+    leave    out of routing, then no new calls, then the running ones end, then the engine does
+
+There are two ways to the end. Asked (SIGTERM, SIGUSR1, the control plane): the attempt ENDED, exit code 0.
+Not asked (the engine ended by itself or was never ready): it FAILED, and the exit code is never 0, because
+Slurm would call the job COMPLETED. Which replica this is for whom, and whether another one starts, is the
+control plane's business.
+
+The rule guarded here: whichever way it ends, every call inside got its one status, and no engine is left
+behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from typing import Any
+
+from penstock.v1 import replica_pb2
+from penstock.v1.runtime_pb2 import (
+    AGENT_PHASE_DRAINING,
+    AGENT_PHASE_ENDED,
+    AGENT_PHASE_FAILED,
+    AGENT_PHASE_READY,
+    AGENT_PHASE_STARTING,
+    AgentPhase,
+)
+from penstock_runtime.config import AgentConfig
+from penstock_runtime.control import Control, Refused, Unreachable, backoff
+from penstock_runtime.engine import Engine, EngineExit, StartError
+from penstock_runtime.gate import Gate
+from penstock_runtime.inference import Inference
+from penstock_runtime.reporter import Reporter
+from penstock_runtime.server import AgentServer
+from penstock_runtime.standing import Standing
+
+# Exit codes, from sysexits.h: an engine that failed without a code of its own, and an attempt that is not
+# wanted.
+EXIT_FAILED = 70
+EXIT_REFUSED = 77
+
+# The front door's health check asks every second; after this it has noticed even where nobody told it.
+UNROUTED_AFTER_S = 2.0
+# vLLM takes up to 10 s to go after its last stream.
+ENGINE_STOP_S = 10.0
+# For last words to be heard, and for statuses to reach their callers.
+LAST_REPORT_S = 10.0
+LAST_REPORT_UNREGISTERED_S = 2.0
+GOODBYE_S = 2.0
+# Slurm's SIGTERM may reach the engine a moment before it reaches the agent.
+SAME_SIGNAL_S = 0.5
+# An engine that did not become ready is often just ending, and then its own exit code says more.
+SAME_END_S = 0.5
+
+# TERM: Slurm ends the job, or somebody does. USR1: it will soon (sbatch --signal). INT: a person at a
+# terminal.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One attempt, from start to end. `job_id` and `restart_count` are Slurm's."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        secret: str,
+        engine: Engine,
+        *,
+        job_id: int,
+        restart_count: int,
+        version: str,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._job_id = job_id
+        self._restart_count = restart_count
+        self._version = version
+        self._begun = time.monotonic()
+        self._gate = Gate(f"replica {config.replica} is still starting")
+        self._server = AgentServer()
+        self._control = Control(config.control, config.attempt, secret)
+        self._standing = Standing(AGENT_PHASE_STARTING, f"starting the engine {config.engine.name}")
+        self._reporter = Reporter(self._control, self._standing, load=self._load, leave=self.leave)
+        self._reporting: asyncio.Task[None] | None = None
+        self._registered = False
+        self._leaving = asyncio.Event()
+        self._leaving_why = ""
+        # For the start-up time-out: what did not come.
+        self._missing = "the engine"
+
+    def leave(self, why: str) -> None:
+        """The replica is to go. Once is enough: asking again does not cut short what is under way."""
+        if not self._leaving.is_set():
+            _log.info("asked to leave: %s", why)
+            self._leaving_why = why
+            self._leaving.set()
+
+    async def run(self) -> int:
+        """Lives, and returns the process's exit code."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.leave, number.name)
+        try:
+            return await self._with_engine()
+        finally:
+            await self._server.stop(GOODBYE_S)
+            if self._reporting is not None:
+                self._reporting.cancel()
+            await self._control.close()
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _with_engine(self) -> int:
+        config = self._config
+        inference = Inference(
+            self._engine, self._gate, model_names=config.model_names, task=config.engine.task
+        )
+        try:
+            port = await self._server.start(config.bind, inference)
+            await self._engine.start()
+        except (RuntimeError, StartError) as error:
+            return await self._fail(str(error), EXIT_FAILED)
+        _log.info("listening at %s:%d; the engine %s is starting", config.bind, port, config.engine.name)
+        try:
+            return await self._live(asyncio.ensure_future(self._engine.wait_exit()))
+        finally:
+            # Each way to here has either stopped the engine or given it up.
+            await self._engine.stop(0)
+
+    async def _live(self, exit_: asyncio.Future[EngineExit]) -> int:
+        """Until the end of the engine, or of the wish for it."""
+        leaving: asyncio.Task[Any] = asyncio.create_task(self._leaving.wait())
+        starting: asyncio.Task[Any] = asyncio.create_task(self._start_up())
+        ends: set[asyncio.Future[Any]] = {exit_, leaving}
+        try:
+            timeout_s = self._config.startup_timeout_s - self._age_s()
+            await asyncio.wait({*ends, starting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            # Decided: a start-up that goes on meanwhile must not open the gate behind our back.
+            starting.cancel()
+            await asyncio.wait({starting})
+            if self._standing.phase != AGENT_PHASE_READY:
+                return await self._never_ready(exit_, leaving, starting)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if await self._left_by_itself(exit_, leaving):
+                return await self._fail(str(exit_.result()), exit_.result().exit_code)
+            return await self._drain()
+        finally:
+            leaving.cancel()
+
+    async def _never_ready(
+        self, exit_: asyncio.Future[EngineExit], leaving: asyncio.Task[Any], starting: asyncio.Task[Any]
+    ) -> int:
+        error = None if starting.cancelled() else starting.exception()
+        if isinstance(error, StartError):
+            await asyncio.wait({exit_}, timeout=SAME_END_S)
+        if await self._left_by_itself(exit_, leaving):
+            return await self._fail(f"{exit_.result()}, before it was ready", exit_.result().exit_code)
+        if leaving.done():
+            return await self._quit()
+        if isinstance(error, Refused):
+            _log.error("%s", error)
+            return EXIT_REFUSED
+        if isinstance(error, StartError):
+            return await self._fail(str(error), EXIT_FAILED)
+        if error is not None:
+            raise error
+        limit = f"{self._config.startup_timeout_s:g} s (startup_timeout_s)"
+        return await self._fail(f"not ready within {limit}: no word from {self._missing}", EXIT_FAILED)
+
+    # --- Starting.
+
+    async def _start_up(self) -> None:
+        """Registered and ready, both at once because either may take long. Raises Refused or StartError."""
+        left_s = self._config.startup_timeout_s - self._age_s()
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._prove(left_s))
+                both.create_task(self._register())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        ready_after_s = self._age_s()
+        self._gate.open()
+        await self._server.serving(True)
+        self._change(
+            AGENT_PHASE_READY, f"serving, {ready_after_s:.1f} s after the start", ready_after_s=ready_after_s
+        )
+
+    async def _prove(self, timeout_s: float) -> None:
+        await self._engine.wait_healthy(timeout_s)
+        await self._engine.prove_ready(timeout_s)
+        self._missing = "the control plane"
+        _log.info("the engine has made its first token, %.1f s after the start", self._age_s())
+
+    async def _register(self) -> None:
+        """Tries until the control plane answers. Raises Refused."""
+        trouble = ""
+        for wait_s in backoff():
+            try:
+                answer = await self._control.register(
+                    job_id=self._job_id,
+                    restart_count=self._restart_count,
+                    advertise=self._config.advertise,
+                    port=self._server.port,
+                    version=self._version,
+                )
+            except Unreachable as error:
+                if str(error) != trouble:
+                    _log.warning("cannot register yet and will try again: %s", error)
+                    trouble = str(error)
+                await asyncio.sleep(wait_s)
+            else:
+                break
+        _log.info("registered")
+        self._registered = True
+        self._server.expect(answer.deployment_secret)
+        self._report_every(max(1, answer.report_interval_s))
+
+    # --- Ending.
+
+    async def _left_by_itself(self, exit_: asyncio.Future[EngineExit], leaving: asyncio.Future[Any]) -> bool:
+        """Whether the engine ended and nobody had asked it to, not even the signal that is just arriving here
+        too."""
+        if exit_.done() and not leaving.done():
+            await asyncio.wait({leaving}, timeout=SAME_SIGNAL_S)
+        return exit_.done() and not leaving.done()
+
+    async def _fail(self, message: str, exit_code: int) -> int:
+        """Not as asked: cut what is inside, and say why with the engine's last words."""
+        _log.error("failed: %s", message)
+        self._gate.cut(f"replica {self._config.replica} failed: {message}")
+        await self._server.serving(False)
+        last_words = "\n".join(self._engine.last_words)
+        self._change(AGENT_PHASE_FAILED, message, exit_code=exit_code, last_words=last_words)
+        await self._last_report()
+        return exit_code
+
+    async def _quit(self) -> int:
+        """Asked to leave before it was ready: nobody is inside, so there is nothing to wait for."""
+        self._gate.cut(f"replica {self._config.replica} is leaving")
+        await self._engine.stop(0)
+        self._change(AGENT_PHASE_ENDED, f"left before it was ready: {self._leaving_why}", exit_code=0)
+        await self._last_report()
+        return 0
+
+    async def _drain(self) -> int:
+        """Out of routing, then no new calls, then the running ones end, then the engine does."""
+        begun = time.monotonic()
+        timeout_s = self._config.drain_timeout_s
+        why = self._leaving_why
+        self._change(AGENT_PHASE_DRAINING, f"leaving ({why}) with {self._gate.inside} running requests")
+        await self._server.serving(False)
+        try:
+            await self._control.drain(why)
+        except (Refused, Unreachable) as error:
+            _log.warning("leaving without a word from the control plane: %s", error)
+            await asyncio.sleep(max(0.0, begun + UNROUTED_AFTER_S - time.monotonic()))
+        self._gate.close(f"replica {self._config.replica} is leaving; another one can take this request")
+        cut = 0
+        if not await self._gate.empty(begun + timeout_s - time.monotonic()):
+            cut = self._gate.cut(
+                f"replica {self._config.replica} had to leave after {timeout_s:g} s (drain_timeout_s)"
+            )
+        await self._engine.stop(ENGINE_STOP_S)
+        took_s = time.monotonic() - begun
+        self._change(
+            AGENT_PHASE_ENDED, f"left ({why}) after {took_s:.1f} s; {cut} requests were cut", exit_code=0
+        )
+        await self._last_report()
+        return 0
+
+    # --- Telling.
+
+    def _change(
+        self,
+        phase: AgentPhase.ValueType,
+        message: str,
+        *,
+        exit_code: int | None = None,
+        last_words: str = "",
+        ready_after_s: float | None = None,
+    ) -> None:
+        self._standing = self._standing.then(
+            phase, message, exit_code=exit_code, last_words=last_words, ready_after_s=ready_after_s
+        )
+        _log.info("%s: %s", AgentPhase.Name(phase).removeprefix("AGENT_PHASE_").lower(), message)
+        self._reporter.change(self._standing)
+
+    def _report_every(self, interval_s: float) -> asyncio.Task[None]:
+        self._reporting = asyncio.create_task(self._reporter.run(interval_s))
+        return self._reporting
+
+    async def _last_report(self) -> None:
+        """Waits, bounded, until the control plane has heard how it ended."""
+        reporting = self._reporting or self._report_every(1)
+        timeout_s = LAST_REPORT_S if self._registered else LAST_REPORT_UNREGISTERED_S
+        done, _ = await asyncio.wait({reporting}, timeout=timeout_s)
+        if not done:
+            _log.warning("nobody heard the last report within %g s", timeout_s)
+
+    async def _load(self) -> replica_pb2.Load:
+        load = await self._engine.load()
+        return replica_pb2.Load(
+            running_requests=load.running,
+            waiting_requests=load.waiting,
+            kv_cache_usage=load.kv_cache_usage,
+            prompt_tokens_total=load.prompt_tokens_total,
+            generation_tokens_total=load.generation_tokens_total,
+        )
+
+    def _age_s(self) -> float:
+        return time.monotonic() - self._begun

@@ -1,0 +1,257 @@
+"""InferenceService, served from the engine beside it.
+
+Each call: past the gate, translated, posted to the engine, and its answer translated back. A stream goes
+through a Pipe. What the JSON means is translate.py's and merge.py's knowledge; how the engine is reached is
+engine.py's. Which front door asks, and for whom, is not known: a caller who presents the deployment's secret
+is one.
+
+The rules guarded here: a call ends in exactly one status, and OK only after the whole answer; and a caller
+who leaves takes the engine's work with him, because the engine's request lives inside the call's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+
+from penstock.v1 import inference_pb2 as pb
+from penstock.v1 import inference_pb2_grpc
+from penstock_runtime import translate
+from penstock_runtime.engine import Engine, EngineError
+from penstock_runtime.gate import Closed, Gate
+from penstock_runtime.merge import ChatMerge, ChunkT, EngineFault, GenerateMerge, Merge
+from penstock_runtime.pipe import Pipe, Unfinished
+from penstock_runtime.translate import BadAnswer, BadRequest, Json
+
+SERVICE = "penstock.v1.InferenceService"
+
+REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+DYING_S = 0.25
+
+_GENERATE = "generate"
+_EMBED = "embed"
+
+_log = logging.getLogger(__name__)
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_ResponseT = TypeVar("_ResponseT")
+
+
+class NoSuchModel(Exception):
+    """The caller asked for a model that this replica does not serve."""
+
+
+class NotSupported(Exception):
+    """The call exists, but not on this replica."""
+
+
+class Inference(inference_pb2_grpc.InferenceServiceServicer):
+    """The servicer.
+
+    `model_names`: what callers may ask for; the first is the engine's own name. `task`: generate or embed.
+    """
+
+    def __init__(self, engine: Engine, gate: Gate, *, model_names: tuple[str, ...], task: str) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._model_names = frozenset(model_names)
+        self._model = model_names[0]
+        self._task = task
+
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatResponse:
+        """A whole answer."""
+        return await self._ask(
+            context, request.model, _GENERATE, "/v1/chat/completions",
+            lambda: translate.chat_body(request, model=self._model, stream=False), translate.chat_response,
+        )  # fmt: skip
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        """A whole continuation."""
+        return await self._ask(
+            context, request.model, _GENERATE, "/v1/completions",
+            lambda: translate.generate_body(request, model=self._model, stream=False),
+            translate.generate_response,
+        )  # fmt: skip
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Embeddings."""
+        return await self._ask(
+            context, request.model, _EMBED, "/v1/embeddings",
+            lambda: translate.embed_body(request, model=self._model), translate.embed_response,
+        )  # fmt: skip
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """Scores of documents against a query."""
+        return await self._ask(
+            context, request.model, _EMBED, "/score",
+            lambda: translate.score_body(request, model=self._model), translate.score_response,
+        )  # fmt: skip
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        """Documents, best first."""
+        return await self._ask(
+            context, request.model, _EMBED, "/rerank",
+            lambda: translate.rerank_body(request, model=self._model), translate.rerank_response,
+        )  # fmt: skip
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """A text's tokens."""
+        return await self._ask(
+            context, request.model, self._task, "/tokenize",
+            lambda: translate.tokenize_body(request, model=self._model), translate.tokenize_response,
+        )  # fmt: skip
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """Not a replica's to answer."""
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, "ListModels is answered by the control plane, not by a replica"
+        )
+
+    # Coroutines that write, where the generated types have generators: when the caller leaves while a chunk
+    # is being
+    # sent, a coroutine is cancelled there and then, a generator only once it is collected.
+
+    async def StreamChat(  # type: ignore[override]
+        self, request: pb.StreamChatRequest, context: Context
+    ) -> None:
+        """An answer in chunks."""
+        await self._stream(
+            context, request.model, "/v1/chat/completions",
+            lambda: translate.chat_body(request, model=self._model, stream=True),
+            ChatMerge(translate.choices_asked(request.sampling)),
+        )  # fmt: skip
+
+    async def StreamGenerate(  # type: ignore[override]
+        self, request: pb.StreamGenerateRequest, context: Context
+    ) -> None:
+        """A continuation in chunks."""
+        await self._stream(
+            context, request.model, "/v1/completions",
+            lambda: translate.generate_body(request, model=self._model, stream=True),
+            GenerateMerge(translate.choices_asked(request.sampling)),
+        )  # fmt: skip
+
+    async def _ask(
+        self,
+        context: Context,
+        model: str,
+        task: str,
+        path: str,
+        body: Callable[[], Json],
+        read: Callable[[Json], _ResponseT],
+    ) -> _ResponseT:
+        try:
+            with self._gate.enter():
+                self._check(model, task)
+                return _read(read, await self._engine.post(path, body(), request_id(context)))
+        except Exception as error:  # every failure becomes the call's one status
+            await self._fail(context, error, "")
+
+    async def _stream(
+        self, context: Context, model: str, path: str, body: Callable[[], Json], merge: Merge[ChunkT]
+    ) -> None:
+        pipe = Pipe(merge)
+        try:
+            with self._gate.enter():
+                self._check(model, _GENERATE)
+                events = self._engine.stream(path, body(), request_id(context))
+                reader = asyncio.create_task(pipe.fill(events))
+                try:
+                    async for chunk in pipe.chunks():
+                        await context.write(chunk)
+                finally:
+                    # Ends the engine's request too, where it still runs.
+                    reader.cancel()
+        except Exception as error:  # every failure becomes the stream's one status
+            sent = f"; {merge.parts} or more tokens had been sent" if merge.parts else ""
+            await self._fail(context, error, sent)
+
+    def _check(self, model: str, task: str) -> None:
+        if model not in self._model_names:
+            raise NoSuchModel(
+                f"model {model!r} is not served here; this replica serves {', '.join(sorted(self._model_names))}"
+            )
+        if task != self._task:
+            does = "embeds, scores and reranks" if self._task == _EMBED else "generates text"
+            raise NotSupported(f"not supported by this model: the engine of {model!r} only {does}")
+
+    async def _fail(self, context: Context, error: Exception, sent: str) -> NoReturn:
+        code, message = failure(error)
+        if code is grpc.StatusCode.INTERNAL:
+            if await self._is_dying():
+                # Whatever the engine said with its last breath, another replica can do better.
+                code = grpc.StatusCode.UNAVAILABLE
+            else:
+                _log.error("a call failed: %s", message, exc_info=_unforeseen(error))
+        await context.abort(code, message + sent)
+
+    async def _is_dying(self) -> bool:
+        """An engine whose core is gone answers its requests before its health does (0.1 s in vLLM 0.32)."""
+        if not await self._engine.alive():
+            return True
+        await asyncio.sleep(DYING_S)
+        return not await self._engine.alive()
+
+
+def request_id(context: Context) -> str:
+    """The front door's id of this request where it gave one that can be a header again, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def failure(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The one status that a call ends in when `error` ended it."""
+    match error:
+        case Closed():
+            return grpc.StatusCode.UNAVAILABLE, str(error)
+        case NoSuchModel():
+            return grpc.StatusCode.NOT_FOUND, str(error)
+        case NotSupported():
+            return grpc.StatusCode.UNIMPLEMENTED, str(error)
+        case BadRequest():
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case EngineError() | EngineFault():
+            return _of_http(error.status), f"the engine says: {error}" if error.status else str(error)
+        case Unfinished():
+            return grpc.StatusCode.UNAVAILABLE, "the engine closed the stream before it was finished"
+        case BadAnswer():
+            return grpc.StatusCode.INTERNAL, str(error)
+        case _:
+            return grpc.StatusCode.INTERNAL, f"the agent failed: {error!r}"
+
+
+def _of_http(status: int) -> grpc.StatusCode:
+    """The engine's HTTP status; 0 where it gave none because the connection failed."""
+    if status in (0, 502, 503, 504):
+        return grpc.StatusCode.UNAVAILABLE
+    if status == 429:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+    # The model was found before the engine was asked, so what is missing is the path.
+    if status in (404, 405, 501):
+        return grpc.StatusCode.UNIMPLEMENTED
+    if 400 <= status < 500:
+        return grpc.StatusCode.INVALID_ARGUMENT
+    return grpc.StatusCode.INTERNAL
+
+
+def _read(read: Callable[[Json], _ResponseT], answer: Json) -> _ResponseT:
+    try:
+        return read(answer)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"the engine's answer is not of its API: {error!r}") from error
+
+
+def _unforeseen(error: Exception) -> Exception | None:
+    """Errors of our own are logged with where they came from."""
+    return None if isinstance(error, EngineError | EngineFault | BadAnswer) else error
