@@ -126,7 +126,8 @@ def launch(
     """The process that serves `model`. The first of `served_names` is what requests to it should say.
 
     The agent drains before it stops the engine, so vLLM's own drain (--shutdown-timeout) is left off: with it an idle
-    engine takes 6 to 8 s to leave rather than 0.4 s, and a SIGTERM to every process of the job cuts streams all the same.
+    engine takes 6 to 8 s to leave rather than 0.4 s, and a SIGTERM to every process of the job cuts streams all the
+    same.
     Raises ValueError for arguments or a socket path that cannot be.
     """
     for argument in engine.args:
