@@ -1,0 +1,775 @@
+"""Each situation that a replica can be in, one row each: what is decided, shown and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from penstock.core.decisions import (
+    Action,
+    Adopt,
+    Cancel,
+    Drain,
+    EndAttempt,
+    Reason,
+    RecordJob,
+    RecordMissing,
+    RemoveReplica,
+    Resubmit,
+    Submit,
+)
+from penstock.core.jobs import Job, JobState
+from penstock.core.model import Deployment, Phase, Replica, ReplicaState
+from penstock.core.replicas import Scene, jobs_of, plan_replica
+from penstock.core.states import check_move
+from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica
+
+S, R, J = ReplicaState, Reason, JobState
+
+NAME = "penstock-chat-tok1"
+CANCEL = Cancel("tok1", 7, NAME)
+DRAIN = Drain("r1", "tok1", 7, NAME)
+
+CHAT = deployment()
+PAUSED = deployment(paused=True)
+DELETED = deployment(deleted_at=at(-5))
+FORCED = deployment(deleted_at=at(-5), force_delete=True)
+
+PENDING = job(J.PENDING, reason="Resources", started_at=at(180))
+RUNNING = job()
+FAILED = job(J.FAILED, exit_code=1, reason="NonZeroExitCode", ends_at=at(-3))
+
+
+def known(listed: Job, state: S = S.STARTING, **changes: object) -> Replica:
+    """A replica whose recorded job is as listed, so that only what the row is about is decided."""
+    return replica(its=attempt(job=listed, **changes), state=state)
+
+
+def served(listed: Job = RUNNING, state: S = S.READY, **changes: object) -> Replica:
+    return replica(its=ready_attempt(job=listed, **changes), state=state)
+
+
+def leaving(its: Replica) -> Replica:
+    return replace(its, leaving=True)
+
+
+def ended(
+    message: str,
+    *,
+    exit_code: int | None = None,
+    of: Job | None = None,
+    failures: int = 1,
+    next_s: float | None = 10,
+) -> EndAttempt:
+    return EndAttempt("r1", "tok1", exit_code, of, failures, None if next_s is None else at(next_s), message)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    replica: Replica
+    job: Job | None
+    reason: Reason
+    state: ReplicaState
+    says: str
+    actions: tuple[Action, ...] = ()
+    of: Deployment = CHAT
+    reports_open_s: float | None = -3600
+
+
+ROWS = [
+    # Without an attempt
+    Row(
+        "new",
+        replica(),
+        None,
+        R.SUBMIT,
+        S.SUBMITTING,
+        "attempt 1 of revision 1 is submitted",
+        (Submit("r1"),),
+    ),
+    Row(
+        "next attempt is due",
+        replica(its=attempt(ended_at=at(-10)), failures=1, next_attempt_at=NOW, state=S.WAITING),
+        None,
+        R.SUBMIT,
+        S.SUBMITTING,
+        "attempt 2 of revision 1 is submitted",
+        (Submit("r1"),),
+    ),
+    Row(
+        "first failure waits",
+        replica(
+            its=attempt(ended_at=at(-1), end_message="job 7 ended as TIMEOUT (TimeLimit)"),
+            failures=1,
+            next_attempt_at=at(9),
+            state=S.WAITING,
+        ),
+        None,
+        R.BACK_OFF,
+        S.WAITING,
+        "1 attempt failed: job 7 ended as TIMEOUT (TimeLimit); next attempt 14:00:09",
+    ),
+    Row(
+        "third failure waits",
+        replica(its=attempt(ended_at=at(-1)), failures=3, next_attempt_at=at(40), state=S.WAITING),
+        None,
+        R.BACK_OFF,
+        S.WAITING,
+        "3 attempts failed in a row; next attempt 14:00:40",
+    ),
+    Row(
+        "paused",
+        replica(),
+        None,
+        R.PAUSED,
+        S.WAITING,
+        "nothing is submitted while the deployment is paused",
+        of=PAUSED,
+    ),
+    Row(
+        "paused after its job ended",
+        replica(its=attempt(ended_at=at(-30)), failures=1, next_attempt_at=at(-20), state=S.WAITING),
+        None,
+        R.PAUSED,
+        S.WAITING,
+        "nothing is submitted while the deployment is paused",
+        of=PAUSED,
+    ),
+    Row(
+        "leaving before it ran",
+        leaving(replica()),
+        None,
+        R.REMOVE,
+        S.REMOVED,
+        "nothing of it runs",
+        (RemoveReplica("r1"),),
+    ),
+    # A submission whose job is not known
+    Row(
+        "doubtful",
+        replica(its=attempt(job_id=None, submitted_at=at(-5)), state=S.SUBMITTING),
+        None,
+        R.SUBMISSION_DOUBTFUL,
+        S.SUBMITTING,
+        "not known whether Slurm took attempt 1; if it is not seen by 14:00:25, it did not",
+    ),
+    Row(
+        "doubtful, sbatch never called",
+        replica(its=attempt(job_id=None, submitted_at=None, intended_at=at(-29)), state=S.SUBMITTING),
+        None,
+        R.SUBMISSION_DOUBTFUL,
+        S.SUBMITTING,
+        "not known whether Slurm took attempt 1; if it is not seen by 14:00:01, it did not",
+    ),
+    Row(
+        "certainly absent",
+        replica(its=attempt(job_id=None, submitted_at=at(-30)), state=S.SUBMITTING),
+        None,
+        R.RESUBMIT,
+        S.SUBMITTING,
+        "Slurm does not have attempt 1; it is submitted again under the same token",
+        (Resubmit("r1", "tok1"),),
+    ),
+    Row(
+        "found",
+        replica(its=attempt(job_id=None, submitted_at=at(-5)), state=S.SUBMITTING),
+        PENDING,
+        R.ADOPT,
+        S.SUBMITTING,
+        "job 7 bears attempt 1's token and is taken over",
+        (Adopt("tok1", PENDING),),
+    ),
+    Row(
+        "found after a refusal of the second try",
+        replica(its=attempt(job_id=None, refusal="QOSMaxSubmitJobPerUserLimit"), state=S.SUBMITTING),
+        PENDING,
+        R.ADOPT,
+        S.SUBMITTING,
+        "job 7 bears attempt 1's token and is taken over",
+        (Adopt("tok1", PENDING),),
+    ),
+    Row(
+        "refused",
+        replica(its=attempt(job_id=None, refusal="Invalid account"), state=S.SUBMITTING),
+        None,
+        R.SUBMISSION_REFUSED,
+        S.WAITING,
+        "Slurm refused attempt 1: Invalid account; next attempt 14:00:10",
+        (ended("Slurm refused attempt 1: Invalid account"),),
+    ),
+    Row(
+        "refused, and Slurm keeps the failed job",
+        replica(
+            its=attempt(job_id=None, refusal="Requested node configuration is not available"),
+            state=S.SUBMITTING,
+        ),
+        job(J.FAILED, reason="BadConstraints"),
+        R.SUBMISSION_REFUSED,
+        S.WAITING,
+        "Slurm refused attempt 1: Requested node configuration is not available; next attempt 14:00:10",
+        (ended("Slurm refused attempt 1: Requested node configuration is not available"),),
+    ),
+    Row(
+        "doubtful and leaving waits too",
+        leaving(replica(its=attempt(job_id=None, submitted_at=at(-5)), state=S.SUBMITTING)),
+        None,
+        R.SUBMISSION_DOUBTFUL,
+        S.SUBMITTING,
+        "not known whether Slurm took attempt 1; if it is not seen by 14:00:25, it did not",
+    ),
+    Row(
+        "certainly absent and leaving",
+        leaving(replica(its=attempt(job_id=None), state=S.SUBMITTING)),
+        None,
+        R.REMOVE,
+        S.REMOVED,
+        "attempt 1 never reached Slurm",
+        (ended("attempt 1 never reached Slurm", failures=0, next_s=None), RemoveReplica("r1")),
+    ),
+    Row(
+        "certainly absent and paused",
+        replica(its=attempt(job_id=None), state=S.SUBMITTING),
+        None,
+        R.JOB_LOST,
+        S.WAITING,
+        "attempt 1 never reached Slurm",
+        (ended("attempt 1 never reached Slurm", failures=0, next_s=None),),
+        of=PAUSED,
+    ),
+    # A job that Slurm does not list
+    Row(
+        "missing from this listing",
+        known(RUNNING),
+        None,
+        R.JOB_MISSING,
+        S.STARTING,
+        "Slurm does not list job 7; if that lasts until 14:00:30, it is gone",
+        (RecordMissing("tok1", NOW),),
+    ),
+    Row(
+        "still missing",
+        known(RUNNING, missing_since=at(-20)),
+        None,
+        R.JOB_MISSING,
+        S.STARTING,
+        "Slurm does not list job 7; if that lasts until 14:00:10, it is gone",
+    ),
+    Row(
+        "missing, but its agent speaks",
+        served(missing_since=at(-300)),
+        None,
+        R.JOB_MISSING,
+        S.READY,
+        "Slurm does not list job 7, but its agent reports; it is left alone",
+    ),
+    Row(
+        "missing, and its agent said farewell",
+        served(missing_since=at(-30), phase=Phase.ENDED, reported_at=at(-1)),
+        None,
+        R.JOB_LOST,
+        S.WAITING,
+        "job 7 is gone from Slurm; next attempt 14:00:10",
+        (ended("job 7 is gone from Slurm"),),
+    ),
+    Row(
+        "gone",
+        served(missing_since=at(-31), reported_at=at(-30)),
+        None,
+        R.JOB_LOST,
+        S.WAITING,
+        "job 7 is gone from Slurm; next attempt 14:00:10",
+        (ended("job 7 is gone from Slurm"),),
+    ),
+    Row(
+        "gone while leaving",
+        leaving(known(RUNNING, S.DRAINING, missing_since=at(-31))),
+        None,
+        R.REMOVE,
+        S.REMOVED,
+        "job 7 is gone from Slurm",
+        (ended("job 7 is gone from Slurm", failures=0, next_s=None), RemoveReplica("r1")),
+    ),
+    Row(
+        "listed again",
+        served(missing_since=at(-20)),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        (RecordMissing("tok1", None),),
+    ),
+    # A job that waits
+    Row(
+        "queued",
+        known(PENDING, S.QUEUED),
+        PENDING,
+        R.QUEUED,
+        S.QUEUED,
+        "queued in Slurm as job 7, Resources, estimated start 14:03",
+    ),
+    Row(
+        "queued, first seen",
+        replica(its=attempt()),
+        PENDING,
+        R.QUEUED,
+        S.QUEUED,
+        "queued in Slurm as job 7, Resources, estimated start 14:03",
+        (RecordJob("tok1", PENDING),),
+    ),
+    Row(
+        "queued, the estimate has passed",
+        known(late := job(J.PENDING, reason="Priority", started_at=at(-1)), S.QUEUED),
+        late,
+        R.QUEUED,
+        S.QUEUED,
+        "queued in Slurm as job 7, Priority",
+    ),
+    Row(
+        "queued without a reason",
+        known(mute := job(J.PENDING), S.QUEUED),
+        mute,
+        R.QUEUED,
+        S.QUEUED,
+        "queued in Slurm as job 7, no reason given yet",
+    ),
+    Row(
+        "requeued after it was ready",
+        served(again := job(J.PENDING, restarts=1, reason="BeginTime")),
+        again,
+        R.QUEUED,
+        S.QUEUED,
+        "queued in Slurm as job 7, BeginTime",
+    ),
+    Row(
+        "runs again, and the agent's words are of the run before",
+        served(
+            second := job(restarts=1, started_at=at(-1)), S.QUEUED, reported_at=at(-400), ready_at=at(-900)
+        ),
+        second,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: the agent has not registered yet; given up at 14:09:59",
+    ),
+    Row(
+        "requeued and leaving",
+        leaving(known(PENDING, S.DRAINING, signalled_at=at(-20), drain_at=at(-20))),
+        PENDING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled before it runs",
+        (CANCEL,),
+    ),
+    Row(
+        "requeued after it was cancelled",
+        known(PENDING, S.STOPPING, cancelled_at=at(-60)),
+        PENDING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled again: it has not ended",
+        (CANCEL,),
+    ),
+    Row(
+        "suspended",
+        served(held := job(J.SUSPENDED), reported_at=at(-900)),
+        held,
+        R.SUSPENDED,
+        S.QUEUED,
+        "job 7 is suspended in Slurm",
+    ),
+    Row(
+        "a state of a later Slurm",
+        served(odd := job(J.UNKNOWN, state_text="HIBERNATING")),
+        odd,
+        R.JOB_STATE_UNKNOWN,
+        S.READY,
+        "Slurm says job 7 is 'HIBERNATING', which this release does not know",
+    ),
+    # A job that runs
+    Row(
+        "starting",
+        known(RUNNING),
+        RUNNING,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: the agent has not registered yet; given up at 14:09:00",
+    ),
+    Row(
+        "the agent has registered",
+        known(RUNNING, phase=Phase.REGISTERED, reported_at=at(-1)),
+        RUNNING,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: the engine is being started; given up at 14:09:00",
+    ),
+    Row(
+        "the agent says what it does",
+        known(RUNNING, phase=Phase.STARTING, phase_message="loading weights", reported_at=at(-1)),
+        RUNNING,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: loading weights; given up at 14:09:00",
+    ),
+    Row(
+        "starting without a start time",
+        known(bare := job(J.CONFIGURING, started_at=None, nodes="")),
+        bare,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs without a node: the agent has not registered yet",
+    ),
+    Row(
+        "startup time-out",
+        known(slow := job(started_at=at(-600))),
+        slow,
+        R.STARTUP_TIMEOUT,
+        S.STOPPING,
+        "job 7 generated no token within 600 s of its start",
+        (CANCEL,),
+    ),
+    Row(
+        "startup time-out while paused",
+        known(slow),
+        slow,
+        R.PAUSED,
+        S.STARTING,
+        "job 7 generated no token within 600 s of its start; left as it is while the deployment is paused",
+        of=PAUSED,
+    ),
+    Row("ready", served(), RUNNING, R.READY, S.READY, "takes requests at gpu1:4000 (job 7)"),
+    Row(
+        "ready while paused",
+        served(),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        of=PAUSED,
+    ),
+    Row(
+        "silent",
+        served(reported_at=at(-61)),
+        RUNNING,
+        R.REPORT_TIMEOUT,
+        S.STOPPING,
+        "the agent of job 7 has been silent since 13:58:59, longer than 60 s",
+        (CANCEL,),
+    ),
+    Row(
+        "silent while paused",
+        served(reported_at=at(-61)),
+        RUNNING,
+        R.PAUSED,
+        S.READY,
+        "the agent of job 7 has been silent since 13:58:59, longer than 60 s; left as it is while the deployment is paused",
+        of=PAUSED,
+    ),
+    Row(
+        "silent, but nobody could have heard it",
+        served(reported_at=at(-900)),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        reports_open_s=None,
+    ),
+    Row(
+        "silent, but ears were opened only lately",
+        served(reported_at=at(-900)),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        reports_open_s=-60,
+    ),
+    Row(
+        "drains by itself",
+        served(phase=Phase.DRAINING, phase_message="the time limit is near"),
+        RUNNING,
+        R.DRAINING,
+        S.DRAINING,
+        "the time limit is near",
+    ),
+    Row(
+        "the engine failed",
+        served(phase=Phase.FAILED, phase_message="the engine exited with 1", reported_at=at(-2)),
+        RUNNING,
+        R.STOPPING,
+        S.STOPPING,
+        "job 7 is ending: the engine exited with 1",
+    ),
+    Row(
+        "the engine failed and the job lives on",
+        served(phase=Phase.FAILED, phase_message="the engine exited with 1", reported_at=at(-60)),
+        RUNNING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 lives on after its agent said: the engine exited with 1",
+        (CANCEL,),
+    ),
+    Row(
+        "cancelled and not ended yet",
+        known(RUNNING, S.STOPPING, cancelled_at=at(-59)),
+        RUNNING,
+        R.STOPPING,
+        S.STOPPING,
+        "job 7 was cancelled at 13:59:01 and has not ended yet",
+    ),
+    Row(
+        "cancelled without effect",
+        known(RUNNING, S.STOPPING, cancelled_at=at(-60)),
+        RUNNING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled again: it has not ended",
+        (CANCEL,),
+    ),
+    # A job that ends
+    Row("completing", served(going := job(J.COMPLETING)), going, R.STOPPING, S.STOPPING, "job 7 is ending"),
+    Row("staging out", served(out := job(J.STAGE_OUT)), out, R.STOPPING, S.STOPPING, "job 7 is ending"),
+    Row(
+        "ended unasked",
+        served(),
+        FAILED,
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as FAILED with exit code 1 (NonZeroExitCode); next attempt 14:00:10",
+        (ended("job 7 ended as FAILED with exit code 1 (NonZeroExitCode)", exit_code=1, of=FAILED),),
+    ),
+    Row(
+        "ended, and the agent had said why",
+        replace(served(phase=Phase.FAILED, phase_message="CUDA out of memory", exit_code=70), failures=2),
+        FAILED,
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as FAILED with exit code 70 (NonZeroExitCode): CUDA out of memory; next attempt 14:00:40",
+        (
+            ended(
+                "job 7 ended as FAILED with exit code 70 (NonZeroExitCode): CUDA out of memory",
+                exit_code=70,
+                of=FAILED,
+                failures=3,
+                next_s=40,
+            ),
+        ),
+    ),
+    Row(
+        "ended after long service: a new row of failures",
+        replace(served(ready_at=at(-603)), failures=5),
+        FAILED,
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as FAILED with exit code 1 (NonZeroExitCode); next attempt 14:00:10",
+        (ended("job 7 ended as FAILED with exit code 1 (NonZeroExitCode)", exit_code=1, of=FAILED),),
+    ),
+    Row(
+        "ended long ago, seen only now: the time after its end is no service",
+        replace(served(ready_at=at(-900)), failures=1),
+        old := job(J.NODE_FAIL, ends_at=at(-700)),
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as NODE_FAIL; next attempt 14:00:20",
+        (ended("job 7 ended as NODE_FAIL", of=old, failures=2, next_s=20),),
+    ),
+    Row(
+        "ended while leaving",
+        leaving(served(signalled_at=at(-9), drain_at=at(-9), state=S.DRAINING)),
+        done := job(J.COMPLETED, exit_code=0, ends_at=at(-1)),
+        R.REMOVE,
+        S.REMOVED,
+        "job 7 ended as COMPLETED",
+        (
+            ended("job 7 ended as COMPLETED", exit_code=0, of=done, failures=0, next_s=None),
+            RemoveReplica("r1"),
+        ),
+    ),
+    # A replica that is to go
+    Row(
+        "leaving from the queue",
+        leaving(known(PENDING, S.QUEUED)),
+        PENDING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled before it runs",
+        (CANCEL,),
+    ),
+    Row(
+        "leaving while its nodes boot",
+        leaving(known(bare)),
+        bare,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled before it runs",
+        (CANCEL,),
+    ),
+    Row(
+        "leaving: drained first",
+        leaving(served()),
+        RUNNING,
+        R.DRAIN,
+        S.DRAINING,
+        "job 7 is told to drain",
+        (DRAIN,),
+    ),
+    Row(
+        "leaving: the signal did not get through",
+        leaving(served(drain_at=at(-5), state=S.DRAINING)),
+        RUNNING,
+        R.DRAIN,
+        S.DRAINING,
+        "job 7 is told to drain",
+        (DRAIN,),
+    ),
+    Row(
+        "leaving: drains",
+        leaving(served(drain_at=at(-5), signalled_at=at(-4), state=S.DRAINING)),
+        RUNNING,
+        R.DRAINING,
+        S.DRAINING,
+        "job 7 finishes its requests; cancelled at 14:01:26 at the latest",
+    ),
+    Row(
+        "leaving: drains while paused",
+        leaving(served(drain_at=at(-5), signalled_at=at(-4), state=S.DRAINING)),
+        RUNNING,
+        R.DRAINING,
+        S.DRAINING,
+        "job 7 finishes its requests; cancelled at 14:01:26 at the latest",
+        of=PAUSED,
+    ),
+    Row(
+        "leaving: drained for too long",
+        leaving(served(drain_at=at(-95), signalled_at=at(-90), state=S.DRAINING)),
+        RUNNING,
+        R.DRAIN_TIMEOUT,
+        S.STOPPING,
+        "job 7 was told to drain at 13:58:30 and is cancelled",
+        (CANCEL,),
+    ),
+    Row(
+        "leaving: the signal never got through",
+        leaving(served(drain_at=at(-90), state=S.DRAINING)),
+        RUNNING,
+        R.DRAIN_TIMEOUT,
+        S.STOPPING,
+        "job 7 was told to drain at 13:58:30 and is cancelled",
+        (CANCEL,),
+    ),
+    Row(
+        "leaving: the agent has ended, the job not yet",
+        leaving(
+            served(
+                phase=Phase.ENDED,
+                phase_message="drained",
+                drain_at=at(-9),
+                signalled_at=at(-9),
+                state=S.DRAINING,
+            )
+        ),
+        RUNNING,
+        R.STOPPING,
+        S.STOPPING,
+        "job 7 is ending: drained",
+    ),
+    Row(
+        "leaving after its engine failed: nothing to drain",
+        leaving(served(phase=Phase.FAILED, phase_message="the engine exited with 1", state=S.STOPPING)),
+        RUNNING,
+        R.STOPPING,
+        S.STOPPING,
+        "job 7 is ending: the engine exited with 1",
+    ),
+    Row(
+        "leaving after it was cancelled",
+        leaving(known(RUNNING, S.STOPPING, cancelled_at=at(-10))),
+        RUNNING,
+        R.STOPPING,
+        S.STOPPING,
+        "job 7 was cancelled at 13:59:50 and has not ended yet",
+    ),
+    Row(
+        "leaving: suspended is drained when it goes on, or cut",
+        leaving(served(held)),
+        held,
+        R.DRAIN,
+        S.DRAINING,
+        "job 7 is told to drain",
+        (DRAIN,),
+    ),
+    Row(
+        "deleted: drained",
+        leaving(served()),
+        RUNNING,
+        R.DRAIN,
+        S.DRAINING,
+        "job 7 is told to drain",
+        (DRAIN,),
+        of=DELETED,
+    ),
+    Row(
+        "deleted at once",
+        leaving(served()),
+        RUNNING,
+        R.CANCEL,
+        S.STOPPING,
+        "job 7 is cancelled at once, as the deletion asks",
+        (CANCEL,),
+        of=FORCED,
+    ),
+    Row(
+        "deleted while paused",
+        leaving(served()),
+        RUNNING,
+        R.DRAIN,
+        S.DRAINING,
+        "job 7 is told to drain",
+        (DRAIN,),
+        of=deployment(paused=True, deleted_at=at(-5)),
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_each_situation(row: Row) -> None:
+    opened = None if row.reports_open_s is None else at(row.reports_open_s)
+    outlook = plan_replica(Scene(NOW, row.of, row.replica, row.job, 10, opened))
+    assert outlook.decision.subject == ("chat", "chat-1")
+    assert (outlook.decision.reason, outlook.state) == (row.reason, row.state)
+    assert outlook.message == row.says
+    assert outlook.decision.message == row.says
+    assert outlook.decision.actions == row.actions
+    check_move("chat-1", row.replica.state, outlook.state)
+
+
+def test_rows_have_names_of_their_own() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_a_changed_job_is_written_down_beside_the_decision() -> None:
+    row = replica(its=ready_attempt(job=PENDING, missing_since=at(-9)), state=S.QUEUED)
+    outlook = plan_replica(Scene(NOW, CHAT, row, RUNNING, 10, None))
+    assert outlook.decision.actions == (RecordJob("tok1", RUNNING), RecordMissing("tok1", None))
+
+
+def test_an_ended_job_is_written_down_once() -> None:
+    outlook = plan_replica(Scene(NOW, CHAT, served(), FAILED, 10, None))
+    assert not [action for action in outlook.decision.actions if isinstance(action, RecordJob)]
+
+
+@pytest.mark.parametrize(
+    ("job_id", "states", "expected"),
+    [
+        (None, [], None),
+        (None, [(1, J.FAILED), (3, J.PENDING), (2, J.RUNNING)], 2),
+        (None, [(1, J.FAILED), (2, J.CANCELLED)], 1),
+        (3, [(1, J.RUNNING), (3, J.PENDING)], 3),
+        (3, [(1, J.RUNNING)], None),
+    ],
+)
+def test_which_job_is_the_attempts(
+    job_id: int | None, states: list[tuple[int, JobState]], expected: int | None
+) -> None:
+    jobs = tuple(job(state, job_id=number) for number, state in states)
+    found = jobs_of(attempt(job_id=job_id), {"tok1": jobs})
+    assert (found.job_id if found else None) == expected
