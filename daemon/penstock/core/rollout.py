@@ -73,7 +73,7 @@ def _scale(deployment: Deployment, current: Sequence[Replica]) -> Counts:
     want, have = deployment.spec.replicas, len(current)
     if have < want:
         actions = (CreateReplica(deployment.uid, deployment.revision),) * (want - have)
-        message = f"{have} of {count(want, 'replica')} exist; {want - have} made"
+        message = f"{have} of {want} exist; {want - have} made"
         return Counts(Decision(deployment.name, "", Reason.SCALE_UP, message, actions), frozenset())
     if have > want:
         surplus = _least_worth(current)[: have - want]

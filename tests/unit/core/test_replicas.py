@@ -41,12 +41,12 @@ RUNNING = job()
 FAILED = job(J.FAILED, exit_code=1, reason="NonZeroExitCode", ends_at=at(-3))
 
 
-def known(listed: Job, state: S = S.STARTING, **changes: object) -> Replica:
+def known(listed: Job, state: ReplicaState = S.STARTING, **changes: object) -> Replica:
     """A replica whose recorded job is as listed, so that only what the row is about is decided."""
     return replica(its=attempt(job=listed, **changes), state=state)
 
 
-def served(listed: Job = RUNNING, state: S = S.READY, **changes: object) -> Replica:
+def served(listed: Job = RUNNING, state: ReplicaState = S.READY, **changes: object) -> Replica:
     return replica(its=ready_attempt(job=listed, **changes), state=state)
 
 
@@ -462,7 +462,8 @@ ROWS = [
         RUNNING,
         R.PAUSED,
         S.READY,
-        "the agent of job 7 has been silent since 13:58:59, longer than 60 s; left as it is while the deployment is paused",
+        "the agent of job 7 has been silent since 13:58:59, longer than 60 s;"
+        " left as it is while the deployment is paused",
         of=PAUSED,
     ),
     Row(

@@ -1,0 +1,227 @@
+"""The pass as a whole: its order, what it shows, and what it says of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from penstock.core.decisions import (
+    CancelOrphan,
+    CreateReplica,
+    Drain,
+    Leave,
+    Reason,
+    RemoveDeployment,
+    Submit,
+)
+from penstock.core.jobs import Job, JobState
+from penstock.core.model import ConditionStatus, Observation, Replica, ReplicaState
+from penstock.core.plan import Plan, plan
+from penstock.core.states import IllegalMove
+from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica, world
+
+
+def reasons(made: Plan) -> dict[tuple[str, str], Reason]:
+    assert len({decision.subject for decision in made.decisions}) == len(made.decisions)
+    return {decision.subject: decision.reason for decision in made.decisions}
+
+
+def serving(number: int = 1, **changes: Any) -> tuple[Replica, Job]:
+    listed = job(job_id=number, token=f"tok{number}")
+    its = ready_attempt(token=f"tok{number}", job_id=number, job=listed)
+    return replica(number, its=its, state=ReplicaState.READY, **changes), listed
+
+
+def test_nothing_declared() -> None:
+    made = plan(world())
+    assert reasons(made) == {("", ""): Reason.CLUSTER_REACHABLE}
+    assert made.decisions[0].message == "Slurm answers, and every job of ours belongs to an attempt"
+    assert not made.replica_statuses
+    assert not made.deployment_statuses
+
+
+def test_a_new_deployment_first_gets_replicas_and_each_of_those_an_attempt() -> None:
+    made = plan(world([deployment(replicas=2)]))
+    assert made.decisions[0].actions == (CreateReplica("d1", 1),) * 2
+    made = plan(world([deployment(replicas=2)], [replica(1), replica(2)]))
+    assert [decision.actions for decision in made.decisions[1:3]] == [(Submit("r1"),), (Submit("r2"),)]
+    assert [status.state for status in made.replica_statuses] == [ReplicaState.SUBMITTING] * 2
+
+
+def test_steady_is_silent() -> None:
+    its, listed = serving()
+    first = plan(world([deployment()], [its], [listed]))
+    assert reasons(first) == {
+        ("chat", ""): Reason.STEADY,
+        ("chat", "chat-1"): Reason.READY,
+        ("", ""): Reason.CLUSTER_REACHABLE,
+    }
+    settled = world(
+        [deployment(conditions=first.deployment_statuses[0].conditions)],
+        [replace(its, message=first.replica_statuses[0].message)],
+        [listed],
+    )
+    for later in (0, 1, 50):
+        again = plan(replace(settled, now=at(later)))
+        assert again == Plan(first.decisions, (), ())
+    assert not any(decision.actions for decision in first.decisions)
+
+
+def test_the_one_that_is_let_go_is_drained_in_the_same_pass() -> None:
+    (one, first), (two, second) = serving(1), serving(2)
+    made = plan(world([deployment()], [one, two], [first, second]))
+    assert made.decisions[0].actions == (Leave("r2"),)
+    assert [type(action) for action in made.decisions[2].actions] == [Drain]
+    assert reasons(made)["chat", ""] is Reason.SCALE_DOWN
+
+
+def test_a_replica_that_died_in_this_very_listing_is_not_counted_as_ready() -> None:
+    """Otherwise the old one would go because of a successor that is dead: a dip below the minimum (rule 5)."""
+    old, old_job = serving(1)
+    new, new_job = serving(2, revision=2)
+    before = world([deployment(revision=2)], [old, new], [old_job, new_job])
+    assert reasons(plan(before))["chat", ""] is Reason.ROLLOUT_RETIRE
+    died = replace(before, slurm=world([], [], [old_job, replace(new_job, state=JobState.NODE_FAIL)]).slurm)
+    made = plan(died)
+    assert reasons(made)["chat", ""] is Reason.ROLLOUT_WAIT
+    assert not [
+        action for decision in made.decisions for action in decision.actions if isinstance(action, Leave)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "message"),
+    [([], "0 of 0 ready"), ([replica(its=attempt(), leaving=True)], "0 of 0 ready, 1 on the way out")],
+    ids=["none", "one on the way out"],
+)
+def test_zero_replicas(replicas: list[Replica], message: str) -> None:
+    made = plan(world([deployment(replicas=0)], replicas, [job()]))
+    assert made.decisions[0].message == message
+
+
+def test_a_deleted_deployment_goes_with_its_last_replica() -> None:
+    its, listed = serving()
+    deleted = deployment(deleted_at=at(-1), paused=True)
+    made = plan(world([deleted], [its], [listed]))
+    assert reasons(made)["chat", ""] is Reason.DELETING
+    made = plan(world([deleted]))
+    assert made.decisions[0].reason is Reason.DELETED
+    assert made.decisions[0].actions == (RemoveDeployment("d1"),)
+    assert not made.deployment_statuses
+
+
+def test_when_slurm_is_silent_nothing_is_done() -> None:
+    made = plan(world([deployment(generation=4)], [replica(), replica(2, leaving=True)], None))
+    assert reasons(made) == {("", ""): Reason.CLUSTER_UNREACHABLE}
+    (decision,) = made.decisions
+    assert decision.message == "Slurm has not answered since 13:59:30: squeue: timed out"
+    assert decision.actions == ()
+    assert not made.replica_statuses
+    (status,) = made.deployment_statuses
+    assert status.observed_generation == 1
+    unreachable = {condition.type: condition for condition in status.conditions}["ClusterReachable"]
+    assert (unreachable.status, unreachable.reason) == (ConditionStatus.FALSE, "ClusterUnreachable")
+
+
+def test_a_new_generation_is_observed() -> None:
+    made = plan(world([deployment(generation=4)]))
+    assert made.deployment_statuses[0].observed_generation == 4
+
+
+def test_a_state_that_cannot_be_is_a_bug() -> None:
+    its = replica(its=ready_attempt(), state=ReplicaState.WAITING)
+    with pytest.raises(IllegalMove, match="chat-1: waiting -> ready"):
+        plan(world([deployment()], [its], [job()]))
+
+
+# Orphans -------------------------------------------------------------------------------------------------------------
+
+
+def cluster_says(observation: Observation) -> tuple[Reason, str, tuple[object, ...]]:
+    decision = next(decision for decision in plan(observation).decisions if decision.subject == ("", ""))
+    return decision.reason, decision.message, decision.actions
+
+
+def stray(number: int = 9, **changes: Any) -> Job:
+    facts: dict[str, Any] = {"job_id": number, "submitted_at": at(-60)}
+    return job(token=f"lost{number}", **facts | changes)
+
+
+def test_an_orphan_is_given_time_then_cancelled() -> None:
+    young = stray(submitted_at=at(-59))
+    assert cluster_says(world([], [], [young])) == (
+        Reason.ORPHAN_FOUND,
+        "job 9 (penstock-chat-lost9) bears our mark and belongs to no attempt in the database; cancelled at 14:00:01",
+        (),
+    )
+    assert cluster_says(world([], [], [stray()], known_tokens=frozenset({"lost9"}))) == (
+        Reason.ORPHAN_CANCELLED,
+        "job 9 (penstock-chat-lost9) bears our mark and belongs to an attempt that has ended; cancelled",
+        (CancelOrphan(9, "penstock-chat-lost9"),),
+    )
+
+
+def test_many_orphans_are_one_decision() -> None:
+    jobs = [stray(number) for number in range(14, 9, -1)]
+    reason, message, actions = cluster_says(world([], [], jobs))
+    assert reason is Reason.ORPHAN_CANCELLED
+    assert message.endswith("job 12 (penstock-chat-lost12) bears our mark and belongs to no attempt in the database;"
+                            " and 2 more; cancelled")  # fmt: skip
+    assert actions == tuple(CancelOrphan(number, f"penstock-chat-lost{number}") for number in range(10, 15))
+
+
+def test_only_what_is_due_is_cancelled() -> None:
+    _, message, actions = cluster_says(world([], [], [stray(9), stray(10, submitted_at=at(-1))]))
+    assert actions == (CancelOrphan(9, "penstock-chat-lost9"),)
+    assert "lost10" not in message
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        stray(state=JobState.FAILED),
+        stray(state=JobState.COMPLETING),
+        stray(state=JobState.UNKNOWN),
+        stray(comment=""),
+        stray(comment="penstock/1 elsewhere lost9"),
+        stray(name="training-run"),
+    ],
+    ids=[
+        "ended",
+        "ending",
+        "of a state unknown",
+        "without the mark",
+        "another installation's",
+        "a copied mark",
+    ],
+)
+def test_what_is_no_orphan(listed: Job) -> None:
+    assert cluster_says(world([], [], [listed]))[0] is Reason.CLUSTER_REACHABLE
+
+
+def test_an_orphan_of_unknown_age_is_left_alone() -> None:
+    reason, message, actions = cluster_says(world([], [], [stray(submitted_at=None)]))
+    assert reason is Reason.ORPHAN_FOUND
+    assert message.endswith("; Slurm does not say since when")
+    assert actions == ()
+
+
+def test_of_a_doubled_submission_the_second_job_goes() -> None:
+    twin = job(JobState.PENDING, job_id=8, reason="Dependency")
+    its = replica(its=attempt(job=job()), state=ReplicaState.STARTING)
+    reason, message, actions = cluster_says(world([deployment()], [its], [job(), twin]))
+    assert reason is Reason.ORPHAN_CANCELLED
+    assert "belongs to an attempt that another job is running" in message
+    assert actions == (CancelOrphan(8, "penstock-chat-tok1"),)
+
+
+def test_while_the_attempts_job_is_not_known_none_is_an_orphan() -> None:
+    twin = job(JobState.PENDING, job_id=8)
+    its = replica(its=attempt(job_id=None), state=ReplicaState.SUBMITTING)
+    assert cluster_says(world([deployment()], [its], [job(), twin]))[0] is Reason.CLUSTER_REACHABLE
+
+
+def test_now_is_the_observations() -> None:
+    assert plan(world([deployment()])).deployment_statuses[0].conditions[0].since == NOW

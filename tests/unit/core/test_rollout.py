@@ -1,0 +1,254 @@
+"""How many replicas of which revision: what is made, what goes, and what is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from penstock.core.decisions import CreateReplica, Leave, Reason
+from penstock.core.model import Deployment, Replica, ReplicaState
+from penstock.core.rollout import available_floor, plan_counts
+from penstock.core.spec import Rollout, RolloutStrategy
+from tests.worlds import at, deployment, replica
+
+WAITING, QUEUED, STARTING, READY, STOPPING = (
+    ReplicaState.WAITING,
+    ReplicaState.QUEUED,
+    ReplicaState.STARTING,
+    ReplicaState.READY,
+    ReplicaState.STOPPING,
+)
+RECREATE = Rollout(strategy=RolloutStrategy.RECREATE)
+
+
+def these(*rows: tuple[int, ReplicaState] | tuple[int, ReplicaState, str]) -> list[Replica]:
+    """Replicas numbered from 1, each a revision, a state and, if it is leaving, the word."""
+    return [
+        replica(number, revision=row[0], state=row[1], leaving=len(row) == 3)
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    of: Deployment
+    replicas: list[Replica]
+    reason: Reason | None
+    says: str = ""
+    leave: list[str] = field(default_factory=list)
+    made: int = 0
+
+
+ROWS = [
+    Row("as wanted", deployment(), these((1, READY)), None),
+    Row("none wanted, none there", deployment(replicas=0), [], None),
+    Row("first", deployment(replicas=2), [], Reason.SCALE_UP, "0 of 2 exist; 2 made", made=2),
+    Row(
+        "one more",
+        deployment(replicas=2),
+        these((1, READY)),
+        Reason.SCALE_UP,
+        "1 of 2 exist; 1 made",
+        made=1,
+    ),
+    Row(
+        "one is leaving and is replaced",
+        deployment(),
+        these((1, READY, "leaving")),
+        Reason.SCALE_UP,
+        "0 of 1 exist; 1 made",
+        made=1,
+    ),
+    Row(
+        "down: those that serve nobody go first, then the youngest",
+        deployment(replicas=1),
+        these((1, READY), (1, READY), (1, QUEUED), (1, STOPPING)),
+        Reason.SCALE_DOWN,
+        "4 replicas for 1 wanted; 3 to go",
+        leave=["r4", "r3", "r2"],
+    ),
+    Row(
+        "down to none",
+        deployment(replicas=0),
+        these((1, READY)),
+        Reason.SCALE_DOWN,
+        "1 replica for 0 wanted; 1 to go",
+        leave=["r1"],
+    ),
+    Row(
+        "paused",
+        deployment(replicas=3, paused=True),
+        [],
+        Reason.PAUSED,
+        "nothing is done until it is resumed",
+    ),
+    Row(
+        "paused in the middle of a rollout",
+        deployment(replicas=2, paused=True, revision=2),
+        these((1, READY), (2, STARTING)),
+        Reason.PAUSED,
+        "nothing is done until it is resumed",
+    ),
+    Row(
+        "deleted",
+        deployment(replicas=2, deleted_at=at(-1)),
+        these((1, READY), (1, WAITING)),
+        Reason.DELETING,
+        "2 replicas to be drained first",
+        leave=["r1", "r2"],
+    ),
+    Row(
+        "deleted while paused",
+        deployment(deleted_at=at(-1), paused=True),
+        these((1, READY)),
+        Reason.DELETING,
+        "1 replica to be drained first",
+        leave=["r1"],
+    ),
+    Row(
+        "deleted by force, all leaving already",
+        deployment(deleted_at=at(-1), force_delete=True),
+        these((1, STOPPING, "leaving")),
+        Reason.DELETING,
+        "1 replica to be cancelled first",
+    ),
+    Row(
+        "rollout begins: one above the wanted number",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY)),
+        Reason.ROLLOUT_SURGE,
+        "0 of 2 run revision 2, 2 an old one; 1 made",
+        made=1,
+    ),
+    Row(
+        "rollout waits for the new one",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY), (2, STARTING)),
+        Reason.ROLLOUT_WAIT,
+        "1 of 2 run revision 2, 2 an old one; 2 ready, and 2 must stay so",
+    ),
+    Row(
+        "the new one is ready: an old one goes and the next is made",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY), (2, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "1 of 2 run revision 2, 2 an old one; 1 made, 1 to go",
+        leave=["r2"],
+        made=1,
+    ),
+    Row(
+        "the last old one goes",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY, "leaving"), (2, READY), (2, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "2 of 2 run revision 2, 1 an old one; 1 to go",
+        leave=["r1"],
+    ),
+    Row(
+        "an old one that serves nobody goes at once, a serving one stays",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, STARTING)),
+        Reason.ROLLOUT_RETIRE,
+        "0 of 2 run revision 2, 2 an old one; 2 made, 1 to go",
+        leave=["r2"],
+        made=2,
+    ),
+    Row(
+        "the new ones fail: the old ones stay",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY), (2, WAITING)),
+        Reason.ROLLOUT_WAIT,
+        "1 of 2 run revision 2, 2 an old one; 2 ready, and 2 must stay so",
+    ),
+    Row(
+        "one may be missing: no surge is needed",
+        deployment(replicas=3, revision=2, rollout=Rollout(max_surge="0", max_unavailable="1")),
+        these((1, READY), (1, READY), (1, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "0 of 3 run revision 2, 3 an old one; 1 made, 1 to go",
+        leave=["r3"],
+        made=1,
+    ),
+    Row(
+        "both shares round to nothing: one may be missing",
+        deployment(replicas=2, revision=2, rollout=Rollout(max_surge="0%", max_unavailable="25%")),
+        these((1, READY), (1, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "0 of 2 run revision 2, 2 an old one; 1 made, 1 to go",
+        leave=["r2"],
+        made=1,
+    ),
+    Row(
+        "rolled back in the middle: the newest revision's unready one goes",
+        deployment(replicas=2, revision=3),
+        these((1, READY), (1, READY), (2, STARTING)),
+        Reason.ROLLOUT_RETIRE,
+        "0 of 2 run revision 3, 3 an old one; 1 made, 1 to go",
+        leave=["r3"],
+        made=1,
+    ),
+    Row(
+        "scaled to none in the middle of a rollout",
+        deployment(replicas=0, revision=2),
+        these((1, READY), (2, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "1 of 0 run revision 2, 1 an old one; 1 to go",
+        leave=["r1"],
+    ),
+    Row(
+        "recreate: the old ones go",
+        deployment(replicas=2, revision=2, rollout=RECREATE),
+        these((1, READY), (1, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "2 replicas of an old revision must go before new ones are made",
+        leave=["r1", "r2"],
+    ),
+    Row(
+        "recreate: and must be gone",
+        deployment(replicas=2, revision=2, rollout=RECREATE),
+        these((1, STOPPING, "leaving")),
+        Reason.ROLLOUT_WAIT,
+        "1 replica of an old revision must be gone before new ones are made",
+    ),
+    Row(
+        "recreate: then the new ones come",
+        deployment(replicas=2, revision=2, rollout=RECREATE),
+        [],
+        Reason.SCALE_UP,
+        "0 of 2 exist; 2 made",
+        made=2,
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_counts(row: Row) -> None:
+    counts = plan_counts(row.of, row.replicas)
+    assert counts.leaving == frozenset(row.leave)
+    if row.reason is None:
+        assert counts.decision is None
+        return
+    assert counts.decision is not None
+    assert (counts.decision.reason, counts.decision.message) == (row.reason, row.says)
+    assert counts.decision.subject == ("chat", "")
+    made = CreateReplica("d1", row.of.revision)
+    assert counts.decision.actions == (*(Leave(uid) for uid in row.leave), *([made] * row.made))
+
+
+@pytest.mark.parametrize(
+    ("surge", "unavailable", "want", "floor"),
+    [
+        ("1", "0", 3, 3),
+        ("1", "1", 3, 2),
+        ("1", "50%", 3, 2),
+        ("25%", "25%", 4, 3),
+        ("0", "100%", 4, 0),
+        ("0", "9", 4, 0),
+        ("0%", "10%", 4, 3),
+        ("0", "0", 0, 0),
+    ],
+)
+def test_available_floor(surge: str, unavailable: str, want: int, floor: int) -> None:
+    assert available_floor(Rollout(max_surge=surge, max_unavailable=unavailable), want) == floor
