@@ -42,7 +42,7 @@ from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
 from penstock.gateway.settings import FrontDoorSettings
-from penstock.rpc import add_servicers
+from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.settings import Settings
 from penstock.slurm.choose import choose
@@ -131,16 +131,14 @@ async def run_gateway(settings: Settings) -> None:
             routing_applied=follower.applied,
         )
         async with contextlib.AsyncExitStack() as stack:
-            control = await _serve_at(
-                stack, door_settings.control, lambda server: add_servicers(server, deps)
-            )
-            await _serve_at(
-                stack, door_settings.gateway, lambda server: server.add_generic_rpc_handlers((door.handler,))
-            )
+            control = _server()
+            api = add_servicers(control, deps)
+            await _serve(stack, control, door_settings.control)
             await door.start()
             stack.push_async_callback(door.stop)
-            log.info("gateway: control API at %s", control)
+            log.info("the control API is up; Envoy is told where everything is")
             async with asyncio.TaskGroup() as group:
+                group.create_task(api.run())
                 group.create_task(follower.run())
                 group.create_task(_nudge(db, follower.changed))
                 group.create_task(_beat(db, door_settings))
@@ -163,18 +161,18 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
     )
 
 
-async def _serve_at(
-    stack: contextlib.AsyncExitStack, address: str, register: Callable[[grpc.aio.Server], None]
-) -> str:
-    server = grpc.aio.server(
+def _server() -> grpc.aio.Server:
+    return grpc.aio.server(
         options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
     )
-    register(server)
+
+
+async def _serve(stack: contextlib.AsyncExitStack, server: grpc.aio.Server, address: str) -> None:
+    """Serves at a socket of our own user's until the stack is left."""
     server.add_insecure_port(address)
     await server.start()
     Path(address.removeprefix("unix:")).chmod(0o600)
     stack.push_async_callback(server.stop, 1.0)
-    return address
 
 
 async def _nudge(db: Database, changed: Callable[[], None]) -> None:

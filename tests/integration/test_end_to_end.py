@@ -1,0 +1,253 @@
+"""The whole path, as users have it: real Slurm, PostgreSQL and Envoy, every process of its own; the engine is the stand-in.
+
+What one process does is tested elsewhere; here is what only all of them together can show: a declared model streams, and goes on
+streaming whatever dies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import psutil
+import pytest
+
+from penstock.v1 import inference_pb2 as inference
+from penstock.v1 import inference_pb2_grpc
+from tests.penstocks import Penstock, standin, wait_until
+
+pytestmark = pytest.mark.xdist_group("end-to-end")
+
+
+class Stream(threading.Thread):
+    """One StreamChat in the background: what it got, and the status it ended with."""
+
+    def __init__(self, penstock: Penstock, model: str, tokens: int) -> None:
+        super().__init__(daemon=True)
+        self._channel = penstock.channel()
+        self._model = model
+        self._tokens = tokens
+        self.text = ""
+        self.finish = inference.FINISH_REASON_UNSPECIFIED
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+        self.start()
+
+    def run(self) -> None:
+        with self._channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+            try:
+                for chunk in stub.StreamChat(request(self._model, self._tokens), wait_for_ready=True):
+                    for choice in chunk.choices:
+                        self.text += choice.content
+                        self.finish = choice.finish_reason or self.finish
+                self.code = grpc.StatusCode.OK
+            except grpc.RpcError as error:
+                self.code, self.details = error.code(), error.details() or ""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The stand-in numbers its words: a gap or a repeat shows."""
+        return [int(number) for number in re.findall(r":(\d+)", self.text)]
+
+    def assert_whole(self, within_s: float = 60) -> None:
+        self.join(within_s)
+        assert not self.is_alive(), f"the stream has not ended; {len(self.numbers)} tokens so far"
+        assert self.code is grpc.StatusCode.OK, self.details
+        assert self.finish == inference.FINISH_REASON_LENGTH
+        assert self.numbers == list(range(self._tokens))
+
+
+def request(model: str, tokens: int) -> inference.StreamChatRequest:
+    part = inference.ContentPart(text="one two three")
+    message = inference.Message(role=inference.ROLE_USER, content=[part])
+    sampling = inference.SamplingParameters(max_tokens=tokens)
+    return inference.StreamChatRequest(model=model, messages=[message], sampling=sampling)
+
+
+def ask(penstock: Penstock, model: str, tokens: int = 3) -> grpc.StatusCode:
+    """One short request on a connection of its own."""
+    stream = Stream(penstock, model, tokens)
+    stream.join(10)
+    assert stream.code is not None
+    return stream.code
+
+
+@pytest.fixture(scope="module")
+def served(penstock: Penstock) -> Iterator[str]:
+    """A deployment with two ready replicas, at 20 tokens a second."""
+    penstock.apply(standin("served", replicas=2, args=["--tokens-per-second", "20"]))
+    penstock.wait_ready("served", 2)
+    yield "served"
+    penstock.cli("delete", "served", "--wait")
+
+
+def jobs(penstock: Penstock) -> list[str]:
+    return penstock.cluster.run("squeue", "-h", "-o", "%i").split()
+
+
+def agent_pid(penstock: Penstock, replica: str) -> int:
+    """The agent's process, found by its attempt's token in its command line."""
+    token = penstock.get("replicas", replica)["attempt"]["token"]
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "penstock_runtime" in words and any(token in word for word in words):
+            return int(process.pid)
+    raise AssertionError(f"no process has the token {token}")
+
+
+def test_a_declared_model_streams(penstock: Penstock, served: str) -> None:
+    stream = Stream(penstock, served, 40)
+    stream.assert_whole()
+    done = penstock.cli("chat", served, "one two", "--max-tokens", "5")
+    assert re.findall(r":(\d+)", done.stdout) == ["0", "1", "2", "3", "4"]
+    assert len(jobs(penstock)) == 2
+
+
+def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Penstock, served: str) -> None:
+    streams = [Stream(penstock, served, 160) for _ in range(4)]
+    wait_until(lambda: all(stream.numbers for stream in streams), 10, "all streams have begun")
+    before = jobs(penstock)
+    for child in ("controller", "gateway"):
+        dead = penstock.kill(child)
+        assert ask(penstock, served) is grpc.StatusCode.OK, f"a new request right after the {child} was killed"
+        penstock.wait_back(child, dead)
+    for stream in streams:
+        stream.assert_whole()
+    wait_until(lambda: penstock.cli("get", "deployments", check=False).returncode == 0, 30, "the control API is back")
+    penstock.wait_ready(served, 2)
+    assert jobs(penstock) == before, "the jobs were adopted as they were"
+
+
+def test_the_supervisor_itself_may_die(penstock: Penstock, served: str) -> None:
+    stream = Stream(penstock, served, 160)
+    wait_until(lambda: stream.numbers, 10, "the stream has begun")
+    envoy, before = penstock.pid("envoy"), jobs(penstock)
+    penstock.process.send_signal(signal.SIGKILL)
+    penstock.process.wait()
+    assert ask(penstock, served) is grpc.StatusCode.OK
+    penstock.start()
+    stream.assert_whole()
+    assert penstock.pid("envoy") == envoy, "the front door was taken over, not replaced"
+    penstock.wait_ready(served, 2)
+    assert jobs(penstock) == before
+
+
+def test_a_dead_replica_is_unroutable_at_once_and_comes_back(penstock: Penstock, served: str) -> None:
+    # Killed with its engine, as when its node dies: nobody says goodbye.
+    agent = psutil.Process(agent_pid(penstock, penstock.get("replicas", "served-1")["name"]))
+    for process in [agent, *agent.children(recursive=True)]:
+        process.kill()
+    died = time.monotonic()
+    codes = []
+    while time.monotonic() - died < 4:
+        codes.append((time.monotonic() - died, ask(penstock, served, 1)))
+    late = [code for after, code in codes if after > 2 and code is not grpc.StatusCode.OK]
+    assert not late, codes
+    penstock.wait_ready(served, 2)
+    events = penstock.cli("events", served).stdout
+    assert "JobEnded" in events
+    assert "next attempt" in events
+
+
+def test_scaling_drains_and_cuts_no_stream(penstock: Penstock, served: str) -> None:
+    penstock.cli("scale", served, "--replicas", "3")
+    penstock.wait_ready(served, 3)
+    streams = [Stream(penstock, served, 100) for _ in range(9)]
+    wait_until(lambda: all(stream.numbers for stream in streams), 10, "all streams have begun")
+    penstock.cli("scale", served, "--replicas", "2")
+    for stream in streams:
+        stream.assert_whole()
+    penstock.wait_ready(served, 2)
+    wait_until(lambda: len(jobs(penstock)) == 2, 30, "the third job has ended")
+
+
+def test_a_restart_replaces_every_replica_without_a_gap(penstock: Penstock, served: str) -> None:
+    before = set(jobs(penstock))
+    penstock.cli("restart", served)
+    streams: list[Stream] = []
+
+    def replaced() -> bool:
+        streams.append(Stream(penstock, served, 30))
+        time.sleep(0.2)
+        return not before & set(jobs(penstock))
+
+    wait_until(replaced, 60, lambda: f"all jobs are new: {penstock.cli('events', served).stdout}")
+    for stream in streams:
+        stream.assert_whole()
+    penstock.wait_ready(served, 2)
+
+
+def test_slurmctld_may_go_and_come_back(penstock: Penstock, served: str) -> None:
+    before = jobs(penstock)
+    penstock.cluster.stop_controller()
+    try:
+        wait_until(lambda: "ClusterUnreachable" in penstock.cli("why", served).stdout, 30, "it says so")
+        assert ask(penstock, served) is grpc.StatusCode.OK
+        penstock.cli("scale", served, "--replicas", "3")
+    finally:
+        penstock.cluster.start_controller()
+    penstock.wait_ready(served, 3)
+    assert set(before) <= set(jobs(penstock))
+    penstock.cli("scale", served, "--replicas", "2")
+    penstock.wait_ready(served, 2)
+
+
+def test_postgresql_may_die_and_come_back(penstock: Penstock, served: str) -> None:
+    before = jobs(penstock)
+    stream = Stream(penstock, served, 100)
+    wait_until(lambda: stream.numbers, 10, "the stream has begun")
+    os.kill(_postgresql(penstock), signal.SIGKILL)
+    assert ask(penstock, served) is grpc.StatusCode.OK
+    stream.assert_whole()
+    penstock.wait_ready(served, 2)
+    assert jobs(penstock) == before
+
+
+def _postgresql(penstock: Penstock) -> int:
+    from penstock.store.embedded import EmbeddedServer
+
+    pid = EmbeddedServer(penstock.folder / "state" / "postgresql").pid
+    assert pid is not None
+    return pid
+
+
+def test_no_ready_replica_says_why(penstock: Penstock) -> None:
+    # More CPUs than the nodes have free together with what runs: it queues.
+    penstock.apply(standin("waits", more="  placements: [{partition: gpu, options: {begin: now+1hour}}]"))
+    try:
+        wait_until(lambda: "queued in Slurm" in penstock.cli("why", "waits").stdout, 30, "it is queued")
+        stream = Stream(penstock, "waits", 3)
+        stream.join(10)
+        assert stream.code is grpc.StatusCode.UNAVAILABLE
+        assert re.match(r"0 of 1 ready: queued in Slurm as job \d+, BeginTime, estimated start ", stream.details), stream.details
+        stream = Stream(penstock, "nonesuch", 3)
+        stream.join(10)
+        assert stream.code is grpc.StatusCode.NOT_FOUND
+        assert "nonesuch" in stream.details
+    finally:
+        penstock.cli("delete", "waits", "--wait")
+    assert "waits" not in penstock.cli("get", "deployments").stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("  placements: [{partition: nowhere}]", "nowhere"),
+        ("  placements: [{partition: gpu, timeLimit: 300d}]", "spec.placements[0].time"),
+        ("  placements: [{partition: gpu}, {partition: cpu}]", "not supported yet"),
+        ("  colour: blue", "colour"),
+        ("  rollout: {maxSurge: 0, maxUnavailable: 0}", "max"),
+    ],
+)
+def test_a_bad_manifest_is_one_clear_error_and_changes_nothing(penstock: Penstock, more: str, said: str) -> None:
+    done = penstock.cli("apply", "-f", "-", stdin=standin("bad", more=more), check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bad" not in penstock.cli("get", "deployments").stdout

@@ -1,0 +1,179 @@
+"""A whole Penstock for tests: `penstock serve` as users run it, on a real Slurm cluster, with its own PostgreSQL and Envoy.
+
+    pytest_plugins = ["tests.penstocks"]      in tests/conftest.py
+
+    penstock        one for a test module, shared by its tests
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from deploy.cluster.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = str(Path(sys.executable).with_name("penstock"))
+START_WITHIN_S = 60
+STOP_WITHIN_S = 30
+
+
+@dataclass
+class Penstock:
+    """A running installation. `process` is its supervisor."""
+
+    folder: Path
+    server: str
+    cluster: Cluster
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "serve.log").read_text(errors="replace")
+
+    def cli(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs `penstock ...` against it."""
+        done = subprocess.run(
+            [COMMAND, *arguments],
+            env={**os.environ, "PENSTOCK_SERVER": self.server, "COLUMNS": "200"},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"penstock {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.cli("get", *arguments, "-o", "json").stdout)
+
+    def apply(self, manifest: str) -> subprocess.CompletedProcess[str]:
+        return self.cli("apply", "-f", "-", stdin=manifest)
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self.server)
+
+    def pid(self, child: str) -> int:
+        """Of the gateway, the controller or Envoy."""
+        noted = json.loads((self.run_folder / f"{child}.pid").read_text())
+        pid: int = noted["pid"]
+        return pid
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "state" / "run"
+
+    def kill(self, child: str) -> int:
+        """kill -9; returns the pid that is dead now."""
+        pid = self.pid(child)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_back(self, child: str, dead: int, within_s: float = 30) -> None:
+        """Waits until the supervisor has started it again."""
+        wait_until(lambda: self.pid(child) != dead and psutil.pid_exists(self.pid(child)), within_s, f"{child} is back")
+
+    def wait_ready(self, name: str, ready: int, within_s: float = 60) -> Any:
+        """Waits until so many replicas are ready and none is on its way; returns the deployment."""
+
+        def settled() -> Any:
+            found = self.get("deployments", name)
+            status = found.get("status", {})
+            same = int(status.get("readyReplicas", 0)) == ready == int(status.get("replicas", 0))
+            return found if same else None
+
+        return wait_until(settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log[-3000:]}")
+
+    def start(self) -> None:
+        with (self.folder / "serve.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [COMMAND, "serve", "--config", str(self.folder / "penstock.toml")],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_until(self._answers, START_WITHIN_S, lambda: f"penstock serve answers:\n{self.log[-3000:]}")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(STOP_WITHIN_S)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"penstock serve ended with {self.process.returncode}:\n{self.log}"
+        return self.cli("get", "deployments", check=False).returncode == 0
+
+
+def wait_until(condition: Callable[[], Any], within_s: float, what: str | Callable[[], str]) -> Any:
+    """The condition's first true value; fails after `within_s`, saying what was waited for."""
+    deadline = time.monotonic() + within_s
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {within_s} s: {what if isinstance(what, str) else what()}", pytrace=False)
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def standin(name: str, *, replicas: int = 1, args: Sequence[str] = (), more: str = "") -> str:
+    """A manifest with the stand-in engine. `more`: further lines of the spec."""
+    return f"""
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  model: {{path: /dev/null}}
+  engine: {{name: standin, args: {json.dumps(list(args))}}}
+  replicas: {replicas}
+  resources: {{cpus: 1, memory: 256MiB}}
+  drainTimeoutS: 10
+  restart: {{backoffInitialS: 1, backoffMaxS: 4}}
+{more}
+"""
+
+
+@pytest.fixture(scope="module")
+def penstock(slurm_cluster: Cluster) -> Iterator[Penstock]:
+    """An installation of its own for the module, stopped and removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
+    server = f"127.0.0.1:{free_port()}"
+    (folder / "penstock.toml").write_text(
+        f'state_dir = "{folder / "state"}"\n'
+        f'listen = "{server}"\n'
+        f'slurm_conf = "{slurm_cluster.conf}"\n'
+        f'agent_python = "{sys.executable}"\n'
+        "tick_interval_s = 1.0\n"
+    )
+    installation = Penstock(folder, server, slurm_cluster, None)  # type: ignore[arg-type]
+    try:
+        installation.start()
+        yield installation
+    finally:
+        installation.stop()
+        slurm_cluster.reset()
+        shutil.rmtree(folder, ignore_errors=True)
