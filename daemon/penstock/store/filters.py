@@ -12,6 +12,8 @@ MAX_TERMS = 32
 
 
 class Match(enum.Enum):
+    """How a term asks about its label."""
+
     EQUAL = "="
     NOT_EQUAL = "!="
     """Also holds where the label is not set, as in Kubernetes."""
@@ -20,6 +22,8 @@ class Match(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Term:
+    """One thing that must hold of a deployment's labels."""
+
     label: str
     match: Match
     value: str = ""

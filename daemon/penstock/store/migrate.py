@@ -1,7 +1,7 @@
 """Bringing a database to the schema of this release, and refusing to work on any other.
 
-The migrations lie in db/migrations of the source tree, and in an installed wheel beside the package. This is the one place that
-runs them; alembic.ini serves people who write a new one.
+The migrations lie in db/migrations of the source tree, and in an installed wheel beside the package. This is
+the one place that runs them; alembic.ini serves people who write a new one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def head() -> str:
 def upgrade(url: str) -> tuple[str | None, str]:
     """Brings the database to `head`, in one transaction. Returns the revision before and the one now.
 
-    Raises SchemaMismatch for a database that a later release has upgraded, and sqlalchemy's OperationalError when there is none.
+    Raises SchemaMismatch for a database that a later release has upgraded, and sqlalchemy's OperationalError
+    when there is none.
     """
     engine = _engine(url)
     with engine.begin() as connection:

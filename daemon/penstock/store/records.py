@@ -26,7 +26,8 @@ class DecidedAction:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """A decision as the log holds it. Made again tick after tick, it stays one record, and `count` and `last_at` move."""
+    """A decision as the log holds it. Made again tick after tick, it stays one record, and `count` and
+    `last_at` move."""
 
     id: int
     tick: str

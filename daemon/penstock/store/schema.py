@@ -1,7 +1,8 @@
-"""The schema as text: what `db/migrations/schema.sql` holds, so that a change of the schema is read before it is merged.
+"""The schema as text: what `db/migrations/schema.sql` holds, so that a change of the schema is read before it
+is merged.
 
-`python -m penstock.store.schema` writes the file (`--check`: says whether it is fresh) from a database of its own, brought to
-head by the migrations.
+`python -m penstock.store.schema` writes the file (`--check`: says whether it is fresh) from a database of its
+own, brought to head by the migrations.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def dump(url: str) -> str:
 
 
 def main() -> int:
+    """Writes or checks the file. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m penstock.store.schema", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is not fresh")
     check = parser.parse_args().check

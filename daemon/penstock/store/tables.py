@@ -8,8 +8,8 @@
     members       processes that beat
     installation  one row: which Penstock this is
 
-Times that are compared with each other are written by one clock. Names compare byte by byte (collation C), so that pages have
-the same order whatever locale the database was made with.
+Times that are compared with each other are written by one clock. Names compare byte by byte (collation C), so
+that pages have the same order whatever locale the database was made with.
 """
 
 from __future__ import annotations
@@ -200,7 +200,8 @@ attempts = Table(
     # Rule 1: at most one live attempt a replica, and one live attempt a job.
     Index("attempts_live_index", "replica_uid", unique=True, postgresql_where=text("ended_at IS NULL")),
     Index("attempts_live_job_index", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
-    # Heartbeats change no indexed column; with room in the page each is a heap-only update and leaves the indexes alone.
+    # Heartbeats change no indexed column; with room in the page each is a heap-only update and leaves the
+    # indexes alone.
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -283,7 +284,8 @@ CREATE TRIGGER leases_term BEFORE UPDATE ON leases
     EXECUTE FUNCTION leases_term()
 """,
 )
-"""What a column or a check cannot say. The migrations bear their own copies: a migration never changes once released."""
+"""What a column or a check cannot say. The migrations bear their own copies: a migration never changes once
+released."""
 
 for _statement in TRIGGERS:
     event.listen(metadata, "after_create", DDL(_statement))

@@ -45,7 +45,8 @@ CREATE TABLE deployments (
     CONSTRAINT deployments_labels_check CHECK (jsonb_typeof(labels) = 'object'),
     CONSTRAINT deployments_spec_check CHECK (jsonb_typeof(spec) = 'object'),
     CONSTRAINT deployments_conditions_check CHECK (jsonb_typeof(conditions) = 'array'),
-    CONSTRAINT deployments_counts_check CHECK (generation >= 1 AND revision >= 1 AND next_replica_number >= 1),
+    CONSTRAINT deployments_counts_check
+        CHECK (generation >= 1 AND revision >= 1 AND next_replica_number >= 1),
     CONSTRAINT deployments_observed_generation_check CHECK (observed_generation BETWEEN 0 AND generation),
     CONSTRAINT deployments_secret_check CHECK (secret <> ''),
     CONSTRAINT deployments_force_delete_check CHECK (NOT force_delete OR deleted_at IS NOT NULL),
@@ -99,7 +100,8 @@ CREATE TABLE model_names (
     name TEXT COLLATE "C" NOT NULL,
     deployment_uid TEXT NOT NULL,
     CONSTRAINT model_names_pkey PRIMARY KEY (name),
-    CONSTRAINT model_names_deployment_uid_fkey FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE
+    CONSTRAINT model_names_deployment_uid_fkey
+        FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE
 );
 
 CREATE INDEX model_names_deployment_uid_index ON model_names (deployment_uid);
@@ -112,7 +114,8 @@ CREATE TABLE revisions (
     CONSTRAINT revisions_pkey PRIMARY KEY (deployment_uid, number),
     CONSTRAINT revisions_number_check CHECK (number >= 1),
     CONSTRAINT revisions_spec_check CHECK (jsonb_typeof(spec) = 'object'),
-    CONSTRAINT revisions_deployment_uid_fkey FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE
+    CONSTRAINT revisions_deployment_uid_fkey
+        FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE
 );
 
 CREATE TABLE replicas (
@@ -131,12 +134,16 @@ CREATE TABLE replicas (
     removed_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT replicas_pkey PRIMARY KEY (uid),
     CONSTRAINT replicas_deployment_uid_number_key UNIQUE (deployment_uid, number),
-    CONSTRAINT replicas_deployment_uid_revision_fkey FOREIGN KEY(deployment_uid, revision) REFERENCES revisions (deployment_uid, number),
+    CONSTRAINT replicas_deployment_uid_revision_fkey
+        FOREIGN KEY(deployment_uid, revision) REFERENCES revisions (deployment_uid, number),
     CONSTRAINT replicas_number_check CHECK (number >= 1),
-    CONSTRAINT replicas_state_check CHECK (state IN ('waiting', 'submitting', 'queued', 'starting', 'ready', 'draining', 'stopping', 'removed')),
+    CONSTRAINT replicas_state_check
+        CHECK (state IN ('waiting', 'submitting', 'queued', 'starting', 'ready', 'draining', 'stopping',
+        'removed')),
     CONSTRAINT replicas_removed_at_check CHECK ((state = 'removed') = (removed_at IS NOT NULL)),
     CONSTRAINT replicas_failures_check CHECK (failures >= 0),
-    CONSTRAINT replicas_deployment_uid_fkey FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE,
+    CONSTRAINT replicas_deployment_uid_fkey
+        FOREIGN KEY(deployment_uid) REFERENCES deployments (uid) ON DELETE CASCADE,
     CONSTRAINT replicas_name_key UNIQUE (name)
 );
 
@@ -181,7 +188,8 @@ CREATE TABLE attempts (
     CONSTRAINT attempts_job_id_check CHECK (job_id > 0),
     CONSTRAINT attempts_job_check CHECK (jsonb_typeof(job) = 'object'),
     CONSTRAINT attempts_restart_count_check CHECK (restart_count >= 0),
-    CONSTRAINT attempts_phase_check CHECK (phase IN ('none', 'registered', 'starting', 'ready', 'draining', 'failed', 'ended')),
+    CONSTRAINT attempts_phase_check
+        CHECK (phase IN ('none', 'registered', 'starting', 'ready', 'draining', 'failed', 'ended')),
     CONSTRAINT attempts_host_check CHECK ((host IS NULL) = (port IS NULL) AND host <> ''),
     CONSTRAINT attempts_port_check CHECK (port BETWEEN 1 AND 65535),
     CONSTRAINT attempts_registered_at_check CHECK (registered_at IS NULL OR host IS NOT NULL),
@@ -193,8 +201,7 @@ CREATE TABLE attempts (
     CONSTRAINT attempts_kv_cache_usage_check CHECK (kv_cache_usage BETWEEN 0 AND 1),
     CONSTRAINT attempts_tokens_check CHECK (prompt_tokens_total >= 0 AND generation_tokens_total >= 0),
     CONSTRAINT attempts_replica_uid_fkey FOREIGN KEY(replica_uid) REFERENCES replicas (uid) ON DELETE CASCADE
-)
- WITH (fillfactor = 70);
+) WITH (fillfactor = 70);
 
 CREATE UNIQUE INDEX attempts_live_index ON attempts (replica_uid) WHERE ended_at IS NULL;
 

@@ -1,7 +1,7 @@
 """Attempts: the intent before each submission, and what became of it.
 
-Every write but the first names the attempt by its token and touches live attempts only: what has ended stays as it ended.
-Each returns whether there was something to write to.
+Every write but the first names the attempt by its token and touches live attempts only: what has ended stays
+as it ended. Each returns whether there was something to write to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from penstock.store.records import Load
 from penstock.store.tables import attempts, replicas
 
 ATTEMPTS_KEPT = 100
-"""A replica's newest. At the shortest back-off that is still longer than Slurm remembers an ended job (MinJobAge, 300 s)."""
+"""A replica's newest. At the shortest back-off that is still longer than Slurm remembers an ended job
+(MinJobAge, 300 s)."""
 
 NEXT_NUMBER = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
     attempts.c.replica_uid == bindparam("replica_uid")
@@ -36,13 +37,15 @@ PRUNE = delete(attempts).where(
     attempts.c.ended_at.is_not(None),
 )
 _LIVE = update(attempts).where(attempts.c.token == bindparam("at"), attempts.c.ended_at.is_(None))
-# Two controllers' clocks may disagree after one takes over from the other; the order of an attempt's times must hold all the same.
+# Two controllers' clocks may disagree after one takes over from the other; the order of an attempt's times
+# must hold all the same.
 _NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
 MARK_SUBMITTING = _LIVE.values(submitted_at=_NOT_BEFORE_INTENT)
 MARK_DRAINING = _LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now"))
 MARK_SIGNALLED = _LIVE.values(signalled_at=bindparam("now"))
 MARK_CANCELLED = _LIVE.values(cancelled_at=bindparam("now"))
 RECORD = _LIVE
+REKEY = _LIVE.where(attempts.c.registered_at.is_(None))
 END = _LIVE.values(
     ended_at=_NOT_BEFORE_INTENT,
     end_message=bindparam("sentence"),
@@ -105,8 +108,9 @@ async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bo
 
 
 async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
-    """Gives an attempt that nobody has registered for another secret: the first one may have died with its controller."""
-    return await _write(conn, RECORD.values(secret_hash=secret_hash), token)
+    """Gives an attempt that nobody has registered for another secret: the first one may have died with its
+    controller."""
+    return await _write(conn, REKEY.values(secret_hash=secret_hash), token)
 
 
 async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:

@@ -1,4 +1,5 @@
-"""The decision log. A row says what was decided and why; it outlives the deployment that it speaks of, until retention ends it."""
+"""The decision log. A row says what was decided and why; it outlives the deployment that it speaks of, until
+retention ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from penstock.store.records import DecisionRecord, decided
 from penstock.store.tables import decisions, deployments, replicas
 
 RETENTION = timedelta(days=30)
-"""How long a decision is kept after it was last made, unless it is among the newest of a subject that is still there."""
+"""How long a decision is kept after it was last made, unless it is among the newest of a subject that is
+still there."""
 
 KEPT_PER_SUBJECT = 20
 """As many as an explanation shows."""
@@ -107,7 +109,8 @@ PRUNE = delete(decisions).where(
 async def insert(
     conn: AsyncConnection, tick: str, made: Sequence[Decision], now: datetime
 ) -> tuple[DecisionRecord, ...]:
-    """Writes the decisions of a tick, before their effects. Returns them as they stand in the log, in the same order."""
+    """Writes the decisions of a tick, before their effects. Returns them as they stand in the log, in the
+    same order."""
     if not made:
         return ()
     values: list[dict[str, Any]] = [
@@ -152,7 +155,8 @@ async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetim
 
 
 async def record_outcome(conn: AsyncConnection, id_: int, index: int, outcome: str) -> None:
-    """Writes what came of a decision's action: `done`, or the error in one sentence. A log row that is gone is no error."""
+    """Writes what came of a decision's action: `done`, or the error in one sentence. A log row that is gone
+    is no error."""
     deployment = (
         await conn.execute(RECORD_OUTCOME, {"at": id_, "path": [str(index), "outcome"], "outcome": outcome})
     ).scalar_one_or_none()
@@ -181,8 +185,8 @@ async def list_page(
 async def after(
     conn: AsyncConnection, id_: int, *, deployment: str = "", replica: str = "", limit: int
 ) -> tuple[DecisionRecord, ...]:
-    """At most `limit` decisions with greater ids, oldest first. Only the leader writes, one transaction after another, so
-    no smaller id can appear later."""
+    """At most `limit` decisions with greater ids, oldest first. Only the leader writes, one transaction after
+    another, so no smaller id can appear later."""
     statement = _about(AFTER, deployment, replica).limit(limit)
     return tuple(rows.decision(row) for row in await conn.execute(statement, {"last": id_}))
 

@@ -114,8 +114,9 @@ async def update_spec(
 ) -> Deployment:
     """The deployment with this spec and these labels (None: as they are).
 
-    `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a restart is written.
-    Without it a spec that differs is a new generation of the same revision. Nothing different: nothing is written.
+    `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a
+    restart is written. Without it a spec that differs is a new generation of the same revision. Nothing
+    different: nothing is written.
 
     Raises NotFound, VersionConflict, BeingDeleted, ServedNameTaken.
     """
@@ -218,7 +219,8 @@ async def write_status(
 
 
 async def remove(conn: AsyncConnection, uid: str) -> bool:
-    """Removes the deployment and what hangs on it; its decisions stay. False, and nothing is removed, while an attempt is live."""
+    """Removes the deployment and what hangs on it; its decisions stay. False, and nothing is removed, while
+    an attempt is live."""
     name = (await conn.execute(REMOVE, {"uid": uid})).scalar_one_or_none()
     if name is None:
         return False

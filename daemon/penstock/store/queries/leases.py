@@ -1,8 +1,8 @@
 """Leases: who may mutate Slurm, by the database's clock alone.
 
-The rule guarded here (7): a term is held by one process, terms only increase, and an effect is begun only under the current one.
-A holder proves that by `fence` in the transaction that commits the effect's intent; the row stays locked until that transaction
-ends, so that nobody can take the lease over in between.
+The rule guarded here (7): a term is held by one process, terms only increase, and an effect is begun only
+under the current one. A holder proves that by `fence` in the transaction that commits the effect's intent;
+the row stays locked until that transaction ends, so that nobody can take the lease over in between.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ FENCE = (
 
 
 async def acquire(conn: AsyncConnection, name: str, holder: str, ttl_s: float) -> int | None:
-    """A new term, if nobody holds the lease (or this very holder did); else None. `holder` is one process, never used again."""
+    """A new term, if nobody holds the lease (or this very holder did); else None. `holder` is one process,
+    never used again."""
     taken = await conn.execute(ACQUIRE, {"lease": name, "by": holder, "ttl_s": ttl_s})
     term: int | None = taken.scalar_one_or_none()
     return term
@@ -74,6 +75,7 @@ async def release(conn: AsyncConnection, name: str, holder: str, term: int) -> N
 
 
 async def fence(conn: AsyncConnection, name: str, term: int) -> None:
-    """Raises LeaseLost unless `term` is the current one and has not run out; holds it fast until the transaction ends."""
+    """Raises LeaseLost unless `term` is the current one and has not run out; holds it fast until the
+    transaction ends."""
     if (await conn.execute(FENCE, {"lease": name, "held": term})).one_or_none() is None:
         raise LeaseLost(name, term)

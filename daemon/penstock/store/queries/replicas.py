@@ -215,7 +215,8 @@ async def write_status(conn: AsyncConnection, statuses: Sequence[ReplicaStatus],
 
 
 async def remove(conn: AsyncConnection, uid: str, now: datetime, *, message: str = "") -> bool:
-    """Writes that the replica is gone. False, and nothing is written, while it has a live attempt, or when it is gone already."""
+    """Writes that the replica is gone. False, and nothing is written, while it has a live attempt, or when it
+    is gone already."""
     deployment_uid = (
         await conn.execute(REMOVE, {"at": uid, "now": now, "sentence": message})
     ).scalar_one_or_none()

@@ -15,7 +15,8 @@ from penstock.store.queries import rows
 from penstock.store.tables import replicas, revisions
 
 REVISIONS_KEPT = 100
-"""A deployment's newest; an older one goes once no replica bears it. Enough to go back by hand to any that is remembered."""
+"""A deployment's newest; an older one goes once no replica bears it. Enough to go back by hand to any that is
+remembered."""
 
 INSERT = insert_into(revisions)
 PRUNE = delete(revisions).where(

@@ -1,7 +1,7 @@
 """What the agents in the jobs say, and what follows from it for the front door.
 
-The rule guarded here: only the agent of a live attempt, of its newest run, moves anything. A ready report is routable as soon
-as it is committed, with no tick in between; a mere heartbeat wakes nobody.
+The rule guarded here: only the agent of a live attempt, of its newest run, moves anything. A ready report is
+routable as soon as it is committed, with no tick in between; a mere heartbeat wakes nobody.
 """
 
 from __future__ import annotations
