@@ -213,6 +213,13 @@ class Engine:
         self._exit = asyncio.create_task(self._watch(self._process))
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started, which leads its group."""
+        if self._process is None:
+            raise RuntimeError("the engine has not been started")
+        return self._process.pid
+
+    @property
     def last_words(self) -> tuple[str, ...]:
         """The last lines of its output so far, oldest first."""
         return self._lines.get()
