@@ -362,3 +362,23 @@ def _is_null(node: yaml.Node) -> bool:
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
+
+
+def short_enums(document: dict[str, Any], message: Message) -> dict[str, Any]:
+    """The document with the enums of its spec as people write them: `recreate` for ROLLOUT_STRATEGY_RECREATE."""
+    return {
+        **document,
+        "spec": _short(document["spec"], message.DESCRIPTOR.fields_by_name["spec"].message_type),
+    }
+
+
+def _short(values: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    made = {}
+    for name, value in values.items():
+        field = descriptor.fields_by_name[name]
+        if field.enum_type is not None:
+            value = value.removeprefix(enum_prefix(field)).lower().replace("_", "-")
+        elif isinstance(value, dict) and field.message_type is not None and not field.is_repeated:
+            value = _short(value, field.message_type)
+        made[name] = value
+    return made

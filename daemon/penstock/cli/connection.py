@@ -1,0 +1,110 @@
+"""Which server, and how a command talks to it: one channel for as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tomllib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from penstock.cli.failures import INTERRUPTED, USAGE, Failure, failure_of
+from penstock.v1 import (
+    cluster_pb2_grpc,
+    decision_pb2_grpc,
+    deployment_pb2_grpc,
+    inference_pb2_grpc,
+    replica_pb2_grpc,
+)
+
+Result = TypeVar("Result")
+
+DEFAULT_SERVER = "127.0.0.1:8600"
+VARIABLE = "PENSTOCK_SERVER"
+TIMEOUT_S = 60.0
+"""For one answer. An apply may wait for Slurm's own MessageTimeout twice."""
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""A page of a thousand deployments, each with long arguments, is below this."""
+
+_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The stubs of one channel."""
+
+    address: str
+    deployments: deployment_pb2_grpc.DeploymentServiceStub
+    replicas: replica_pb2_grpc.ReplicaServiceStub
+    decisions: decision_pb2_grpc.DecisionServiceStub
+    cluster: cluster_pb2_grpc.ClusterServiceStub
+    inference: inference_pb2_grpc.InferenceServiceStub
+
+
+def config_path() -> Path:
+    """The user's configuration file; it need not be there."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "penstock" / "config.toml"
+
+
+def find_address(given: str | None) -> str:
+    """The server: from the option, the environment, the configuration file, or the default. Raises Failure."""
+    source, address = "--server", given
+    if address is None:
+        source, address = VARIABLE, os.environ.get(VARIABLE) or None
+    if address is None:
+        source, address = str(config_path()), _configured()
+    if address is None:
+        return DEFAULT_SERVER
+    if not _SERVER.fullmatch(address):
+        raise Failure(
+            f"{source}: the server must be host:port, such as {DEFAULT_SERVER}, not {address!r}", USAGE
+        )
+    return address
+
+
+def _configured() -> str | None:
+    path = config_path()
+    try:
+        with path.open("rb") as file:
+            settings = tomllib.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Failure(f"{path}: cannot be read: {error}", USAGE) from error
+    if unknown := sorted(settings.keys() - {"server"}):
+        raise Failure(f"{path}: there is no setting {unknown[0]!r}; there is server", USAGE)
+    server = settings.get("server")
+    if server is not None and not isinstance(server, str):
+        raise Failure(f"{path}: server must be text such as {DEFAULT_SERVER!r}", USAGE)
+    return server
+
+
+def run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:
+    """Runs a command's calls to their end. Raises Failure for whatever the server or the way to it says no with."""
+    try:
+        return asyncio.run(_run(address, command))
+    except grpc.aio.AioRpcError as error:
+        raise failure_of(error, address) from error
+    except KeyboardInterrupt:
+        raise Failure("", INTERRUPTED) from None
+
+
+async def _run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        return await command(
+            Server(
+                address=address,
+                deployments=deployment_pb2_grpc.DeploymentServiceStub(channel),
+                replicas=replica_pb2_grpc.ReplicaServiceStub(channel),
+                decisions=decision_pb2_grpc.DecisionServiceStub(channel),
+                cluster=cluster_pb2_grpc.ClusterServiceStub(channel),
+                inference=inference_pb2_grpc.InferenceServiceStub(channel),
+            )
+        )

@@ -1,0 +1,116 @@
+"""Objects as rows of tables: what a person wants to see first, in the fewest columns."""
+
+from __future__ import annotations
+
+from penstock.cli.output import age
+from penstock.v1 import deployment_pb2, inference_pb2, metadata_pb2, replica_pb2, revision_pb2, spec_pb2
+
+DEPLOYMENTS = ("NAME", "READY", "UP-TO-DATE", "STATE", "AGE")
+DEPLOYMENTS_WIDE = (*DEPLOYMENTS, "REVISION", "PARTITION", "MODEL", "MESSAGE")
+REPLICAS = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ATTEMPTS", "AGE")
+REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "MESSAGE")
+REVISIONS = ("REVISION", "REPLICAS", "READY", "CURRENT", "AGE")
+REVISIONS_WIDE = (*REVISIONS, "MODEL", "GPUS")
+MODELS = ("MODEL", "DEPLOYMENT", "READY", "TASK")
+
+
+def condition(deployment: deployment_pb2.Deployment, kind: str) -> metadata_pb2.Condition | None:
+    """The condition of this type, if it was ever said."""
+    return next((found for found in deployment.status.conditions if found.type == kind), None)
+
+
+def is_true(deployment: deployment_pb2.Deployment, kind: str) -> bool:
+    """Whether the deployment's condition of this type holds."""
+    found = condition(deployment, kind)
+    return found is not None and found.status == metadata_pb2.CONDITION_STATUS_TRUE
+
+
+def state(deployment: deployment_pb2.Deployment) -> str:
+    """One word for how the deployment is: the strongest of its conditions, or the reason why it is not ready."""
+    if deployment.metadata.HasField("deleted_at"):
+        return "Deleting"
+    if is_true(deployment, "Paused"):
+        return "Paused"
+    ready = condition(deployment, "Ready")
+    if ready is None:
+        return "New"
+    if ready.status == metadata_pb2.CONDITION_STATUS_TRUE:
+        return "Ready"
+    return ready.reason or "NotReady"
+
+
+def model(spec: spec_pb2.DeploymentSpec) -> str:
+    """Which model it serves."""
+    return spec.model.path or spec.model.hub
+
+
+def deployment_row(item: deployment_pb2.Deployment, *, wide: bool) -> tuple[str, ...]:
+    """A row of DEPLOYMENTS, or of DEPLOYMENTS_WIDE."""
+    status = item.status
+    row = (
+        item.metadata.name,
+        f"{status.ready_replicas}/{status.desired_replicas}",
+        str(status.updated_replicas),
+        state(item),
+        age(item.metadata.created_at),
+    )
+    if not wide:
+        return row
+    ready = condition(item, "Ready")
+    partition = item.spec.placements[0].partition if item.spec.placements else ""
+    return (
+        *row,
+        str(status.current_revision),
+        partition or "-",
+        model(item.spec),
+        ready.message if ready else "",
+    )
+
+
+def state_word(item: replica_pb2.Replica) -> str:
+    """A replica's state as a word."""
+    name = replica_pb2.ReplicaState.Name(item.state)
+    return name.removeprefix("REPLICA_STATE_").capitalize()
+
+
+def replica_row(item: replica_pb2.Replica, *, wide: bool) -> tuple[str, ...]:
+    """A row of REPLICAS, or of REPLICAS_WIDE."""
+    attempt = item.attempt
+    row = (
+        item.name,
+        state_word(item),
+        str(item.revision),
+        str(attempt.job_id) if attempt.job_id else "-",
+        attempt.nodes or "-",
+        str(item.attempts),
+        age(item.created_at),
+    )
+    if not wide:
+        return row
+    load = item.load
+    return (
+        *row,
+        attempt.endpoint or "-",
+        str(load.running_requests),
+        str(load.waiting_requests),
+        f"{load.kv_cache_usage:.0%}",
+        item.message,
+    )
+
+
+def revision_row(item: revision_pb2.Revision, *, wide: bool) -> tuple[str, ...]:
+    """A row of REVISIONS, or of REVISIONS_WIDE."""
+    row = (
+        str(item.number),
+        str(item.replicas),
+        str(item.ready_replicas),
+        "yes" if item.current else "",
+        age(item.created_at),
+    )
+    return (*row, model(item.spec), str(item.spec.resources.gpus)) if wide else row
+
+
+def model_row(item: inference_pb2.ServedModel) -> tuple[str, ...]:
+    """A row of MODELS."""
+    task = spec_pb2.EngineTask.Name(item.task).removeprefix("ENGINE_TASK_").lower()
+    return item.name, item.deployment, str(item.ready_replicas), task

@@ -1,0 +1,177 @@
+"""`chat`, `generate` and `models`: using what is served, through the same door and protocol as any service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from penstock.cli import rows
+from penstock.cli.connection import TIMEOUT_S, Server, run
+from penstock.cli.failures import USAGE, Failure
+from penstock.cli.options import address, complete_deployment
+from penstock.cli.output import DataFormat, clean, data, say, table
+from penstock.v1 import inference_pb2 as pb
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A deployment, or the name it serves its model under.",
+        autocompletion=complete_deployment,
+    ),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Stop after this many tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", min=0, max=2, help="0: always the likeliest token.")
+]
+System = Annotated[str, typer.Option("--system", help="What the model is to be.")]
+MAX_TURNS = 1000
+"""Messages that an interactive conversation remembers; far beyond any model's context."""
+
+
+def chat(
+    context: typer.Context,
+    name: ModelName,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say. Without it: a conversation, or standard input.")
+    ] = None,
+    system: System = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+) -> None:
+    """Talk to a model; its tokens are shown as they come.
+
+    Without a prompt, at a terminal, it is a conversation: an empty line or Ctrl-D ends it.
+
+    Examples:
+
+      penstock chat smollm2 "What is the capital of France?"
+
+      penstock chat smollm2 --system "Answer in one word." --temperature 0
+    """
+    sampling = _sampling(max_tokens, temperature)
+    messages = [_message(pb.ROLE_SYSTEM, system)] if system else []
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise Failure("there is no prompt: standard input is empty", USAGE)
+
+    async def command(server: Server) -> None:
+        if prompt is not None:
+            messages.append(_message(pb.ROLE_USER, prompt))
+            await _answer(server, name, messages, sampling)
+            return
+        while (said := await _ask()) and len(messages) < MAX_TURNS:
+            messages.append(_message(pb.ROLE_USER, said))
+            messages.append(_message(pb.ROLE_ASSISTANT, await _answer(server, name, messages, sampling)))
+
+    run(address(context), command)
+
+
+def generate(
+    context: typer.Context,
+    name: ModelName,
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+) -> None:
+    """Let a model go on from a text, without a conversation's form.
+
+    Examples:
+
+      penstock generate smollm2 "Once upon a time" --max-tokens 50
+    """
+
+    async def command(server: Server) -> None:
+        request = pb.StreamGenerateRequest(
+            model=name, prompt=prompt, sampling=_sampling(max_tokens, temperature)
+        )
+        printer = _Printer()
+        try:
+            async for chunk in server.inference.StreamGenerate(request):
+                for choice in chunk.choices:
+                    printer.add(choice.text, choice.finish_reason)
+        finally:
+            printer.end()
+
+    run(address(context), command)
+
+
+def models(
+    context: typer.Context,
+    output: Annotated[
+        DataFormat, typer.Option("--output", "-o", help="How to show them.")
+    ] = DataFormat.TABLE,
+) -> None:
+    """List the models that can be asked for.
+
+    Examples:
+
+      penstock models
+    """
+
+    async def command(server: Server) -> None:
+        found = (await server.inference.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+        if output is not DataFormat.TABLE:
+            data(found, output, is_list=True)
+        elif found:
+            table(rows.MODELS, [rows.model_row(item) for item in found])
+        else:
+            say("no models found", stderr=True)
+
+    run(address(context), command)
+
+
+def _sampling(max_tokens: int | None, temperature: float | None) -> pb.SamplingParameters:
+    return pb.SamplingParameters(max_tokens=max_tokens, temperature=temperature)
+
+
+def _message(role: pb.Role.ValueType, text: str) -> pb.Message:
+    return pb.Message(role=role, content=[pb.ContentPart(text=text)])
+
+
+async def _ask() -> str:
+    try:
+        return (await asyncio.to_thread(input, "> ")).strip()
+    except EOFError:
+        print()
+        return ""
+
+
+async def _answer(
+    server: Server, name: str, messages: list[pb.Message], sampling: pb.SamplingParameters
+) -> str:
+    request = pb.StreamChatRequest(model=name, messages=messages, sampling=sampling)
+    printer = _Printer()
+    try:
+        async for chunk in server.inference.StreamChat(request):
+            for choice in chunk.choices:
+                printer.add(choice.content, choice.finish_reason)
+    finally:
+        printer.end()
+    return printer.text
+
+
+class _Printer:
+    """Shows the first choice as it comes."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+
+    def add(self, text: str, reason: pb.FinishReason.ValueType) -> None:
+        self.text += text
+        # To a file or a pipe a model's words go as they are.
+        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+        self._reason = reason or self._reason
+
+    def end(self) -> None:
+        if self.text and not self.text.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        if self._reason == pb.FINISH_REASON_LENGTH:
+            say("(stopped at the limit of tokens)", style="dim", stderr=True)
