@@ -158,7 +158,10 @@ async def test_large_messages_pass_and_too_large_ones_are_refused_in_a_sentence(
         assert seen(await house.generate("m", "x" * (15 * MIB)))["bytes"] == 15 * MIB
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await house.generate("m", "x" * (17 * MIB))
-        assert "a message may have 16 MiB at most" in str(caught.value.details())
+        assert "a message may have 16 MiB at most and must not be compressed" in str(caught.value.details())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await house.generate("m", "x" * 5000, compression=grpc.Compression.Gzip)
+        assert "must not be compressed" in str(caught.value.details())
         assert await house.status("m") == grpc.StatusCode.OK
 
 

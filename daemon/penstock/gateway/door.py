@@ -29,8 +29,6 @@ LOOKUP_TIMEOUT_S = 1.0
 LOOKUP_AGAIN_S = 2.0
 MAX_EXPLAINED = 1024
 """Requests being explained at once; each holds its message. Beyond it: RESOURCE_EXHAUSTED."""
-MAX_NAMES = 4096
-"""Host names whose address is kept; more nodes than a front door has replicas."""
 
 # Otherwise a second gateway could bind the same port and take half of the calls.
 _OPTIONS = (("grpc.so_reuseport", 0),)
@@ -114,12 +112,10 @@ class FrontDoor:
 
     async def _addressed(self, state: RoutingState) -> tuple[RoutingState, bool]:
         """The state with addresses for host names, and whether every endpoint has one."""
-        hosts = {
-            end.host for route in state.routes for end in route.endpoints if not usable(end)
-        } - self._addresses.keys()
-        if len(self._addresses) + len(hosts) > MAX_NAMES:
-            self._addresses.clear()
-        await asyncio.gather(*(self._look_up(host) for host in hosts))
+        hosts = {end.host for route in state.routes for end in route.endpoints if not usable(end)}
+        # Kept for as long as a replica is there, so that a node that has got another address is found anew.
+        self._addresses = {host: address for host, address in self._addresses.items() if host in hosts}
+        await asyncio.gather(*(self._look_up(host) for host in hosts - self._addresses.keys()))
         routes = []
         complete = True
         for route in state.routes:
@@ -144,4 +140,6 @@ class FrontDoor:
                 repr(error),
             )
             return
+        # IPv4 first: it is what agents listen on unless told otherwise.
+        found.sort(key=lambda one: one[0] != socket.AF_INET)
         self._addresses[host] = str(found[0][4][0])

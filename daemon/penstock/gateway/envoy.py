@@ -29,15 +29,17 @@ LOG_BYTES = 8 * 1024 * 1024
 
 
 def bootstrap(settings: FrontDoorSettings) -> str:
-    """Envoy's start configuration as JSON: where its admin socket is and where the gateway serves the
-    rest."""
+    """Envoy's start configuration as JSON: where its admin socket is and where the gateway serves the rest.
+
+    Raises AddressError for an address that Envoy could not use, such as a socket in a state folder with a long path.
+    """
+    admin = envoy_address(f"unix:{settings.state_folder / ADMIN_SOCKET}")
+    admin["pipe"]["mode"] = 0o600
     message = build(
         Bootstrap(),
         {
             "node": {"id": f"{socket.gethostname()}:{settings.listen}", "cluster": "penstock"},
-            "admin": {
-                "address": {"pipe": {"path": str(settings.state_folder / ADMIN_SOCKET), "mode": 0o600}}
-            },
+            "admin": {"address": admin},
             "dynamic_resources": {
                 "ads_config": {
                     "api_type": "GRPC",

@@ -67,12 +67,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
         server_name="penstock",
         stream_idle_timeout=f"{settings.stream_idle_timeout_s}s",
         request_headers_timeout="10s",
-        # A message is sent as fast as it can be; a client that stops in the middle must not hold its part for
-        # ever.
-        common_http_protocol_options={
-            "idle_timeout": "3600s",
-            "headers_with_underscores_action": "REJECT_REQUEST",
-        },
+        common_http_protocol_options={"idle_timeout": "3600s"},
         http2_protocol_options={
             "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": 1 * MIB,
@@ -152,7 +147,8 @@ def _local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
             # too large).
             _reply(
                 _status_is(400),
-                f"the request cannot be read (a message may have {size} MiB at most): %LOCAL_REPLY_BODY%",
+                f"the request cannot be read (a message may have {size} MiB at most and must not be compressed): "
+                "%LOCAL_REPLY_BODY%",
             ),
             _reply(
                 _flag("UO"),

@@ -8,8 +8,10 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from penstock.gateway import envoy
-from penstock.gateway.settings import FrontDoorSettings
+from penstock.gateway.settings import AddressError, FrontDoorSettings
 
 
 def settings(folder: Path) -> FrontDoorSettings:
@@ -34,6 +36,11 @@ def test_envoy_takes_its_start_configuration(tmp_path: Path) -> None:
     admin = json.loads(envoy.bootstrap(mine))["admin"]["address"]["pipe"]
     assert admin == {"path": str(tmp_path / "state" / "envoy-admin.sock"), "mode": 0o600}
     assert envoy.bootstrap(mine) == envoy.bootstrap(replace(mine)), "the same settings give the same file"
+
+
+def test_a_state_folder_with_a_long_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AddressError, match="at most 107 bytes"):
+        envoy.bootstrap(replace(settings(tmp_path), state_folder=Path("/" + "x" * 100)))
 
 
 def test_the_log_is_bounded_and_its_end_is_kept(tmp_path: Path) -> None:
