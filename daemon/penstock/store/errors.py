@@ -108,9 +108,14 @@ class SchemaMismatch(StoreError):
 class DocumentError(StoreError):
     """A stored JSON document does not have the shape that this release reads; `path` says where."""
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"stored document: {path}: {problem}")
+    def __init__(self, problem: str, *path: str) -> None:
+        super().__init__(f"stored document: {'.'.join(path)}: {problem}")
+        self.problem = problem
         self.path = path
+
+    def below(self, place: str) -> DocumentError:
+        """The same, seen from one step further out."""
+        return DocumentError(self.problem, place, *self.path)
 
 
 class FilterError(StoreError, ValueError):

@@ -1,0 +1,32 @@
+"""Every action of the planner has a word and a target in the log."""
+
+from __future__ import annotations
+
+import typing
+
+from penstock.core import decisions as core
+from penstock.core.jobs import Job, JobState
+from penstock.store.records import DecidedAction, decided
+
+JOB = Job(7, "n", "", JobState.RUNNING)
+
+SHOWN = {
+    core.CreateReplica("d", 2): DecidedAction("create-replica", "revision 2"),
+    core.Submit("r"): DecidedAction("submit", "replica r"),
+    core.Resubmit("r", "t"): DecidedAction("resubmit", "attempt t"),
+    core.RecordMissing("t", None): DecidedAction("record-missing", "attempt t"),
+    core.EndAttempt("r", "t", 1, None, 1, None, ""): DecidedAction("end-attempt", "attempt t"),
+    core.Drain("r", "t", 7, "n"): DecidedAction("drain", "job 7"),
+    core.Cancel("t", 7, "n"): DecidedAction("cancel", "job 7"),
+    core.CancelOrphan(7, "n"): DecidedAction("cancel-orphan", "job 7"),
+    core.Adopt("t", JOB): DecidedAction("adopt", "job 7"),
+    core.RecordJob("t", JOB): DecidedAction("record-job", "job 7"),
+    core.Leave("r"): DecidedAction("leave", "replica r"),
+    core.RemoveReplica("r"): DecidedAction("remove-replica", "replica r"),
+    core.RemoveDeployment("d"): DecidedAction("remove-deployment", "deployment d"),
+}
+
+
+def test_each_action_is_shown() -> None:
+    assert {type(action) for action in SHOWN} == set(typing.get_args(core.Action))
+    assert {action: decided(action) for action in SHOWN} == SHOWN
