@@ -197,20 +197,26 @@ class Engine:
         """Start the process. Raises StartError where there is no such program."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._launch.uds)
+        # A pipe of our own: with asyncio's, the exit is not told before every worker has closed its end too.
+        ours, theirs = os.pipe()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *self._launch.argv,
                 env=self._launch.env,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdout=theirs,
+                stderr=theirs,
                 process_group=0,
             )
         except OSError as error:
+            os.close(ours)
             raise StartError(
                 f"the engine cannot be started: {self._launch.argv[0]}: {error.strerror}", ()
             ) from error
-        self._exit = asyncio.create_task(self._watch(self._process))
+        finally:
+            os.close(theirs)
+        self._process = process
+        self._exit = asyncio.create_task(self._watch(process, ours))
 
     @property
     def pid(self) -> int:
@@ -308,9 +314,8 @@ class Engine:
             raise RuntimeError("the engine has not been started")
         return self._exit
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> EngineExit:
-        assert process.stdout is not None
-        output = asyncio.create_task(self._tee(process.stdout))
+    async def _watch(self, process: asyncio.subprocess.Process, output_fd: int) -> EngineExit:
+        output = asyncio.create_task(self._tee(output_fd))
         code = await process.wait()
         asked = self._asked
         # Workers that outlive their parent hold GPUs, and our end of its output.
@@ -319,12 +324,19 @@ class Engine:
         output.cancel()
         return EngineExit(code, asked, self.last_words)
 
-    async def _tee(self, output: asyncio.StreamReader) -> None:
-        while data := await output.read(READ_BYTES):
-            self._lines.add(data)
-            with contextlib.suppress(OSError, ValueError):  # a job's log on a full disk ends no engine
-                self._echo.write(data)
-                self._echo.flush()
+    async def _tee(self, output_fd: int) -> None:
+        output = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(output_fd, "rb", buffering=0)
+        )
+        try:
+            while data := await output.read(READ_BYTES):
+                self._lines.add(data)
+                with contextlib.suppress(OSError, ValueError):  # a job's log on a full disk ends no engine
+                    self._echo.write(data)
+                    self._echo.flush()
+        finally:
+            transport.close()
 
     def _signal(self, number: signal.Signals) -> None:
         # To the parent alone: it tells its workers in an order of its own.

@@ -219,7 +219,10 @@ class _Answer(asyncio.BufferedProtocol):
         first, *lines = self._raw[:end].decode("latin-1").split("\r\n")
         del self._raw[: end + 4]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        status = int(first.split(" ")[1])
+        version, _, rest = first.partition(" ")
+        if not version.startswith("HTTP/1."):
+            raise ValueError("not an answer of HTTP/1")
+        status = int(rest.partition(" ")[0])
         if headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunked = True
         elif "content-length" in headers:
@@ -247,7 +250,7 @@ class _Answer(asyncio.BufferedProtocol):
                 end = raw.find(b"\r\n", at)
                 if end < 0:
                     break
-                self._left = int(raw[at:end], 16) + 2  # and the line end after the chunk
+                self._left = int(raw[at:end].partition(b";")[0], 16) + 2  # and the line end after the chunk
                 at = end + 2
                 if self._left == 2:
                     self._ended = True

