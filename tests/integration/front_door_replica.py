@@ -1,4 +1,5 @@
 """A tiny replica: the gRPC inference API behind the deployment's secret, with faults that the prompt asks for.
+
 Run as a program it prints its port, so that a test can kill it: `python -m
 tests.integration.front_door_replica NAME SECRET`.
 """

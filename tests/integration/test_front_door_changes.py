@@ -176,8 +176,9 @@ async def test_a_replica_that_hangs_is_out_of_use_within_two_seconds_and_back_wh
         hung.send_signal(signal.SIGSTOP)
         start = last = time.monotonic()
         while time.monotonic() - start < 3:
-            if await house.status("m", timeout=0.05) != grpc.StatusCode.OK:
-                last = time.monotonic()
+            sent = time.monotonic()
+            if await house.status("m", timeout=0.4) != grpc.StatusCode.OK:
+                last = sent
         record_property("hung to out of use", f"{(last - start) * 1000:.0f} ms")
         print(f"hung to out of use: {(last - start) * 1000:.0f} ms")
         assert last - start < 2

@@ -1,10 +1,11 @@
 """Whom Envoy can speak to: one cluster for each deployment's replicas, one for the control API, one for the gateway.
+
 A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one
 replica answers health checks, all requests go to replicas; when none does, the request goes to the gateway,
 which says why. So replicas come and go by endpoints alone: neither the listener, nor a route, nor the cluster
 changes.
 
-Health has two judges. Envoy asks every replica about once a second (gRPC health, with the deployment's
+Health has two judges. Envoy asks every replica two or three times a second (gRPC health, with the deployment's
 secret, so that another program on a reused port does not pass for the replica); one failure takes it out, one
 success brings it back. Between two checks, connections that fail take it out (outlier ejection) until the
 next check that succeeds, but never more than half of a deployment. An error status does not eject, whatever

@@ -1,4 +1,5 @@
 """The front door's Python, put together: given what is served now, it keeps every Envoy and the explanations in step.
+
 It knows no table and starts no Envoy. It has two servers: one for Envoy's configuration, one for the requests
 that no replica can take. They are apart because the first gives away the deployments' secrets.
 """

@@ -1,4 +1,5 @@
 """Where a deployment's requests go now: its replicas first, and the gateway when none of them answers.
+
 The gateway is never health-checked: it is the last to be asked, so there is nothing to choose instead.
 """
 

@@ -1,4 +1,5 @@
 """Envoy as a process: what it is started with, and how its log stays small. Whoever supervises it starts and stops it.
+
 It must be no child of the gateway: it keeps token streams going while the gateway is killed and started
 again, and comes back to it within about half a second by itself.
 

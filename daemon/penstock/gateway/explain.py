@@ -1,4 +1,5 @@
 """Answers the inference requests that no replica can take, with the reason.
+
 Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name
 is then in a header that clients cannot set), and requests for models that nobody serves. It knows the names
 that are served and asks one injected function for the sentence; it reads no table and keeps no request

@@ -1,4 +1,5 @@
 """Keeps the front door in step with what is stored, without knowing the store.
+
 Told that something changed, it reads the routing state anew and hands it to the front door; any number of
 words while it reads lead to one more reading. A reading that fails leaves the front door as it is and is
 tried again: what is served does not depend on the database being up.

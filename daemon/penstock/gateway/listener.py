@@ -1,4 +1,5 @@
 """The ports: what is done to every request before a route is chosen, and what Envoy says when it must answer itself.
+
 A listener that changes drains the connections of the one before it, so nothing here depends on deployments or
 replicas.
 

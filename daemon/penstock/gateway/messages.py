@@ -1,4 +1,5 @@
 """Envoy's messages, written as in its documentation: JSON form in, protobuf out.
+
 The stubs of Envoy's API carry no types, so a name misspelt is found here, at run time, by protobuf itself;
 every resource is built in the unit tests for that reason.
 """

@@ -1,4 +1,5 @@
 """Routing state in, Envoy's configuration out: a pure function, and for each type a version that changes with it.
+
 What changes often is cheap: a replica that comes or goes changes one deployment's endpoints and nothing else.
 """
 

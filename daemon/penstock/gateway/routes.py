@@ -1,4 +1,5 @@
 """Which request goes to which cluster: by service, and inference by the model that Envoy has read from the message.
+
 The names that clients may put into `model` change when deployments come and go, not when replicas do.
 """
 

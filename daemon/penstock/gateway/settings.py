@@ -1,4 +1,5 @@
 """What the front door can be told: where it listens, whom it speaks to, and its limits.
+
 Addresses are strings: `unix:/path` or `IP:port` (`[::1]:8600` for IPv6). Names are not taken: Envoy would
 have to resolve them.
 """
@@ -53,10 +54,11 @@ class FrontDoorSettings:
     stream_idle_timeout_s: int = 3600
     """A stream on which nothing moved for so long is ended. An engine may think for minutes before its first
     token."""
-    health_interval_s: float = 0.9
-    health_timeout_s: float = 0.9
-    """Interval and time-out together stay under the 2 s in which a dead replica must be out of use, however
-    it died."""
+    health_interval_s: float = 0.4
+    health_timeout_s: float = 1.5
+    """Interval and time-out together stay under the 2 s in which a dead replica must be out of use, however it died.
+    Most of it is time-out: an agent on a busy node may be slow to answer, and a process that is gone refuses at once.
+    """
 
 
 def envoy_address(address: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """Serves Envoy its configuration: aggregated discovery, state of the world, any number of Envoys up to a bound.
+
 Each Envoy has one stream. It is sent what differs from what this stream has sent it before, in the order that
 never leaves a reference dangling: clusters (those that go are kept until the end), endpoints, listeners,
 routes, then clusters again without those that went. A stream that cannot keep up misses states in between,

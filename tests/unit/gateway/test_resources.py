@@ -178,8 +178,8 @@ def test_a_dead_replica_is_found_within_two_seconds() -> None:
     check = read(made(route("m")), CLUSTER, "deployment/m")["health_checks"][0]
     assert (check["unhealthy_threshold"], check["interval"], check["no_traffic_interval"]) == (
         1,
-        "0.900s",
-        "0.900s",
+        "0.400s",
+        "0.400s",
     )
 
 
