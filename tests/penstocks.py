@@ -96,7 +96,7 @@ class Penstock:
         def settled() -> Any:
             found = self.get("deployments", name)
             status = found.get("status", {})
-            same = int(status.get("readyReplicas", 0)) == ready == int(status.get("replicas", 0))
+            same = int(status.get("ready_replicas", 0)) == ready == int(status.get("replicas", 0))
             return found if same else None
 
         return wait_until(settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log[-3000:]}")
@@ -151,8 +151,8 @@ spec:
   engine: {{name: standin, args: {json.dumps(list(args))}}}
   replicas: {replicas}
   resources: {{cpus: 1, memory: 256MiB}}
-  drainTimeoutS: 10
-  restart: {{backoffInitialS: 1, backoffMaxS: 4}}
+  drain_timeout_s: 10
+  restart: {{backoff_initial_s: 1, backoff_max_s: 4}}
 {more}
 """
 

@@ -239,10 +239,10 @@ def test_no_ready_replica_says_why(penstock: Penstock) -> None:
     ("more", "said"),
     [
         ("  placements: [{partition: nowhere}]", "nowhere"),
-        ("  placements: [{partition: gpu, timeLimit: 300d}]", "spec.placements[0].time"),
+        ("  placements: [{partition: gpu, time_limit: 300d}]", "spec.placements[0].time"),
         ("  placements: [{partition: gpu}, {partition: cpu}]", "not supported yet"),
         ("  colour: blue", "colour"),
-        ("  rollout: {maxSurge: 0, maxUnavailable: 0}", "max"),
+        ("  rollout: {max_surge: 0, max_unavailable: 0}", "max"),
     ],
 )
 def test_a_bad_manifest_is_one_clear_error_and_changes_nothing(penstock: Penstock, more: str, said: str) -> None:

@@ -10,6 +10,7 @@ ignored.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from penstock.v1 import deployment_pb2
+from penstock.v1 import deployment_pb2, spec_pb2
 
 API_VERSION = "penstock/v1"
 KIND = "Deployment"
@@ -115,7 +116,18 @@ def read(path: str, text: str | None = None) -> list[Document]:
         problems.append(Problem(source, 1, "", "has no document in it"))
     if problems:
         raise BadManifest(problems)
+    folder = Path.cwd() if path == "-" else Path(path).absolute().parent
+    for document in documents:
+        _anchor(document.deployment.spec, folder)
     return documents
+
+
+def _anchor(spec: spec_pb2.DeploymentSpec, folder: Path) -> None:
+    """Makes the spec's paths absolute: those that are not start at the manifest's folder, as in a Compose file."""
+    if spec.model.path:
+        spec.model.path = os.path.normpath(folder / spec.model.path)
+    if spec.environment.venv.path:
+        spec.environment.venv.path = os.path.normpath(folder / spec.environment.venv.path)
 
 
 class _Reader:
