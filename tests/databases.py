@@ -1,7 +1,5 @@
 """PostgreSQL for tests: a server of its own for each worker, and a database of its own for each test that asks for one.
 
-    pytest_plugins = ["tests.databases"]      in tests/conftest.py
-
     database_url        a fresh database at head, as a URL
     empty_database_url  a fresh database with nothing in it
     database            the first, as a `Database`; closed at the end

@@ -44,8 +44,6 @@ from penstock.store.queries import (
 )
 from penstock.store.records import DecidedAction, Load, ReplicaStatus, RevisionCount
 
-pytest_plugins = ["tests.databases"]
-
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPEC = Spec(Model(hub="owner/model"))
 IDLE = Load()

@@ -63,6 +63,7 @@ def current(url: str) -> str | None:
 def require_head(url: str) -> None:
     """Raises SchemaMismatch unless the database has exactly the schema of this release."""
     found, wanted = current(url), head()
+    _refuse_unknown(found)
     if found != wanted:
         raise SchemaMismatch(found, wanted)
 

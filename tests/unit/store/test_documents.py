@@ -66,7 +66,9 @@ def test_each_key_may_be_missing_that_has_a_default() -> None:
     whole = encode(Spec(Model(path="/m")))
     for name in (field.name for field in fields(Spec)):
         if name != "model":
-            assert decode(Spec, {key: value for key, value in whole.items() if key != name}) == Spec(Model(path="/m"))
+            assert decode(Spec, {key: value for key, value in whole.items() if key != name}) == Spec(
+                Model(path="/m")
+            )
     assert all(is_dataclass(getattr(Spec(Model()), name)) for name in ("model", "engine", "rollout"))
 
 
@@ -95,7 +97,8 @@ def test_a_strange_document_is_refused(document: object, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "problem"), [("noon", "is not a time"), (3, "is not a time"), ("2026-03-01T12:00:00", "no time zone")]
+    ("moment", "problem"),
+    [("noon", "is not a time"), (3, "is not a time"), ("2026-03-01T12:00:00", "no time zone")],
 )
 def test_a_time_without_a_zone_is_none(moment: object, problem: str) -> None:
     document = {"job_id": 1, "name": "n", "comment": "", "state": "RUNNING", "submitted_at": moment}

@@ -17,7 +17,10 @@ from penstock.store.filters import MAX_TERMS, Match, Term, parse_filter
         ("a=", (Term("a", Match.EQUAL, ""),)),
         ("a!=b", (Term("a", Match.NOT_EQUAL, "b"),)),
         ("a", (Term("a", Match.SET),)),
-        (" a = b , c != d,e ", (Term("a", Match.EQUAL, "b"), Term("c", Match.NOT_EQUAL, "d"), Term("e", Match.SET))),
+        (
+            " a = b , c != d,e ",
+            (Term("a", Match.EQUAL, "b"), Term("c", Match.NOT_EQUAL, "d"), Term("e", Match.SET)),
+        ),
     ],
 )
 def test_understood(text: str, terms: tuple[Term, ...]) -> None:
