@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from penstock_runtime.agent import Agent
 from penstock_runtime.config import AgentConfig, ConfigError, read_folder
 from penstock_runtime.engine import Engine, launch
+from penstock_runtime.leash import leashed
 
 EXIT_CONFIG = 78
 
@@ -69,7 +71,7 @@ async def live(config: AgentConfig, secret: str, uds: str, environ: Mapping[str,
     agent = Agent(
         config,
         secret,
-        Engine(what),
+        Engine(replace(what, argv=leashed(what.argv, what.env))),
         job_id=number(environ, "SLURM_JOB_ID"),
         restart_count=number(environ, "SLURM_RESTART_COUNT"),
         version=version(),

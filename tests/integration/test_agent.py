@@ -40,11 +40,12 @@ def control() -> FakeControl:
 
 
 def gone(pid: int) -> bool:
+    """Whether the process has ended, be it that nobody has asked for its exit code yet."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return True
-    return False
+    return state in "ZX"
 
 
 async def test_from_start_to_a_streamed_answer(tmp_path: Path, control: FakeControl) -> None:
@@ -438,6 +439,14 @@ async def test_an_attempt_that_is_refused_ends(
         async with agent(attempt_folder(tmp_path, port)) as process:
             assert await process.ended() == 77
             assert f"the control plane refused: Register is refused ({code.name})" in process.log
+
+
+async def test_an_agent_that_is_killed_leaves_no_engine(tmp_path: Path, control: FakeControl) -> None:
+    async with ready_agent(tmp_path, control) as (process, _):
+        pid = process.engine_pid
+        process.signal(signal.SIGKILL)
+        await process.ended()
+        await until(lambda: gone(pid), "the engine's end")
 
 
 async def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
