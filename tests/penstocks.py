@@ -1,8 +1,8 @@
-"""A whole Penstock for tests: `penstock serve` as users run it, on a real Slurm cluster, with its own PostgreSQL and Envoy.
+"""A whole Penstock for tests: `penstock serve` on a real Slurm cluster, with its own PostgreSQL and Envoy.
 
-    pytest_plugins = ["tests.penstocks"]      in tests/conftest.py
+pytest_plugins = ["tests.penstocks"]      in tests/conftest.py
 
-    penstock        one for a test module, shared by its tests
+penstock        one for a test module, shared by its tests
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Penstock:
     def log(self) -> str:
         return (self.folder / "serve.log").read_text(errors="replace")
 
-    def cli(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Runs `penstock ...` against it."""
         done = subprocess.run(
             [COMMAND, *arguments],
@@ -58,7 +60,9 @@ class Penstock:
             timeout=120,
         )
         if check and done.returncode:
-            raise AssertionError(f"penstock {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"penstock {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def get(self, *arguments: str) -> Any:
@@ -88,7 +92,11 @@ class Penstock:
 
     def wait_back(self, child: str, dead: int, within_s: float = 30) -> None:
         """Waits until the supervisor has started it again."""
-        wait_until(lambda: self.pid(child) != dead and psutil.pid_exists(self.pid(child)), within_s, f"{child} is back")
+        wait_until(
+            lambda: self.pid(child) != dead and psutil.pid_exists(self.pid(child)),
+            within_s,
+            f"{child} is back",
+        )
 
     def wait_ready(self, name: str, ready: int, within_s: float = 60) -> Any:
         """Waits until so many replicas are ready and none is on its way; returns the deployment."""
@@ -99,7 +107,9 @@ class Penstock:
             same = int(status.get("ready_replicas", 0)) == ready == int(status.get("replicas", 0))
             return found if same else None
 
-        return wait_until(settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log[-3000:]}")
+        return wait_until(
+            settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log[-3000:]}"
+        )
 
     def start(self) -> None:
         with (self.folder / "serve.log").open("ab") as output:
@@ -118,7 +128,9 @@ class Penstock:
             self.process.wait(STOP_WITHIN_S)
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, f"penstock serve ended with {self.process.returncode}:\n{self.log}"
+        assert self.process.poll() is None, (
+            f"penstock serve ended with {self.process.returncode}:\n{self.log}"
+        )
         return self.cli("get", "deployments", check=False).returncode == 0
 
 
@@ -129,7 +141,9 @@ def wait_until(condition: Callable[[], Any], within_s: float, what: str | Callab
         if value := condition():
             return value
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {within_s} s: {what if isinstance(what, str) else what()}", pytrace=False)
+            pytest.fail(
+                f"not within {within_s} s: {what if isinstance(what, str) else what()}", pytrace=False
+            )
         time.sleep(0.02)
 
 
@@ -157,23 +171,30 @@ spec:
 """
 
 
-@pytest.fixture(scope="module")
-def penstock(slurm_cluster: Cluster) -> Iterator[Penstock]:
-    """An installation of its own for the module, stopped and removed at its end."""
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[Penstock]:
+    """An installation of its own on this cluster, stopped and removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
     server = f"127.0.0.1:{free_port()}"
     (folder / "penstock.toml").write_text(
         f'state_dir = "{folder / "state"}"\n'
         f'listen = "{server}"\n'
-        f'slurm_conf = "{slurm_cluster.conf}"\n'
-        f'agent_python = "{sys.executable}"\n'
+        f'slurm_conf = "{cluster.conf}"\n'
+        f'slurm_prefix = "{" ".join(cluster.prefix)}"\n'
         "tick_interval_s = 1.0\n"
     )
-    installation = Penstock(folder, server, slurm_cluster, None)  # type: ignore[arg-type]
+    installation = Penstock(folder, server, cluster, None)  # type: ignore[arg-type]
     try:
         installation.start()
         yield installation
     finally:
         installation.stop()
-        slurm_cluster.reset()
+        cluster.reset()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def penstock(slurm_cluster: Cluster) -> Iterator[Penstock]:
+    """One for the module."""
+    with running(slurm_cluster) as installation:
+        yield installation

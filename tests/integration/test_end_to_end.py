@@ -1,7 +1,7 @@
-"""The whole path, as users have it: real Slurm, PostgreSQL and Envoy, every process of its own; the engine is the stand-in.
+"""The whole path, as users have it: real Slurm, PostgreSQL and Envoy, each its own process; a stand-in engine.
 
-What one process does is tested elsewhere; here is what only all of them together can show: a declared model streams, and goes on
-streaming whatever dies.
+What one process does is tested elsewhere; here is what only all of them together can show: a declared model
+streams, and goes on streaming whatever dies.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Stream(threading.Thread):
 def request(model: str, tokens: int) -> inference.StreamChatRequest:
     part = inference.ContentPart(text="one two three")
     message = inference.Message(role=inference.ROLE_USER, content=[part])
-    sampling = inference.SamplingParameters(max_tokens=tokens)
+    sampling = inference.SamplingParameters(max_tokens=tokens, ignore_eos=True)
     return inference.StreamChatRequest(model=model, messages=[message], sampling=sampling)
 
 
@@ -115,11 +115,15 @@ def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Pensto
     before = jobs(penstock)
     for child in ("controller", "gateway"):
         dead = penstock.kill(child)
-        assert ask(penstock, served) is grpc.StatusCode.OK, f"a new request right after the {child} was killed"
+        assert ask(penstock, served) is grpc.StatusCode.OK, (
+            f"a new request right after the {child} was killed"
+        )
         penstock.wait_back(child, dead)
     for stream in streams:
         stream.assert_whole()
-    wait_until(lambda: penstock.cli("get", "deployments", check=False).returncode == 0, 30, "the control API is back")
+    wait_until(
+        lambda: penstock.cli("get", "deployments", check=False).returncode == 0, 30, "the control API is back"
+    )
     penstock.wait_ready(served, 2)
     assert jobs(penstock) == before, "the jobs were adopted as they were"
 
@@ -225,7 +229,9 @@ def test_no_ready_replica_says_why(penstock: Penstock) -> None:
         stream = Stream(penstock, "waits", 3)
         stream.join(10)
         assert stream.code is grpc.StatusCode.UNAVAILABLE
-        assert re.match(r"0 of 1 ready: queued in Slurm as job \d+, BeginTime, estimated start ", stream.details), stream.details
+        assert re.match(
+            r"0 of 1 ready: queued in Slurm as job \d+, BeginTime, estimated start ", stream.details
+        ), stream.details
         stream = Stream(penstock, "nonesuch", 3)
         stream.join(10)
         assert stream.code is grpc.StatusCode.NOT_FOUND
@@ -245,7 +251,9 @@ def test_no_ready_replica_says_why(penstock: Penstock) -> None:
         ("  rollout: {max_surge: 0, max_unavailable: 0}", "max"),
     ],
 )
-def test_a_bad_manifest_is_one_clear_error_and_changes_nothing(penstock: Penstock, more: str, said: str) -> None:
+def test_a_bad_manifest_is_one_clear_error_and_changes_nothing(
+    penstock: Penstock, more: str, said: str
+) -> None:
     done = penstock.cli("apply", "-f", "-", stdin=standin("bad", more=more), check=False)
     assert done.returncode != 0
     assert said in done.stderr
