@@ -27,6 +27,10 @@ lock: ## Refresh requirements/*.lock from pyproject.toml (UPGRADE=1: newest vers
 proto: env ## Generate the stubs and the descriptor set from api/protos
 	@.venv/bin/python deploy/dev/proto.py
 
+.PHONY: docs
+docs: env ## Write the pages of docs/ that are made from the code
+	@.venv/bin/python deploy/dev/docs.py
+
 .PHONY: check
 check: env ## Every gate that needs no server: format, lint, types, imports, protos, freshness
 	@.venv/bin/python deploy/dev/check.py

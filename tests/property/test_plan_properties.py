@@ -1,0 +1,403 @@
+"""What planning must never do, whatever the world looks like.
+
+Worlds are drawn from all combinations of what PostgreSQL, Slurm and the agents may say, likely or not, as long as the
+store's own constraints hold. Every time in a world lies half a second off the full second, and every world is looked
+at 50 ms before one: between that look and the next, 100 ms later, no deadline passes, but any running clock ticks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from penstock.core import decisions as acts
+from penstock.core.decisions import EFFECTS, Action, Reason
+from penstock.core.jobs import Job, JobState
+from penstock.core.model import (
+    Attempt,
+    Deployment,
+    Listing,
+    Observation,
+    Phase,
+    Replica,
+    ReplicaState,
+    Unknown,
+    job_comment,
+    job_name,
+)
+from penstock.core.plan import Plan, plan
+from penstock.core.rollout import available_floor
+from penstock.core.spec import Rollout, RolloutStrategy
+from tests.worlds import INSTALLATION, NOW, at, deployment, replica
+
+LOOK = NOW + timedelta(seconds=0.95)
+A_MOMENT = timedelta(seconds=0.1)
+SETTLES_WITHIN = 8
+"""Passes over an unchanging listing: made, submitted, in doubt; let go, drained; adopted, ended, removed."""
+
+bounded = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+some_states = st.sampled_from(list(JobState))
+moments = st.integers(-1500, 200).map(lambda seconds: at(seconds + 0.5))
+past = st.integers(-1500, -1).map(lambda seconds: at(seconds + 0.5))
+
+
+def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+@st.composite
+def jobs(draw: st.DrawFn, name: str, comment: str, job_id: int) -> Job:
+    return Job(
+        job_id=job_id,
+        name=name,
+        comment=comment,
+        state=draw(some_states),
+        state_text="?",
+        reason=draw(st.sampled_from(["", "Resources", "NonZeroExitCode"])),
+        nodes=draw(st.sampled_from(["", "gpu1"])),
+        submitted_at=draw(maybe(past)),
+        started_at=draw(maybe(moments)),
+        ends_at=draw(maybe(moments)),
+        exit_code=draw(st.sampled_from([None, 0, 1])),
+        restarts=draw(st.integers(0, 1)),
+    )
+
+
+@st.composite
+def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> Attempt:
+    heard = job_id is not None and draw(st.booleans())
+    # The store's trigger: what has ended stays ended, and a refusal is of an attempt without a job.
+    return Attempt(
+        token=token,
+        number=draw(st.integers(1, 3)),
+        intended_at=draw(past),
+        submitted_at=draw(maybe(past)),
+        refusal=draw(st.sampled_from(["", "Invalid account"])) if job_id is None else "",
+        job_id=job_id,
+        missing_since=draw(maybe(past)),
+        phase=draw(st.sampled_from([phase for phase in Phase if phase is not Phase.NONE]))
+        if heard
+        else Phase.NONE,
+        phase_message=draw(st.sampled_from(["", "loading weights"])) if heard else "",
+        endpoint="gpu1:4000" if heard else "",
+        restart_count=draw(st.integers(0, 1)) if heard else None,
+        registered_at=draw(past) if heard else None,
+        ready_at=draw(maybe(past)) if heard else None,
+        reported_at=draw(past) if heard else None,
+        drain_at=draw(maybe(past)),
+        signalled_at=draw(maybe(past)),
+        cancelled_at=draw(maybe(past)),
+        ended_at=None if live else draw(past),
+        end_message=draw(st.sampled_from(["", "job 7 ended as FAILED"])),
+    )
+
+
+@st.composite
+def replicas(draw: st.DrawFn, of: Deployment, number: int) -> tuple[Replica, list[Job]]:
+    """One replica, and what Slurm lists under its token: nothing, its job, its job twice, or another one only."""
+    kind = draw(st.sampled_from(["none", "ended", "unconfirmed", "known", "known"]))
+    token, own = f"tok{number}", 100 * number
+    job_id = own if kind == "known" else None
+    live = kind in ("unconfirmed", "known")
+    its = None if kind == "none" else draw(attempts(token, job_id, live=live))
+    listed = []
+    for job_id_listed in draw(st.sampled_from([[], [own], [own], [own], [own, own + 1], [own + 1]])):
+        if its is not None:
+            name, comment = job_name(of.name, token), job_comment(INSTALLATION, token)
+            listed.append(draw(jobs(name, comment, job_id_listed)))
+    if its is not None and listed and draw(st.booleans()):
+        its = replace(its, job=listed[0])
+    if not live:
+        states = [ReplicaState.WAITING]
+    elif job_id is None:
+        states = [ReplicaState.SUBMITTING]
+    else:
+        states = [
+            state for state in ReplicaState if state not in (ReplicaState.WAITING, ReplicaState.REMOVED)
+        ]
+    made = replica(
+        number,
+        its=its,
+        deployment_uid=of.uid,
+        name=f"{of.name}-{number}",
+        state=draw(st.sampled_from(states)),
+        revision=draw(st.integers(1, of.revision)),
+        leaving=draw(st.booleans()),
+        failures=draw(st.integers(0, 8)),
+        next_attempt_at=draw(maybe(moments)) if not live else None,
+    )
+    return made, listed
+
+
+@st.composite
+def deployments(draw: st.DrawFn, name: str) -> Deployment:
+    deleted_at = draw(st.sampled_from([None, None, None, at(-9.5)]))
+    rollout = Rollout(
+        strategy=draw(st.sampled_from(list(RolloutStrategy))),
+        max_surge=draw(st.sampled_from(["0", "1", "2", "25%", "0%"])),
+        max_unavailable=draw(st.sampled_from(["0", "1", "50%", "10%"])),
+    )
+    return deployment(
+        uid=f"uid-{name}",
+        name=name,
+        replicas=draw(st.integers(0, 4)),
+        rollout=rollout,
+        revision=draw(st.integers(1, 3)),
+        generation=draw(st.integers(1, 3)),
+        paused=draw(st.sampled_from([False, False, True])),
+        deleted_at=deleted_at,
+        force_delete=deleted_at is not None and draw(st.booleans()),
+    )
+
+
+@st.composite
+def strangers(draw: st.DrawFn) -> list[Job]:
+    """Jobs without our mark, or with another installation's, or with a copy of ours under a name of their own."""
+    bodies = [
+        ("train", ""),
+        ("train", job_comment(INSTALLATION, "tok1")),
+        ("penstock-chat-tok1", ""),
+        (job_name("chat", "far1"), job_comment("elsewhere", "far1")),
+        (job_name("chat", "tok1"), job_comment("elsewhere", "tok1")),
+        ("penstock-tok1", job_comment(INSTALLATION, "tok1")),
+    ]
+    chosen = draw(st.lists(st.sampled_from(bodies), max_size=4))
+    return [draw(jobs(name, comment, 9000 + index)) for index, (name, comment) in enumerate(chosen)]
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Observation:
+    """A world in which Slurm answered, strangers' jobs left out."""
+    declared, made, listed = [], [], []
+    for offset, name in enumerate(draw(st.sampled_from([["chat"], ["chat"], ["chat", "embed"]]))):
+        of = draw(deployments(name))
+        declared.append(of)
+        for number in range(draw(st.integers(0, 5))):
+            one, its_jobs = draw(replicas(of, 10 * offset + number + 1))
+            made.append(one)
+            listed += its_jobs
+    for number in range(draw(st.integers(0, 2))):
+        token = f"lost{number}"
+        listed.append(draw(jobs(job_name("chat", token), job_comment(INSTALLATION, token), 8000 + number)))
+    return Observation(
+        now=LOOK,
+        installation=INSTALLATION,
+        deployments=tuple(declared),
+        replicas=tuple(made),
+        slurm=Listing(tuple(listed)),
+        message_timeout_s=10,
+        reports_open_since=draw(maybe(past)),
+    )
+
+
+def actions_of(made: Plan) -> list[Action]:
+    return [action for decision in made.decisions for action in decision.actions]
+
+
+def apply(world: Observation, made: Plan) -> Observation:
+    """The world after the plan: what the database holds then. Slurm took every effect and has not shown it yet."""
+    rows = {one.uid: one for one in world.replicas}
+    declared = {one.uid: one for one in world.deployments}
+    for status in made.replica_statuses:
+        rows[status.replica_uid] = replace(
+            rows[status.replica_uid], state=status.state, message=status.message
+        )
+    for standing in made.deployment_statuses:
+        declared[standing.deployment_uid] = replace(
+            declared[standing.deployment_uid],
+            observed_generation=standing.observed_generation,
+            conditions=standing.conditions,
+        )
+    listed = list(world.slurm.jobs) if isinstance(world.slurm, Listing) else []
+    for action in actions_of(made):
+        _do(action, world.now, rows, declared, listed)
+    return replace(
+        world,
+        replicas=tuple(rows.values()),
+        deployments=tuple(declared.values()),
+        slurm=Listing(tuple(listed)),
+    )
+
+
+def _do(
+    action: Action,
+    now: datetime,
+    rows: dict[str, Replica],
+    declared: dict[str, Deployment],
+    listed: list[Job],
+) -> None:
+    def change(token: str, **facts: Any) -> None:
+        (one,) = [one for one in rows.values() if one.attempt is not None and one.attempt.token == token]
+        assert one.attempt is not None
+        rows[one.uid] = replace(one, attempt=replace(one.attempt, **facts))
+
+    match action:
+        case acts.CreateReplica(uid, revision):
+            number = max([1000, *(one.number for one in rows.values())]) + 1
+            rows[f"r{number}"] = replica(
+                number, deployment_uid=uid, name=f"{declared[uid].name}-{number}", revision=revision
+            )
+        case acts.Submit(uid):
+            last = rows[uid].attempt
+            fresh = Attempt(f"new-{uid}-{now}", last.number + 1 if last else 1, now, now)
+            rows[uid] = replace(rows[uid], attempt=fresh, next_attempt_at=None)
+        case acts.Resubmit(_, token):
+            change(token, submitted_at=now)
+        case acts.Adopt(token, job):
+            change(token, job_id=job.job_id, job=job, missing_since=None)
+        case acts.RecordJob(token, job):
+            change(token, job=job)
+        case acts.RecordMissing(token, since):
+            change(token, missing_since=since)
+        case acts.EndAttempt():
+            change(action.token, ended_at=now, end_message=action.message)
+            uid = action.replica_uid
+            rows[uid] = replace(rows[uid], failures=action.failures, next_attempt_at=action.next_attempt_at)
+        case acts.Drain(token=token):
+            change(token, drain_at=now, signalled_at=now)
+        case acts.Cancel(token=token):
+            change(token, cancelled_at=now)
+        case acts.CancelOrphan(job_id=job_id):
+            listed[:] = [job for job in listed if job.job_id != job_id]
+        case acts.Leave(uid):
+            rows[uid] = replace(rows[uid], leaving=True)
+        case acts.RemoveReplica(uid):
+            assert rows.pop(uid).live_attempt is None
+        case acts.RemoveDeployment(uid):
+            assert not [one for one in rows.values() if one.deployment_uid == uid]
+            del declared[uid]
+
+
+@bounded
+@given(worlds())
+def test_unknown_is_not_absent(world: Observation) -> None:
+    """Rule 3."""
+    made = plan(replace(world, slurm=Unknown("squeue: timed out", at(-30.5))))
+    assert actions_of(made) == []
+    assert made.replica_statuses == ()
+    assert [decision.reason for decision in made.decisions] == [Reason.CLUSTER_UNREACHABLE]
+
+
+@bounded
+@given(worlds(), strangers())
+def test_strangers_jobs_change_nothing(world: Observation, others: list[Job]) -> None:
+    """Rule 2: a job without our mark is not touched, and is not even seen."""
+    assert isinstance(world.slurm, Listing)
+    crowded = replace(world, slurm=Listing((*world.slurm.jobs, *others)))
+    assert plan(crowded) == plan(world)
+
+
+@bounded
+@given(worlds())
+def test_ready_replicas_stay_above_the_floor(world: Observation) -> None:
+    """Rule 5. Which ones are ready is asked of a world in which nothing is scaled, rolled or given up."""
+    untouched = replace(world, deployments=tuple(replace(one, paused=True) for one in world.deployments))
+    ready = {decision.subject for decision in plan(untouched).decisions if decision.reason is Reason.READY}
+    let_go: set[str] = set()
+    for action in actions_of(plan(world)):
+        match action:
+            case acts.Leave(uid):
+                let_go.add(uid)
+            case acts.Drain(token=token) | acts.Cancel(token=token):
+                let_go |= {one.uid for one in world.replicas if one.attempt and one.attempt.token == token}
+    for of in world.deployments:
+        if of.deleted_at is not None or of.spec.rollout.strategy is RolloutStrategy.RECREATE:
+            continue
+        serving = {
+            one.uid
+            for one in world.replicas
+            if one.deployment_uid == of.uid and not one.leaving and (of.name, one.name) in ready
+        }
+        floor = available_floor(of.spec.rollout, of.spec.replicas)
+        assert len(serving - let_go) >= min(len(serving), floor)
+        if serving & let_go:
+            event("a ready replica was let go")
+
+
+@bounded
+@given(worlds())
+def test_one_submission_a_replica_and_none_beside_a_live_attempt(world: Observation) -> None:
+    """Rule 1, the planner's part."""
+    assert isinstance(world.slurm, Listing)
+    rows = {one.uid: one for one in world.replicas}
+    names = {job.name for job in world.slurm.jobs}
+    submissions: Counter[str] = Counter()
+    for action in actions_of(plan(world)):
+        match action:
+            case acts.Submit(uid):
+                submissions[uid] += 1
+                assert rows[uid].live_attempt is None
+            case acts.Resubmit(uid, token):
+                submissions[uid] += 1
+                live = rows[uid].live_attempt
+                assert live is not None
+                assert (live.token, live.job_id) == (token, None)
+                assert not any(name.endswith(f"-{token}") for name in names)
+    assert all(count == 1 for count in submissions.values())
+
+
+@bounded
+@given(worlds(), st.randoms(use_true_random=False))
+def test_the_same_world_gives_the_same_plan(world: Observation, chance: random.Random) -> None:
+    """However often it is asked, and in whatever order Slurm lists its jobs."""
+    assert isinstance(world.slurm, Listing)
+    shuffled = list(world.slurm.jobs)
+    chance.shuffle(shuffled)
+    made = plan(world)
+    assert plan(world) == made
+    assert plan(replace(world, slurm=Listing(tuple(shuffled)))) == made
+
+
+@bounded
+@given(worlds())
+def test_one_decision_a_subject_and_a_sentence_in_each(world: Observation) -> None:
+    made = plan(world)
+    subjects = [decision.subject for decision in made.decisions]
+    assert len(set(subjects)) == len(subjects)
+    expected = {("", ""), *((of.name, "") for of in world.deployments)}
+    names = {of.uid: of.name for of in world.deployments}
+    expected |= {(names[one.deployment_uid], one.name) for one in world.replicas}
+    assert set(subjects) == expected
+    for decision in made.decisions:
+        assert decision.message
+        assert "\n" not in decision.message
+
+
+@bounded
+@given(worlds())
+def test_statuses_once_written_are_not_written_again(world: Observation) -> None:
+    written = apply(world, replace(plan(world), decisions=()))
+    again = plan(written)
+    assert again.replica_statuses == ()
+    assert again.deployment_statuses == ()
+
+
+@bounded
+@given(worlds())
+def test_it_settles_and_then_says_the_same_thing_each_tick(world: Observation) -> None:
+    """Rule 4, and no running clocks: over an unchanging listing the actions end, and then the sentences stand."""
+    for _ in range(SETTLES_WITHIN):
+        made = plan(world)
+        if not (actions_of(made) or made.replica_statuses or made.deployment_statuses):
+            break
+        world = apply(world, made)
+    made = plan(world)
+    assert made == Plan(made.decisions, (), ())
+    assert actions_of(made) == []
+    assert plan(replace(world, now=world.now + A_MOMENT)) == made
+
+
+@bounded
+@given(worlds())
+def test_effects_are_few(world: Observation) -> None:
+    """At most one effect on Slurm for each replica in a tick, orphans apart."""
+    for decision in plan(world).decisions:
+        if decision.replica:
+            assert sum(isinstance(action, EFFECTS) for action in decision.actions) <= 1
