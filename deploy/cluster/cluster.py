@@ -50,6 +50,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 """How long a daemon may take to leave on SIGTERM before it is killed."""
 COMMAND_TIMEOUT_S = 30.0
+MUNGE_FILES = {"key": "munge.key", "pid": "munged.pid", "log": "munged.log", "seed": "seed"}
 DAEMON_MARK = "PENSTOCK_CLUSTER_ROOT"
 """Set in the environment of the daemons only; slurmstepd inherits it, jobs do not."""
 
@@ -264,9 +265,16 @@ class Cluster:
         self._wait(f"{name} answers", answers)
 
     def reset(self) -> None:
-        """Cancel every job of this user and wait until none is left running or waiting."""
-        self.run("scancel", "--full", "--user", pwd.getpwuid(os.geteuid()).pw_name)
-        self._wait("no job is left", lambda: not self.run("squeue", "-h", "-o", "%i").strip())
+        """Cancel every job of this user, kill what does not go at once, and wait until none runs or waits."""
+        self.run("scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name)
+
+        def gone() -> bool:
+            for pid in self._job_processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not self.run("squeue", "-h", "-o", "%i").strip()
+
+        self._wait("no job is left", gone)
 
     # Files -----------------------------------------------------------------------------------------------------
 
@@ -481,11 +489,10 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
     def _command(self, daemon: str) -> list[str]:
         if daemon == "munged":
             at = self.root / "munge"
-            return [
-                daemon_path("munged"), "--foreground", f"--key-file={at}/munge.key", f"--socket={at}/socket",
-                f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/seed",
-                "--num-threads=2",
-            ]  # fmt: skip
+            # --force: munged asks that everybody can reach its socket, which nobody else needs to: the root may lie
+            # in a home of mode 0700.
+            files = [f"--{kind}-file={at}/{name}" for kind, name in MUNGE_FILES.items()]
+            return [daemon_path("munged"), "--foreground", "--force", f"--socket={at}/socket", *files]
         if daemon == "slurmctld":
             return [daemon_path("slurmctld"), "-D", "-f", str(self.conf)]
         return [daemon_path("slurmd"), "-D", "-N", daemon, "-f", str(self.conf)]
@@ -494,7 +501,7 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
         if not self._alive("munged"):
             (self.root / "munge" / "socket").unlink(missing_ok=True)
             self._start("munged")
-            self._wait("munged listens", (self.root / "munge" / "socket").is_socket)
+            self._wait("munged listens", self._munge_listens)
         self._start("slurmctld")
         # A slurmd that finds no slurmctld tries again only after a second.
         self._wait("slurmctld listens", self._controller_listens)
@@ -606,10 +613,13 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
         if not wait_for(condition, START_TIMEOUT_S):
             raise ClusterError(f"waited {START_TIMEOUT_S:.0f} s in vain: {what}\n{self._last_words()}")
 
+    def _munge_listens(self) -> bool:
+        self._check_alive("munged")
+        return (self.root / "munge" / "socket").is_socket()
+
     def _controller_listens(self) -> bool:
         """Slurm's own commands retry a refused connection for MessageTimeout; this does not."""
-        if not self._alive("slurmctld"):
-            raise ClusterError(f"slurmctld ended at once\n{self._last_words()}")
+        self._check_alive("slurmctld")
         host, port = self._address(), self._ports()[0]
         with socket.socket() as probe:
             probe.settimeout(1)
@@ -617,9 +627,8 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
 
     def _wait_ready(self) -> None:
         def ready() -> bool:
-            for daemon in self.node_names:
-                if not self._alive(daemon):
-                    raise ClusterError(f"{daemon} ended at once\n{self._last_words()}")
+            for daemon in ("slurmctld", *self.node_names):
+                self._check_alive(daemon)
             states = self.run("sinfo", "-h", "-N", "-o", "%N %t", check=False).split("\n")
             words = {line.split()[0]: line.split()[1] for line in states if line.strip()}
             return len(words) == len(self.node_names) and all(
@@ -627,6 +636,18 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
             )
 
         self._wait("all nodes answer", ready)
+
+    def _check_alive(self, daemon: str) -> None:
+        """Raises ClusterError, its first line with the daemon's own reason, when it has ended."""
+        if self._alive(daemon):
+            return
+        log = self.root / "log" / f"{daemon}.out"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        for word in ("fatal", "rror", ""):
+            reasons = [line for line in lines if word in line]
+            if reasons:
+                raise ClusterError(f"{daemon} ended at once: {reasons[-1].strip()}\n{self._last_words()}")
+        raise ClusterError(f"{daemon} ended at once, without a word")
 
     def _last_words(self) -> str:
         """The end of every daemon's log, for the error message."""

@@ -78,7 +78,7 @@ def problems(submission: Submission) -> list[str]:
     ):
         if len(text.encode()) > limit:
             found.append(f"the job's {label} has {len(text.encode())} bytes; Slurm takes {limit}")
-    if not submission.name.strip():
+    if not submission.name:
         found.append("the job's name is empty")
     if not submission.script.startswith("#!"):
         found.append("the script does not begin with #! and an interpreter")

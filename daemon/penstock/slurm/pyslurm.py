@@ -9,6 +9,7 @@ come may have been accepted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,6 +202,10 @@ def _job(row: Mapping[str, Any]) -> Job:
 
 
 def _cluster(value: Mapping[str, Any]) -> Cluster:
+    asked: Counter[str] = Counter()
+    for nodes, gres in value["gres_asked"]:
+        for name in parse.expand_nodes(nodes):
+            asked[name] += sum(_gpus(gres).values())
     return Cluster(
         name=value["name"],
         slurm_version=value["slurm_version"],
@@ -215,13 +220,13 @@ def _cluster(value: Mapping[str, Any]) -> Cluster:
             )
             for row in value["partitions"]
         ),
-        nodes=tuple(_node(row) for row in value["nodes"]),
+        nodes=tuple(_node(row, asked[row["name"]]) for row in value["nodes"]),
         accounts=_names(value["accounts"]),
         message_timeout_s=int(value["message_timeout_s"]),
     )
 
 
-def _node(row: Mapping[str, Any]) -> Node:
+def _node(row: Mapping[str, Any], gpus_asked: int) -> Node:
     return Node(
         name=row["name"],
         state=str(row["state"]).upper(),
@@ -233,12 +238,13 @@ def _node(row: Mapping[str, Any]) -> Node:
         reason=parse.parse_text(row["reason"]),
         cpus_allocated=int(row["cpus_allocated"]),
         memory_allocated_mib=int(row["memory_allocated_mib"]),
-        gpus_allocated=sum(_gpus(row["gres_allocated"]).values()),
+        gpus_allocated=sum(_gpus(row["gres_allocated"]).values()) or gpus_asked,
     )
 
 
 def _gpus(gres: Mapping[str, int]) -> dict[str, int]:
-    return parse.parse_gpus(",".join(f"{name}:{count}" for name, count in gres.items()))
+    """`{"gpu:a100": 2}`, or `{"gres/gpu": 1}` as jobs have it, is `{"a100": 2}` and `{"": 1}`."""
+    return parse.parse_gpus(",".join(f"{name.removeprefix('gres/')}:{count}" for name, count in gres.items()))
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:

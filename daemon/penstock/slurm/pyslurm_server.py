@@ -214,6 +214,7 @@ def cluster(pyslurm: Any) -> Any:
         found = pyslurm.db.Associations.load(pyslurm.db.AssociationFilter(users=[user]))
         accounts = sorted({association.account for association in found})
     return {
+        "gres_asked": gres_asked(pyslurm),
         "name": config.cluster_name,
         "slurm_version": config.version,
         "message_timeout_s": config.message_timeout,
@@ -251,6 +252,17 @@ def cluster(pyslurm: Any) -> Any:
             for node in pyslurm.Nodes.load().values()
         ],
     }
+
+
+def gres_asked(pyslurm: Any) -> Any:
+    """Node list and resources asked for on each of its nodes, for every job that holds nodes.
+
+    A node tells what is in use only where Slurm accounts for it (AccountingStorageTRES), and a job's layout crashes
+    pyslurm. So this stands in for it; it does not see GPUs asked for in other ways than --gres.
+    """
+    holding = ("RUNNING", "COMPLETING", "SUSPENDED")
+    jobs = [job for job in pyslurm.Jobs.load().values() if job.state in holding and job.allocated_nodes]
+    return [[job.allocated_nodes, getattr(job, "gres_per_node", None) or {}] for job in jobs]
 
 
 CALLS: Any = {

@@ -368,9 +368,9 @@ class FakeSlurm:
         )
         self._jobs[job.job_id] = job
         self._next_id += 1
-        everywhere = [node for node in self._nodes.values() if partition.name in node.partitions]
-        if sum(_fits(submission, node) for node in everywhere) < submission.nodes:
-            # Slurm's own habit: it refuses, and keeps the job for a while as a failed one.
+        if not self._exceeds(job) and self._able(job) < submission.nodes:
+            # Slurm's own habits: what the partition is too small for as a whole may wait for it to grow; what its
+            # nodes cannot carry is refused, and kept for a while as a failed job.
             self._over(job, JobState.FAILED, reason="BadConstraints", exit_signal=1)
             raise SubmissionRefused("Requested node configuration is not available")
         self.advance()
@@ -471,6 +471,8 @@ class FakeSlurm:
         limit = job.partition.max_time_s
         if limit is not None and (job.time_limit_s is None or job.time_limit_s > limit):
             return "PartitionTimeLimit"
+        if self._exceeds(job):
+            return "PartitionConfig"
         if job.submission.singleton and any(
             other.submission.name == job.submission.name
             and not other.ended
@@ -480,6 +482,19 @@ class FakeSlurm:
         ):
             return "Dependency"
         return ""
+
+    def _exceeds(self, job: FakeJob) -> bool:
+        """Whether the job is larger than its whole partition."""
+        nodes = job.submission.nodes
+        return nodes > job.partition.total_nodes or nodes * _cpus(job.submission) > job.partition.total_cpus
+
+    def _able(self, job: FakeJob) -> int:
+        """How many nodes of the partition could carry the job if they were empty."""
+        return sum(
+            _fits(job.submission, node)
+            for node in self._nodes.values()
+            if job.partition.name in node.partitions
+        )
 
     def _room(self, job: FakeJob) -> tuple[str, ...] | None:
         """The first nodes that have what the job needs free now; None when they are too few."""
