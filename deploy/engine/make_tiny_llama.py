@@ -3,8 +3,8 @@
     python make_tiny_llama.py FOLDER
 
 Everything follows from a seed, so two machines make the same files byte for byte; nothing but the standard library is
-needed. Its words are made of syllables. The output rows of the special tokens and of single bytes are zero, so greedy
-decoding chooses only whole words and never ends by itself: a test that asks for N tokens gets N.
+needed. Its words are made of syllables. The output rows of all tokens that are no word with a space before it are zero,
+so greedy decoding chooses only such words and never ends by itself: a test that asks for N tokens gets N words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ HEAD = HIDDEN // HEADS
 """vLLM's attention on a CPU knows heads of 32 and up; with 16 it gets healthy and dies of the first request."""
 VOCABULARY = 8192
 CONTEXT = 4096
+CONSONANTS = "bcdfghjklmnprstvwxyz"
+VOWELS = "aeiou"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+FIRST_WORD = len(SPECIAL) + 256 + len(CONSONANTS) * len(VOWELS)
+"""Before it come the special tokens, single bytes, and syllables without a space."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -71,7 +75,7 @@ def words() -> tuple[dict[str, int], list[tuple[str, str]]]:
         tokens.append(left + right)
         return left + right
 
-    syllables = [merge(consonant, vowel) for consonant, vowel in product("bcdfghjklmnprstvwxyz", "aeiou")]
+    syllables = [merge(consonant, vowel) for consonant, vowel in product(CONSONANTS, VOWELS)]
     starts = [merge(space, syllable) for syllable in syllables]
     for start, syllable in product(starts, syllables):
         if len(tokens) == VOCABULARY:
@@ -112,8 +116,7 @@ def weights(rng: random.Random) -> dict[str, tuple[safetensors_file.Shape, Calla
         tensors[layer + "mlp.up_proj.weight"] = uniform(INTERMEDIATE, HIDDEN, 0.3)
         tensors[layer + "mlp.down_proj.weight"] = uniform(HIDDEN, INTERMEDIATE, 0.3)
     tensors["model.norm.weight"] = ones
-    silent = len(SPECIAL) + len(byte_tokens.alphabet())
-    tensors["lm_head.weight"] = uniform(VOCABULARY, HIDDEN, 0.5, zero_rows=silent)
+    tensors["lm_head.weight"] = uniform(VOCABULARY, HIDDEN, 0.5, zero_rows=FIRST_WORD)
     return tensors
 
 

@@ -238,6 +238,14 @@ class Engine:
             return False
         return status == 200
 
+    async def dead(self) -> bool:
+        """Whether it says itself that it is (/health 503: its core is gone), or nobody listens. Slow is not dead."""
+        try:
+            status, _ = await self._http.get("/health", HEALTH_TIMEOUT_S)
+        except EngineError as error:
+            return not isinstance(error.__cause__, TimeoutError)
+        return status == 503
+
     async def wait_healthy(self, timeout_s: float) -> None:
         """Wait for /health to answer 200; raises StartError where the process ends first, or the time does."""
         exit_ = self._started()

@@ -11,7 +11,6 @@ taken stays with the engine, above a bound.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -89,11 +88,7 @@ class EngineHttp:
                     raise EngineError(0, f"the engine sent an event of more than {MAX_ANSWER_BYTES} bytes")
             raise EngineError(0, "the engine ended the stream before it was over")
 
-    @contextlib.asynccontextmanager
-    async def _ask(
-        self, method: str, path: str, body: Json | None, request_id: str
-    ) -> AsyncGenerator[_Answer, None]:
-        """Send one request and wait for the head of its answer; leaving the block closes the connection."""
+    def _ask(self, method: str, path: str, body: Json | None, request_id: str) -> _Request:
         content = b"" if body is None else json.dumps(body).encode()
         head = [
             f"{method} {path} HTTP/1.1",
@@ -105,18 +100,38 @@ class EngineHttp:
             head.append("Content-Type: application/json")
         if request_id:
             head.append(f"X-Request-Id: {request_id}")
+        return _Request(self._uds, "\r\n".join([*head, "", ""]).encode("latin-1") + content)
+
+
+class _Request:
+    """One request: entering sends it and waits for the head of its answer, leaving closes the connection.
+
+    Not a generator, so that a stream which nobody closed can still be closed when the event loop ends.
+    """
+
+    def __init__(self, uds: str, content: bytes) -> None:
+        self._uds = uds
+        self._content = content
+        self._transport: asyncio.Transport | None = None
+
+    async def __aenter__(self) -> _Answer:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                transport, answer = await loop.create_unix_connection(_Answer, self._uds)
+                self._transport, answer = await loop.create_unix_connection(_Answer, self._uds)
         except (OSError, TimeoutError) as error:
             raise EngineError(0, f"the engine cannot be reached: {error!r}") from error
         try:
-            transport.write("\r\n".join([*head, "", ""]).encode("latin-1") + content)
+            self._transport.write(self._content)
             await answer.begun()
-            yield answer
-        finally:
-            transport.abort()
+        except BaseException:
+            self._transport.abort()
+            raise
+        return answer
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class _Answer(asyncio.BufferedProtocol):

@@ -87,6 +87,11 @@ class Behaviour:
             if value is not None and value < least.get(each.name, 0):
                 raise BehaviourError(f"{each.name} is {value}; it must be {least.get(each.name, 0)} or above")
 
+    @property
+    def turning_points(self) -> tuple[int | None, ...]:
+        """At these numbers of tokens something else happens than the next token."""
+        return self.die_after_tokens, self.hang_after_tokens, self.cut_after_tokens
+
     def changed(self, changes: Mapping[str, Any]) -> Behaviour:
         """With some fields replaced. Values are JSON's, or texts as an environment has them; raises BehaviourError."""
         hints = typing.get_type_hints(Behaviour)
@@ -178,10 +183,7 @@ class Engine:
                     while due <= now and len(pieces) < CHUNKS_AT_ONCE:
                         pieces.append(self._piece(prompt, index, limit, ignore_eos, finder))
                         index += pieces[-1].tokens
-                        if pieces[-1].finish_reason or index in (
-                            behaviour.die_after_tokens,
-                            behaviour.hang_after_tokens,
-                        ):
+                        if pieces[-1].finish_reason or index in behaviour.turning_points:
                             break
                         due += _interval(behaviour)
                     made = sum(piece.tokens for piece in pieces)
@@ -214,7 +216,7 @@ class Engine:
         if first == end:  # all of the answer was said, and there was room left for the token that ends it
             return Piece(finder.rest(), first, 1, "stop")
         last = min(first + behaviour.tokens_per_chunk, end)
-        for fault in (behaviour.die_after_tokens, behaviour.hang_after_tokens, behaviour.cut_after_tokens):
+        for fault in behaviour.turning_points:
             if fault is not None and first < fault:
                 last = min(last, fault)
         text = ""
