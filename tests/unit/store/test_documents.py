@@ -20,7 +20,7 @@ from penstock.store.errors import DocumentError
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 # What PostgreSQL's jsonb and text hold: any text but the zero character and lone surrogates.
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 st.register_type_strategy(str, words)
 st.register_type_strategy(datetime, st.datetimes(timezones=st.just(UTC)))
 

@@ -10,7 +10,7 @@ from penstock.store.records import DecidedAction, decided
 
 JOB = Job(7, "n", "", JobState.RUNNING)
 
-SHOWN = {
+SHOWN: dict[core.Action, DecidedAction] = {
     core.CreateReplica("d", 2): DecidedAction("create-replica", "revision 2"),
     core.Submit("r"): DecidedAction("submit", "replica r"),
     core.Resubmit("r", "t"): DecidedAction("resubmit", "attempt t"),

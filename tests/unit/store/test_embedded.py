@@ -1,0 +1,57 @@
+"""Where the embedded PostgreSQL's socket goes, and who can reach a folder: no server is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from penstock.store.embedded import SOCKET_PATH_BYTES, reachable
+from penstock.store.embedded import _socket_folder as socket_folder
+
+STRANGER = 54321
+
+
+def test_each_folder_on_the_way_must_let_a_stranger_pass(tmp_path: Path) -> None:
+    assert reachable(Path("/"), STRANGER, STRANGER)
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    inner.chmod(0o755)
+    inner.parent.chmod(0o700)
+    assert not reachable(inner, STRANGER, STRANGER)
+    owner = inner.parent.stat()
+    assert reachable(inner, owner.st_uid, owner.st_gid)
+
+
+def test_the_owner_is_judged_by_the_owners_bits(tmp_path: Path) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    shut.chmod(0o077)
+    owner = shut.stat()
+    assert not reachable(shut, owner.st_uid, owner.st_gid)
+    shut.chmod(0o700)
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_socket_path_is_short_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    base = Path("/srv") / ("x" * length)
+    folder = socket_folder(base, None)
+    assert len(os.fsencode(folder / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES
+    assert (folder == base / "socket") == (length == 1)
+    assert socket_folder(base, None) == folder
+    assert socket_folder(base.with_name("other" * 50), None) != folder
+
+
+def test_the_runtime_folder_is_taken_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Path("/srv") / ("x" * 200)
+    runtime = Path("/tmp")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    assert socket_folder(long, None).parent == runtime
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    assert socket_folder(long, None).parent == Path("/tmp")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    assert socket_folder(long, None).parent == Path("/tmp")
