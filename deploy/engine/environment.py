@@ -173,7 +173,7 @@ def make(part: Part, options: Options) -> Path:
     if part.is_made(options.cache):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    with locked_for(part, options):
+    with locked_for(part.name, options):
         if part.is_made(options.cache):
             return place
         started = time.monotonic()
@@ -198,14 +198,14 @@ def make(part: Part, options: Options) -> Path:
 
 
 @contextlib.contextmanager
-def locked_for(part: Part, options: Options) -> Iterator[None]:
-    """Hold the part's lock; the system drops it when the process ends, however it ends."""
-    path = options.cache / f".{part.folder.replace('/', '-')}.lock"
+def locked_for(name: str, options: Options) -> Iterator[None]:
+    """Hold the lock of what is being made; the system drops it when the process ends, however it ends."""
+    path = options.cache / f".{name.replace(':', '-')}.lock"
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            options.say(f"{part.name}: another process is making it; waiting")
+            options.say(f"{name}: another process is making it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -236,9 +236,12 @@ def find_uv(options: Options) -> str:
     if options.uv:
         raise Failure(f"--uv {options.uv}: cannot be run")
     own.parent.mkdir(parents=True, exist_ok=True)
-    run("uv: virtual environment", [sys.executable, "-m", "venv", "--clear", str(own)], options)
-    run("uv: installing", [str(own / "bin" / "pip"), "install", "--quiet", UV_REQUIREMENT], options)
-    return str(own / "bin" / "uv")
+    with locked_for("uv", options):
+        program = str(own / "bin" / "uv")
+        if not works([program, "--version"]):
+            run("uv: virtual environment", [sys.executable, "-m", "venv", "--clear", str(own)], options)
+            run("uv: installing", [str(own / "bin" / "pip"), "install", "--quiet", UV_REQUIREMENT], options)
+    return program
 
 
 def choose_python(options: Options, uv: str, find_links: str) -> tuple[str, str]:
