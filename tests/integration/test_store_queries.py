@@ -595,6 +595,22 @@ class TestRuntime:
         assert found is not None
         assert (found.phase, found.exit_code, found.last_words) == (Phase.FAILED, 137, "OOM")
 
+    async def test_whatever_an_engine_prints_can_be_stored(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await runtime.report(
+            conn,
+            "t",
+            phase=Phase.FAILED,
+            message="a\0b",
+            load=IDLE,
+            exit_code=1,
+            last_words="\0\U0001f600",
+            now=NOW,
+        )
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert (found.phase_message, found.last_words) == ("a\ufffdb", "\ufffd\U0001f600")
+
     async def test_routing(self, conn: AsyncConnection) -> None:
         spec = replace(SPEC, model=Model(hub="o/m", served_name="llama"))
         made = await a_deployment(conn, "a", spec)

@@ -134,12 +134,16 @@ class Database:
                     **_KEEPALIVE,
                 ) as conn:
                     await conn.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                    if wait > LISTEN_BACKOFF_S[0]:
+                        log.info("listening on %s again", channel)
                     wait = LISTEN_BACKOFF_S[0]
                     yield ""
                     async for notification in conn.notifies():
                         yield notification.payload
             except psycopg.OperationalError as error:
-                log.warning("listening on %s: %s; trying again in %.1f s", channel, _one_line(error), wait)
+                # The change is logged, not each try.
+                if wait == LISTEN_BACKOFF_S[0]:
+                    log.warning("listening on %s: %s; trying again until it works", channel, _one_line(error))
             await asyncio.sleep(wait)
             wait = min(2 * wait, LISTEN_BACKOFF_S[1])
 

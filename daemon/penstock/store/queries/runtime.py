@@ -33,9 +33,10 @@ AUTHENTICATE = (
     .where(attempts.c.token == bindparam("token"))
 )
 LOCK = (
-    select(*rows.ATTEMPT, attempts.c.restart_count, attempts.c.replica_uid)
+    select(*rows.ATTEMPT, attempts.c.restart_count, attempts.c.replica_uid, replicas.c.leaving)
+    .join(replicas, replicas.c.uid == attempts.c.replica_uid)
     .where(attempts.c.token == bindparam("token"))
-    .with_for_update()
+    .with_for_update(of=attempts)
 )
 REGISTER = (
     update(attempts)
@@ -94,7 +95,6 @@ REPLICA_READY = (
     )
     .values(state=ReplicaState.READY.value, message=Reason.READY.meaning, since=bindparam("now"))
 )
-LEAVING = select(replicas.c.leaving).where(replicas.c.uid == bindparam("uid"))
 ROUTES = select(
     deployments.c.uid,
     deployments.c.name,
@@ -194,10 +194,10 @@ async def report(
         {
             "at": token,
             "said": phase.value,
-            "sentence": message,
+            "sentence": _storable(message),
             "now": now,
             "code": exit_code,
-            "words": last_words,
+            "words": _storable(last_words),
             "running": load.running_requests,
             "waiting": load.waiting_requests,
             "kv_cache": load.kv_cache_usage,
@@ -210,8 +210,12 @@ async def report(
         if phase is Phase.READY:
             await conn.execute(REPLICA_READY, {"at": row.replica_uid, "now": now})
         await notify.changed_attempt(conn, token)
-    leaving = (await conn.execute(LEAVING, {"uid": row.replica_uid})).scalar_one()
-    return Reported(drain=leaving or row.a_drain_at is not None, phase_changed=changed)
+    return Reported(drain=row.leaving or row.a_drain_at is not None, phase_changed=changed)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text holds every character but zero, and what an engine prints as it dies may hold that."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 async def routing_state(conn: AsyncConnection) -> RoutingState:
