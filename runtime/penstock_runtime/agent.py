@@ -55,7 +55,9 @@ LAST_REPORT_UNREGISTERED_S = 2.0
 GOODBYE_S = 2.0
 # Slurm's SIGTERM may reach the engine a moment before it reaches the agent.
 SAME_SIGNAL_S = 0.5
-# An engine that did not become ready is often just ending, and then its own exit code says more.
+# A dead replica is to be out of routing within 2 s; asking costs the engine next to nothing.
+DEAD_INTERVAL_S = 0.5
+# An engine that is dead, or did not become ready, is often just ending, and then its own exit code says more.
 SAME_END_S = 0.5
 
 # TERM: Slurm ends the job, or somebody does. USR1: it will soon (sbatch --signal). INT: a person at a
@@ -148,12 +150,20 @@ class Agent:
             await asyncio.wait({starting})
             if self._standing.phase != AGENT_PHASE_READY:
                 return await self._never_ready(exit_, leaving, starting)
+            dying = asyncio.create_task(self._until_dead())
+            ends.add(dying)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if dying.done() and not leaving.done():
+                self._gate.close(f"the engine of replica {self._config.replica} is dead")
+                await asyncio.wait({exit_}, timeout=SAME_END_S)
             if await self._left_by_itself(exit_, leaving):
                 return await self._fail(str(exit_.result()), exit_.result().exit_code)
-            return await self._drain()
+            if leaving.done():
+                return await self._drain()
+            return await self._fail("the engine is dead, though its process has not ended yet", EXIT_FAILED)
         finally:
-            leaving.cancel()
+            for task in ends - {exit_}:
+                task.cancel()
 
     async def _never_ready(
         self, exit_: asyncio.Future[EngineExit], leaving: asyncio.Task[Any], starting: asyncio.Task[Any]
@@ -223,6 +233,13 @@ class Agent:
         self._server.expect(answer.deployment_secret)
         self._report_every(max(1, answer.report_interval_s))
 
+    async def _until_dead(self) -> None:
+        """Until the engine itself says that it is dead: vLLM's process may take ten seconds more to end."""
+        while True:
+            await asyncio.sleep(DEAD_INTERVAL_S)
+            if await self._engine.dead() and await self._engine.dead():
+                return
+
     # --- Ending.
 
     async def _left_by_itself(self, exit_: asyncio.Future[EngineExit], leaving: asyncio.Future[Any]) -> bool:
@@ -234,7 +251,6 @@ class Agent:
 
     async def _fail(self, message: str, exit_code: int) -> int:
         """Not as asked: cut what is inside, and say why with the engine's last words."""
-        _log.error("failed: %s", message)
         self._gate.cut(f"replica {self._config.replica} failed: {message}")
         await self._server.serving(False)
         last_words = "\n".join(self._engine.last_words)
@@ -290,7 +306,8 @@ class Agent:
         self._standing = self._standing.then(
             phase, message, exit_code=exit_code, last_words=last_words, ready_after_s=ready_after_s
         )
-        _log.info("%s: %s", AgentPhase.Name(phase).removeprefix("AGENT_PHASE_").lower(), message)
+        level = logging.ERROR if phase == AGENT_PHASE_FAILED else logging.INFO
+        _log.log(level, "%s: %s", AgentPhase.Name(phase).removeprefix("AGENT_PHASE_").lower(), message)
         self._reporter.change(self._standing)
 
     def _report_every(self, interval_s: float) -> asyncio.Task[None]:

@@ -2,7 +2,7 @@
 
     STARTING --> READY --> DRAINING --> ENDED
         |          |           |
-        |          +--> FAILED <+       (the engine ended and nobody asked it to)
+        |          +--> FAILED <+       (the engine died and nobody asked it to)
         +--> FAILED | ENDED             (never ready | told to leave before it was)
 
 FAILED and ENDED are last words: the process ends with them. The table below is the law, the picture only a

@@ -204,7 +204,7 @@ async def test_a_slow_client_gets_everything(tmp_path: Path, control: FakeContro
 async def test_an_engine_that_dies_fails_its_streams_and_the_job(
     tmp_path: Path, control: FakeControl
 ) -> None:
-    engine = standin("--tokens-per-second", "100", "--exit-linger-s", "0.5")
+    engine = standin("--tokens-per-second", "100", "--exit-linger-s", "0.1")
     async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
         port = control.registered[0].port
         await process.engine.post("/standin/faults", {"die_after_tokens": 10})
@@ -224,6 +224,24 @@ async def test_an_engine_that_dies_fails_its_streams_and_the_job(
         assert "EngineCore encountered an issue" in last.last_words
         assert control.phases() == ["STARTING", "READY", "FAILED"]
         assert await health(port) == "UNAVAILABLE"
+
+
+async def test_a_dead_engine_is_given_up_though_its_process_lives_on(
+    tmp_path: Path, control: FakeControl
+) -> None:
+    engine = standin("--tokens-per-second", "100", "--exit-linger-s", "60")
+    async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
+        pid = process.engine_pid
+        await process.engine.post("/standin/faults", {"die_after_tokens": 1})
+        status, details = await failed(stub.StreamChat(chat(max_tokens=5), metadata=METADATA))
+        died = time.monotonic()
+        assert status == "UNAVAILABLE", details
+        report = await until(lambda: control.last("FAILED"), "FAILED")
+        assert time.monotonic() - died < 2
+        assert "the engine is dead" in report.message
+        assert "EngineCore encountered an issue" in report.last_words
+        assert await process.ended() == 70
+        assert gone(pid)
 
 
 async def test_an_engine_that_is_killed(tmp_path: Path, control: FakeControl) -> None:
