@@ -1,9 +1,10 @@
-"""A control API for tests: the real servicers on an embedded PostgreSQL and the fake Slurm, behind a port of its own."""
+"""A control API for tests: the real servicers on a real PostgreSQL and the fake Slurm, behind a port of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
 
-from penstock.core.model import Deployment
+from penstock.core.model import Deployment, Replica
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.store.database import Database
+from penstock.store.queries import attempts, deployments, replicas
 from penstock.testing.slurm import FakeSlurm
 
 
@@ -43,6 +47,36 @@ class ControlApi:
         """Runs one of the store's queries in a transaction of its own."""
         async with self.database.transaction() as conn:
             return await query(conn, *arguments, **named)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
+    """The status of a call that must fail, its sentence, and its field violations."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = caught.value
+    fields: dict[str, str] = {}
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin":
+            continue
+        assert isinstance(value, bytes)
+        for detail in status_pb2.Status.FromString(value).details:
+            bad_request = error_details_pb2.BadRequest()
+            assert detail.Unpack(bad_request)
+            fields |= {violation.field: violation.description for violation in bad_request.field_violations}
+    return error.code(), error.details() or "", fields
+
+
+SECRET = "the attempt's secret"
+
+
+async def make_attempt(api: ControlApi, deployment: str, token: str = "token1") -> Replica:
+    """A replica of a deployment that is there, with a live attempt whose secret is SECRET."""
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    async with api.database.transaction() as conn:
+        found = await deployments.get(conn, deployment)
+        replica = await replicas.create(conn, found.uid, found.revision, now())
+        await attempts.insert(conn, replica.uid, token, "#!/bin/bash\n", digest, now())
+        return await replicas.get(conn, replica.name)
 
 
 @contextlib.asynccontextmanager

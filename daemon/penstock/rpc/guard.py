@@ -22,6 +22,7 @@ from penstock.rpc import validate
 from penstock.rpc.refusals import Fault, Refused, Violation
 from penstock.store import errors as store
 from penstock.store.database import is_outage
+from penstock.v1 import runtime_pb2
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ MAX_MESSAGE = 1500
 
 _OWN_CHECK = frozenset({"ApplyDeployment", "PlanDeployment"})
 """Methods that check their request themselves: what it means depends on the update mask."""
+
+_AGENTS = runtime_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name + "/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -55,7 +58,9 @@ class Guarded:
 
 
 def _guard(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    check = (lambda request: None) if method.rsplit("/", 1)[-1] in _OWN_CHECK else validate.check
+    check = validate.check_report if method.startswith(_AGENTS) else validate.check
+    if method.rsplit("/", 1)[-1] in _OWN_CHECK:
+        check = _nothing
     untyped = cast(Any, handler)
     if handler.response_streaming:
         stream = cast(Callable[[Message, Context], AsyncIterator[Message]], untyped.unary_stream)
@@ -83,6 +88,10 @@ def _guard(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMet
     return grpc.unary_unary_rpc_method_handler(
         cast(Any, guarded), untyped.request_deserializer, untyped.response_serializer
     )
+
+
+def _nothing(request: Message) -> None:
+    """No check: the method has its own."""
 
 
 async def _end(method: str, error: Exception, context: Context) -> NoReturn:

@@ -39,7 +39,8 @@ def position(
         mark, *found = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, TypeError):
         mark, found = None, []
-    if mark != _mark(request) or tuple(type(item) for item in found) != kinds:
+    is_whole = mark == _mark(request) and tuple(type(item) for item in found) == kinds
+    if not is_whole or not all(_is_storable(item) for item in found):
         refuse(
             [
                 Violation(
@@ -48,6 +49,11 @@ def position(
             ]
         )
     return tuple(found)
+
+
+def _is_storable(item: str | int) -> bool:
+    """Whether PostgreSQL can compare with it: a token may be made up."""
+    return "\0" not in item if isinstance(item, str) else 0 <= item < 1 << 63
 
 
 def _mark(request: Message) -> str:

@@ -49,7 +49,7 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
                     request.attempt,
                     job_id=request.job_id,
                     restart_count=request.restart_count,
-                    host=request.host,
+                    host=_storable(request.host),
                     port=request.port,
                     now=self._deps.clock(),
                 )
@@ -116,7 +116,7 @@ async def _authenticate(conn: AsyncConnection, token: str, context: Context) -> 
     """
     given = [value for key, value in context.invocation_metadata() or () if key == SECRET_KEY]
     secret = given[0] if len(given) == 1 else ""
-    found = await runtime.authenticate(conn, token)
+    found = await runtime.authenticate(conn, _storable(token))
     digest = hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
     # Compared for an unknown token too, so that the time it takes tells nothing.
     if not hmac.compare_digest(digest, found.secret_hash if found else "0" * len(digest)) or found is None:

@@ -83,10 +83,13 @@ _OWN_OPTIONS = {
 
 
 def check(request: Message) -> None:
-    """Raises Refused for what the contract's field rules say of a request, and for what PostgreSQL cannot
-    store.
-    """
+    """Raises Refused for what the field rules say of a request, and for what PostgreSQL cannot hold."""
     refuse([*_field_rules(request), *_control_characters(request, "", frozenset("\0"))])
+
+
+def check_report(request: Message) -> None:
+    """The same for what agents say, which may hold anything that an engine printed: its reader mends that."""
+    refuse([*_field_rules(request)])
 
 
 def check_name(metadata: metadata_pb2.Metadata) -> None:
@@ -164,6 +167,8 @@ def _accepted(found: protovalidate.Violation) -> str:
         message = "must be one of the enum's values"
     if rule == "string.pattern":
         message = f"must match {found.rule_value}"
+    if rule == "string.prefix":
+        message = f"must begin with {found.rule_value}"
     if isinstance(value, (str, int, float)):
         return f"{message}, not {quoted(value)}"
     return message

@@ -1,0 +1,252 @@
+"""Bad manifests, one a row, each with the exact error that a person gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+
+from penstock.rpc import validate
+from penstock.rpc.refusals import Refused
+from penstock.v1 import deployment_pb2, metadata_pb2, runtime_pb2
+
+GOOD: dict[str, Any] = {"metadata": {"name": "a"}, "spec": {"model": {"path": "/models/a"}}}
+
+
+def deployment(**spec: Any) -> deployment_pb2.Deployment:
+    return json_format.ParseDict({**GOOD, "spec": {**GOOD["spec"], **spec}}, deployment_pb2.Deployment())
+
+
+def refusal(message: deployment_pb2.Deployment) -> Refused:
+    with pytest.raises(Refused) as caught:
+        validate.check_deployment(message)
+    return caught.value
+
+
+def test_the_least_that_is_enough() -> None:
+    validate.check_deployment(deployment())
+
+
+MEMORY = "must be a whole number with a unit: K, M, G, T, or KiB, MiB, GiB, TiB, such as 8GiB or 16G"
+TIME = "must be minutes, MM:SS, HH:MM:SS, D-HH[:MM[:SS]], or a number with s, m, h or d, such as 4h or 2-12:00:00"
+
+BAD_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "spec.model: must be given"),
+    ({"model": {}}, "spec.model: one of path and hub must be given"),
+    (
+        {"model": {"path": "models/a"}},
+        'spec.model.path: must be an absolute path, such as /models/llama-3.1-8b, not "models/a"',
+    ),
+    (
+        {"model": {"hub": "llama"}},
+        'spec.model.hub: must be owner/name, such as meta-llama/Llama-3.1-8B-Instruct, not "llama"',
+    ),
+    (
+        {"model": {"path": "/a", "hub_revision": "main"}},
+        "spec.model.hub_revision: is only for a model from the hub; spec.model.hub is not set",
+    ),
+    (
+        {"model": {"path": "/a\x1b[31m"}},
+        "spec.model.path: must not have the control character \\x1b",
+    ),
+    ({"engine": {"name": "sglang"}}, 'spec.engine.name: must be vllm or standin, not "sglang"'),
+    ({"engine": {"args": ["--port", "1"]}}, 'spec.engine.args[0]: "--port" is set by Penstock itself'),
+    (
+        {"engine": {"args": ["--served_model_name=x"]}},
+        'spec.engine.args[0]: "--served_model_name=x" is set by Penstock itself; use spec.model.served_name',
+    ),
+    (
+        {"engine": {"args": ["--max-model-len", "9", "--serv", "x"]}},
+        'spec.engine.args[2]: "--serv" is set by Penstock itself; use spec.model.served_name',
+    ),
+    (
+        {"engine": {"args": ["/m"]}},
+        'spec.engine.args[0]: must be an option such as --max-model-len, not "/m"',
+    ),
+    ({"engine": {"args": [""]}}, "spec.engine.args[0]: must not be empty"),
+    (
+        {"engine": {"env": {"9A": "x"}}},
+        'spec.engine.env["9A"]: must be the name of a variable: at most 128 letters, digits and _,'
+        ' not starting with a digit, not "9A"',
+    ),
+    (
+        {"engine": {"env": {"VLLM_API_KEY": "x"}}},
+        'spec.engine.env["VLLM_API_KEY"]: is set by Penstock itself',
+    ),
+    (
+        {"environment": {"venv": {"path": "venv"}}},
+        'spec.environment.venv.path: must begin with /, not "venv"',
+    ),
+    ({"replicas": -1}, "spec.replicas: must be at least 0 and at most 10000, not -1"),
+    ({"resources": {"memory": "8 GiBs"}}, f'spec.resources.memory: {MEMORY}, not "8 GiBs"'),
+    ({"resources": {"gpus": 65}}, "spec.resources.gpus: must be at least 0 and at most 64, not 65"),
+    (
+        {"resources": {"gpu_type": "a100"}},
+        'spec.resources.gpu_type: is "a100", but spec.resources.gpus is 0',
+    ),
+    ({"placements": [{"time_limit": "soon"}]}, f'spec.placements[0].time_limit: {TIME}, not "soon"'),
+    (
+        {"placements": [{"time_limit": "1:75"}]},
+        "spec.placements[0].time_limit: has more minutes, seconds or hours than its place holds: "
+        + TIME
+        + ', not "1:75"',
+    ),
+    (
+        {"placements": [{"partition": "a b"}]},
+        'spec.placements[0].partition: must be at most 128 characters: letters, digits and any of _ . , -, not "a b"',
+    ),
+    (
+        {"placements": [{"options": {"job-name": "x"}}]},
+        'spec.placements[0].options["job-name"]: cannot be given here: Penstock finds its jobs by it',
+    ),
+    (
+        {"placements": [{"options": {"outp": "x"}}]},
+        'spec.placements[0].options["outp"]: is a beginning of output, which cannot be given here:'
+        " Penstock sets it",
+    ),
+    (
+        {"placements": [{"options": {"time": "1"}}]},
+        'spec.placements[0].options["time"]: cannot be given here; use spec.placements[0].time_limit',
+    ),
+    (
+        {"placements": [{"options": {"gpus-per-node": "1"}}]},
+        'spec.placements[0].options["gpus-per-node"]: cannot be given here; use spec.resources.gpus',
+    ),
+    (
+        {"placements": [{"options": {"nice": "1\n"}}]},
+        'spec.placements[0].options["nice"]: must not have the control character \\x0a',
+    ),
+    (
+        {"rollout": {"max_surge": "0%", "max_unavailable": "0"}},
+        "spec.rollout.max_surge: must not be zero while spec.rollout.max_unavailable is zero too:"
+        " a rollout could never begin",
+    ),
+    (
+        {"rollout": {"max_surge": "150%"}},
+        'spec.rollout.max_surge: must be a number or a percentage up to 100%, such as 1 or 25%, not "150%"',
+    ),
+    (
+        {"restart": {"backoff_initial_s": 400}},
+        "spec.restart.backoff_initial_s: must be at most spec.restart.backoff_max_s, 300, not 400",
+    ),
+    (
+        {"probes": {"startup_timeout_s": 5}},
+        "spec.probes.startup_timeout_s: must be at least 10 and at most 86400, not 5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), BAD_VALUES, ids=[message[:60] for _, message in BAD_VALUES])
+def test_a_bad_value_is_one_clear_error(spec: dict[str, Any], message: str) -> None:
+    found = refusal(bare() if spec.get("model", spec) is None else deployment(**spec))
+    assert found.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert found.message == message
+    assert [str(violation) for violation in found.violations] == [message]
+
+
+def bare() -> deployment_pb2.Deployment:
+    return json_format.ParseDict(
+        {"metadata": {"name": "a"}, "spec": {"replicas": 1}}, deployment_pb2.Deployment()
+    )
+
+
+LATER: list[tuple[dict[str, Any], str]] = [
+    ({"model": {"path": "/a", "adapters": [{"name": ""}]}}, "spec.model.adapters: not supported yet"),
+    ({"environment": {"module": {"load": ["cuda"]}}}, "spec.environment.module: not supported yet"),
+    ({"environment": {"apptainer": {"image": "/a.sif"}}}, "spec.environment.apptainer: not supported yet"),
+    ({"environment": {"pyxis": {"image": "a"}}}, "spec.environment.pyxis: not supported yet"),
+    ({"resources": {"nodes": 2}}, "spec.resources.nodes: more than 1 is not supported yet, not 2"),
+    ({"placements": [{}, {}]}, "spec.placements: more than one is not supported yet; 2 were given"),
+    ({"placements": [{"patience_s": 1}]}, "spec.placements[0].patience_s: not supported yet"),
+    (
+        {"rollout": {"strategy": "ROLLOUT_STRATEGY_CANARY"}},
+        "spec.rollout.strategy: ROLLOUT_STRATEGY_CANARY is not supported yet",
+    ),
+    ({"rollout": {"canary": {"percent": 10}}}, "spec.rollout.canary: not supported yet"),
+    ({"rollout": {"progress_deadline_s": 10}}, "spec.rollout.progress_deadline_s: not supported yet"),
+    ({"rollout": {"rollback_on_failure": True}}, "spec.rollout.rollback_on_failure: not supported yet"),
+    ({"scaling": {}}, "spec.scaling: not supported yet"),
+    ({"admission": {}}, "spec.admission: not supported yet"),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), LATER, ids=[message for _, message in LATER])
+def test_what_comes_later_is_refused_by_name(spec: dict[str, Any], message: str) -> None:
+    found = refusal(deployment(**spec))
+    assert found.status is grpc.StatusCode.UNIMPLEMENTED
+    assert found.message == message
+
+
+def test_each_part_marked_so_in_the_contract_is_refused() -> None:
+    """The contract's own words are the list: a field that says "Not supported yet" and is not refused is a bug."""
+    names = {
+        message.split(":")[0].removeprefix("spec.").replace("[0]", "").split(".")[-1] for _, message in LATER
+    }
+    assert names >= {
+        "adapters",
+        "module",
+        "apptainer",
+        "pyxis",
+        "patience_s",
+        "canary",
+        "scaling",
+        "admission",
+    }
+
+
+def test_all_faults_of_a_kind_are_told_at_once() -> None:
+    found = refusal(
+        deployment(
+            replicas=-1, resources={"memory": "x", "gpus": -1, "cpus": -1, "nodes": -1}, engine={"name": "x"}
+        )
+    )
+    assert [violation.field for violation in found.violations] == [
+        "spec.engine.name",
+        "spec.replicas",
+        "spec.resources.gpus",
+        "spec.resources.cpus",
+        "spec.resources.memory",
+        "spec.resources.nodes",
+    ]
+    assert found.message.startswith(
+        "6 fields cannot be as they are: spec.engine.name: must be vllm or standin"
+    )
+    assert found.message.endswith("; and 1 more")
+
+
+@pytest.mark.parametrize("name", ["", "A", "1a", "a-", "a" * 41, "a.b", "a\n", "a\0"])
+def test_a_bad_name(name: str) -> None:
+    with pytest.raises(Refused) as caught:
+        validate.check_name(metadata_pb2.Metadata(name=name))
+    assert caught.value.message.startswith("metadata.name: must be 1 to 40 characters: lower-case letters")
+
+
+def test_line_ends_are_for_arguments_and_variables() -> None:
+    validate.check_deployment(
+        deployment(engine={"args": ["--chat-template", "{{ a }}\n\tb"], "env": {"A": "x\ny"}})
+    )
+
+
+def test_warnings_say_what_is_probably_not_meant() -> None:
+    wish = deployment(placements=[{"time_limit": "10m", "options": {"bogus": "1", "nice": "5"}}])
+    validate.check_deployment(wish)
+    assert validate.warnings(wish) == [
+        'spec.placements[0].time_limit: "10m" is not longer than the 1800 s that a replica may take to become ready'
+        " (spec.probes.startup_timeout_s)",
+        'spec.placements[0].options["bogus"]: is no option of sbatch that this release knows of',
+    ]
+
+
+def test_any_request_may_hold_no_nul() -> None:
+    with pytest.raises(Refused) as caught:
+        validate.check(deployment_pb2.GetDeploymentRequest(name="a\0b"))
+    assert caught.value.message == "name: must not have the control character \\x00"
+
+
+def test_a_report_without_a_phase() -> None:
+    with pytest.raises(Refused) as caught:
+        validate.check(runtime_pb2.ReportRequest(attempt="t"))
+    assert caught.value.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.violations[0].field == "phase"
