@@ -112,6 +112,8 @@ class Penstock:
         )
 
     def start(self) -> None:
+        """Starts the supervisor, and waits until the control API answers, from a gateway that this supervisor started."""
+        earlier = self.pid("gateway") if (self.run_folder / "gateway.pid").exists() else None
         with (self.folder / "serve.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [COMMAND, "serve", "--config", str(self.folder / "penstock.toml")],
@@ -120,6 +122,11 @@ class Penstock:
                 stderr=output,
                 start_new_session=True,
             )
+        wait_until(
+            lambda: (self.run_folder / "gateway.pid").exists() and self.pid("gateway") != earlier,
+            START_WITHIN_S,
+            "the gateway is started",
+        )
         wait_until(self._answers, START_WITHIN_S, lambda: f"penstock serve answers:\n{self.log[-3000:]}")
 
     def stop(self) -> None:
@@ -154,7 +161,7 @@ def free_port() -> int:
         return port
 
 
-def standin(name: str, *, replicas: int = 1, args: Sequence[str] = (), more: str = "") -> str:
+def standin(name: str, *, replicas: int = 1, gpus: int = 0, args: Sequence[str] = (), more: str = "") -> str:
     """A manifest with the stand-in engine. `more`: further lines of the spec."""
     return f"""
 apiVersion: penstock/v1
@@ -164,7 +171,7 @@ spec:
   model: {{path: /dev/null}}
   engine: {{name: standin, args: {json.dumps(list(args))}}}
   replicas: {replicas}
-  resources: {{cpus: 1, memory: 256MiB}}
+  resources: {{gpus: {gpus}, cpus: 1, memory: 256MiB}}
   drain_timeout_s: 10
   restart: {{backoff_initial_s: 1, backoff_max_s: 4}}
 {more}

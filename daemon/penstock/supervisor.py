@@ -148,7 +148,9 @@ class _Keeper:
 def _remember(pid: int, pid_file: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
-        pid_file.write_text(json.dumps({"pid": pid, "created": process.create_time()}))
+        draft = pid_file.with_suffix(".draft")
+        draft.write_text(json.dumps({"pid": pid, "created": process.create_time()}))
+        draft.replace(pid_file)
     except psutil.NoSuchProcess:
         return None
     return process

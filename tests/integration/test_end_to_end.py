@@ -222,22 +222,24 @@ def _postgresql(penstock: Penstock) -> int:
 
 
 def test_no_ready_replica_says_why(penstock: Penstock) -> None:
-    # More CPUs than the nodes have free together with what runs: it queues.
-    penstock.apply(standin("waits", more="  placements: [{partition: gpu, options: {begin: now+1hour}}]"))
+    penstock.apply(standin("hog", replicas=2, gpus=2))
+    penstock.wait_ready("hog", 2)
+    penstock.apply(standin("waits", gpus=1))
     try:
-        wait_until(lambda: "queued in Slurm" in penstock.cli("why", "waits").stdout, 30, "it is queued")
+        wait_until(lambda: "Resources" in penstock.cli("why", "waits").stdout, 30, "it is queued")
         stream = Stream(penstock, "waits", 3)
         stream.join(10)
         assert stream.code is grpc.StatusCode.UNAVAILABLE
-        assert re.match(
-            r"0 of 1 ready: queued in Slurm as job \d+, BeginTime, estimated start ", stream.details
-        ), stream.details
+        assert re.search(r"0 of 1 ready: queued in Slurm as job \d+, Resources", stream.details), (
+            stream.details
+        )
         stream = Stream(penstock, "nonesuch", 3)
         stream.join(10)
         assert stream.code is grpc.StatusCode.NOT_FOUND
         assert "nonesuch" in stream.details
     finally:
         penstock.cli("delete", "waits", "--wait")
+        penstock.cli("delete", "hog", "--wait")
     assert "waits" not in penstock.cli("get", "deployments").stdout
 
 
@@ -245,7 +247,7 @@ def test_no_ready_replica_says_why(penstock: Penstock) -> None:
     ("more", "said"),
     [
         ("  placements: [{partition: nowhere}]", "nowhere"),
-        ("  placements: [{partition: gpu, time_limit: 300d}]", "spec.placements[0].time"),
+        ("  placements: [{partition: short, time_limit: 3d}]", "spec.placements[0].time"),
         ("  placements: [{partition: gpu}, {partition: cpu}]", "not supported yet"),
         ("  colour: blue", "colour"),
         ("  rollout: {max_surge: 0, max_unavailable: 0}", "max"),
