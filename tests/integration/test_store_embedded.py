@@ -238,6 +238,27 @@ def test_under_root_a_closed_folder_is_not_opened(folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a server that runs as another account")
+def test_under_root_data_of_a_temporary_folder_go_when_it_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = folder / "home"
+    monkeypatch.setattr(embedded, "ROOT_HOME", home)
+    for name, owner in (("gone", folder / "gone"), ("there", folder), ("unmounted", Path("/srv/unmounted"))):
+        (home / name).mkdir(parents=True)
+        (home / name / "owner").write_text(f"{owner}\n")
+    (home / "software").mkdir()
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    server = EmbeddedServer(closed / "postgres", settings=FAST)
+    try:
+        server.start()
+        (own,) = {path.name for path in home.iterdir()} - {"there", "unmounted", "software"}
+        assert (home / own / "owner").read_text() == f"{closed / 'postgres'}\n"
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a server that runs as another account")
 def test_under_root_binaries_that_cannot_be_reached_are_copied(
     folder: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

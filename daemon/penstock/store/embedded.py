@@ -101,7 +101,7 @@ class EmbeddedServer:
             base = self._base(account)
             binaries = _binaries(account)
             data = base / "data"
-            if self._find(data) is None:
+            if _postmaster(data) is None:
                 self._make_data(data, binaries, account)
                 self._launch(data, binaries, account)
             return self._ready_url(data)
@@ -112,7 +112,7 @@ class EmbeddedServer:
             return
         with self._locked():
             data = self._location() / "data"
-            if self._find(data) is None:
+            if _postmaster(data) is None:
                 return
             account = _account()
             binaries = _binaries(account)
@@ -129,14 +129,14 @@ class EmbeddedServer:
                     str(STOP_TIMEOUT_S),
                 ]
                 result = _run(command, account)
-                if result.returncode == 0 or self._find(data) is None:
+                if result.returncode == 0 or _postmaster(data) is None:
                     return
             raise EmbeddedServerError(f"PostgreSQL in {data} does not stop: {_last_line(result.stdout)}")
 
     @property
     def pid(self) -> int | None:
         """The server's process id; None: it does not run."""
-        return self._find(self._location() / "data") if self._folder.is_dir() else None
+        return _postmaster(self._location() / "data") if self._folder.is_dir() else None
 
     def _location(self) -> Path:
         """The folder that holds data and socket: the given one, or the one that a file in it names."""
@@ -152,14 +152,16 @@ class EmbeddedServer:
             and base == self._folder
             and not reachable(base, account.pw_uid, account.pw_gid)
         ):
+            _forget_abandoned()
             base = ROOT_HOME / secrets.token_hex(6)
             log.info("%s cannot reach %s; its data are in %s", account.pw_name, self._folder, base)
-            pointer.write_text(f"{base}\n")
-        base.mkdir(parents=True, exist_ok=True)
-        if base != self._folder:
+            base.mkdir(parents=True)
             # Whatever the umask is.
             for made in (base.parent, base):
                 made.chmod(0o755)
+            (base / "owner").write_text(f"{self._folder}\n")
+            pointer.write_text(f"{base}\n")
+        base.mkdir(parents=True, exist_ok=True)
         if account is not None and not reachable(base, account.pw_uid, account.pw_gid):
             raise EmbeddedServerError(
                 f"account {account.pw_name} cannot reach {base}: each folder above it must let others pass (chmod o+x)"
@@ -182,19 +184,6 @@ class EmbeddedServer:
                         ) from None
                     time.sleep(0.05)
             yield
-
-    def _find(self, data: Path) -> int | None:
-        """The pid of the postmaster that runs on `data`. A pid file that names anything else is a leftover."""
-        lines = _pid_file(data)
-        if not lines or not lines[0].strip().isdigit():
-            return None
-        pid = int(lines[0])
-        try:
-            process = psutil.Process(pid)
-            ours = process.status() != psutil.STATUS_ZOMBIE and str(data) in process.cmdline()
-        except psutil.Error:
-            return None
-        return pid if ours else None
 
     def _make_data(self, data: Path, binaries: Path, account: pwd.struct_passwd | None) -> None:
         version = data / "PG_VERSION"
@@ -290,6 +279,32 @@ def reachable(path: Path, uid: int, gid: int) -> bool:
         if not allowed:
             return False
     return True
+
+
+def _postmaster(data: Path) -> int | None:
+    """The pid of the postmaster that runs on `data`. A pid file that names anything else is a leftover."""
+    lines = _pid_file(data)
+    if not lines or not lines[0].strip().isdigit():
+        return None
+    pid = int(lines[0])
+    try:
+        process = psutil.Process(pid)
+        ours = process.status() != psutil.STATUS_ZOMBIE and str(data) in process.cmdline()
+    except psutil.Error:
+        return None
+    return pid if ours else None
+
+
+def _forget_abandoned() -> None:
+    """Removes data in ROOT_HOME whose folder lay in a place for temporary files and is gone. Any other folder
+    that is missing may come back with its file system."""
+    for base in ROOT_HOME.glob("*/"):
+        owner = base / "owner"
+        if not owner.exists() or _postmaster(base / "data") is not None:
+            continue
+        folder = Path(owner.read_text().strip())
+        if folder.is_relative_to(tempfile.gettempdir()) and not folder.exists():
+            shutil.rmtree(base, ignore_errors=True)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -4,6 +4,7 @@ retention ends it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,15 +14,18 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
-from penstock.core.decisions import Decision
+from penstock.core.decisions import EFFECTS, Decision
 from penstock.store.documents import encode
 from penstock.store.queries import notify, rows
-from penstock.store.records import DecisionRecord, decided
+from penstock.store.records import DecidedAction, DecisionRecord, decided
 from penstock.store.tables import decisions, deployments, replicas
 
 RETENTION = timedelta(days=30)
 """How long a decision is kept after it was last made, unless it is among the newest of a subject that is
 still there."""
+
+DONE = "done"
+"""The outcome of an action that nothing stood in the way of."""
 
 KEPT_PER_SUBJECT = 20
 """As many as an explanation shows."""
@@ -120,7 +124,7 @@ async def insert(
             "replica": decision.replica,
             "reason": decision.reason.word,
             "message": decision.message,
-            "actions": encode(tuple(decided(action) for action in decision.actions)),
+            "actions": encode(_written(decision)),
             "first_at": now,
             "last_at": now,
         }
@@ -137,12 +141,20 @@ async def insert(
             replica=decision.replica,
             reason=decision.reason.word,
             message=decision.message,
-            actions=tuple(decided(action) for action in decision.actions),
+            actions=_written(decision),
             count=1,
             first_at=now,
             last_at=now,
         )
         for id_, decision in zip(ids, made, strict=True)
+    )
+
+
+def _written(decision: Decision) -> tuple[DecidedAction, ...]:
+    """The decision's actions as the log shows them: those of the database alone are done with the row."""
+    return tuple(
+        decided(action) if isinstance(action, EFFECTS) else replace(decided(action), outcome=DONE)
+        for action in decision.actions
     )
 
 
