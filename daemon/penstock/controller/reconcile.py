@@ -71,6 +71,10 @@ class Reconciler:
             observation = await self._observe(seen)
             decided = plan(observation)
         intents = await self._record(tick, observation, decided)
+        if isinstance(
+            seen, Listing
+        ):  # Else the plan speaks of the cluster alone, and the others still stand.
+            self._recorder.forget_gone(frozenset(decision.subject for decision in decided.decisions))
         if intents:
             await self._executor.carry_out(tick, intents)
         return Outcome(tick, len(intents))

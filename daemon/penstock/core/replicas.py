@@ -227,7 +227,7 @@ def _end(
         ended_at = min(scene.now, job.ends_at) if job is not None and job.ends_at is not None else scene.now
         failures = backoff.failures_after(replica, attempt, ended_at, policy)
         next_attempt_at = scene.now + backoff.delay(failures, policy)
-        then = f"; next attempt {clock(next_attempt_at, scene.now)}"
+        then = "" if scene.deployment.paused else f"; next attempt {clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
     end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message)
     if replica.leaving:

@@ -539,6 +539,16 @@ ROWS = [
         (ended("job 7 ended as FAILED with exit code 1 (NonZeroExitCode)", exit_code=1, of=FAILED),),
     ),
     Row(
+        "ended unasked while paused",
+        served(),
+        FAILED,
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as FAILED with exit code 1 (NonZeroExitCode)",
+        (ended("job 7 ended as FAILED with exit code 1 (NonZeroExitCode)", exit_code=1, of=FAILED),),
+        of=PAUSED,
+    ),
+    Row(
         "ended, and the agent had said why",
         replace(served(phase=Phase.FAILED, phase_message="CUDA out of memory", exit_code=70), failures=2),
         FAILED,

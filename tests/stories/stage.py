@@ -1,0 +1,327 @@
+"""The stage that stories are played on, and the transcript that is written of them.
+
+Everything that decides, writes and acts is the real thing: Reconciler, Recorder, Executor and Lease on an embedded
+PostgreSQL. Slurm is the fake that ships, the clock is the story's, and the agents in the jobs are played by calling
+what the control API calls when an agent speaks. A tick happens when the story says so.
+
+The transcript holds what an on-call engineer could see: the decisions that were new in a tick with their sentences, the
+effects on Slurm with what came of them, and where the replicas stand then. Tokens are numbered in the order of their
+appearance; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import textwrap
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from penstock.controller.execute import Executor
+from penstock.controller.folders import AgentSettings, Folders
+from penstock.controller.lease import Lease
+from penstock.controller.observe import Observer
+from penstock.controller.reconcile import Reconciler
+from penstock.controller.record import Recorder
+from penstock.core.jobs import Submission
+from penstock.core.model import Phase, Replica
+from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
+from penstock.store.database import Database
+from penstock.store.queries import attempts, decisions, deployments, replicas, runtime
+from penstock.store.records import DecidedAction, Load
+from penstock.testing.slurm import FakeJob, FakeSlurm
+
+INSTALLATION = "story"
+BEGIN = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)
+LEASE_WITHIN_S = 10
+WIDTH = 118
+
+SPEC = Spec(
+    model=Model(path="/models/llama"),
+    resources=Resources(gpus=1, cpus=1),
+    placement=Placement(time_limit="4h", time_limit_s=14_400),
+    probes=Probes(startup_timeout_s=600, report_timeout_s=60),
+    restart=RestartPolicy(backoff_initial_s=10, backoff_max_s=300, reset_after_s=600),
+    drain_timeout_s=60,
+)
+
+ROWS = """
+SELECT 'deployments', uid, xmin::text FROM deployments
+UNION ALL SELECT 'replicas', uid, xmin::text FROM replicas
+UNION ALL SELECT 'attempts', token, xmin::text FROM attempts
+UNION ALL SELECT 'decisions', id::text, xmin::text FROM decisions
+ORDER BY 1, 2
+"""
+"""Every row that a tick may write, with the transaction that wrote it last."""
+
+
+class Stage:
+    """One story's world. `controller()` makes a controller; a story may end it and make another."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.now = BEGIN
+        self.slurm = FakeSlurm(clock=lambda: self.now, on_signal=self._signalled)
+        self.folders = Folders(folder)
+        self.drains_on_term = True
+        """Whether the jobs' agents are alive enough to drain on SIGTERM; else it ends them at once."""
+        self.ready_at_least = 0
+        """Checked after each tick (rule 5)."""
+        self._reconciler: Reconciler | None = None
+        self._lease_task: asyncio.Task[None] | None = None
+        self._controllers = 0
+        self._tokens: dict[str, str] = {}
+        self._lines: list[str] = []
+        self._shown: dict[str, str] = {}
+        self._last_decision = 0
+
+    # The controller --------------------------------------------------------------------------------------------
+
+    async def start_controller(self) -> None:
+        """A controller as it comes up: the lease taken, the log taken up."""
+        self._controllers += 1
+        lease = Lease(self.database, f"controller-{self._controllers}")
+        taken = asyncio.Event()
+        self._lease_task = asyncio.create_task(lease.run(taken))
+        await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
+        recorder = Recorder(
+            INSTALLATION, self.folders, AgentSettings(("127.0.0.1:8600",), "127.0.0.1", ""), "python3"
+        )
+        async with self.database.transaction() as conn:
+            await recorder.resume(conn)
+        clock = lambda: self.now  # noqa: E731
+        self._reconciler = Reconciler(
+            db=self.database,
+            installation=INSTALLATION,
+            observer=Observer(self.slurm, clock),
+            recorder=recorder,
+            executor=Executor(self.database, self.slurm, lease, self.folders, clock),
+            lease=lease,
+            clock=clock,
+            message_timeout_s=10,
+        )
+
+    async def stop_controller(self) -> None:
+        """Ends it as a crash does: nothing that it remembers is written."""
+        if self._lease_task is not None:
+            self._lease_task.cancel()
+            await asyncio.gather(self._lease_task, return_exceptions=True)
+        self._lease_task = self._reconciler = None
+
+    async def restart_controller(self) -> None:
+        self.say("another controller takes over")
+        await self.stop_controller()
+        await self.start_controller()
+
+    async def tick(self, after_s: float = 0) -> None:
+        """Lets `after_s` pass, runs one pass and writes down what was new."""
+        self.now += timedelta(seconds=after_s)
+        assert self._reconciler is not None
+        try:
+            await self._reconciler.tick()
+        finally:  # A story may kill it in the middle; what it had decided is in the log.
+            await self._write_tick()
+
+    async def ticks(self, count: int, every_s: float) -> None:
+        for _ in range(count):
+            await self.tick(every_s)
+
+    async def quiet_tick(self, after_s: float = 5) -> None:
+        """A tick that must find nothing to do: one listing, no other call, and not a row written."""
+        self.now += timedelta(seconds=after_s)
+        assert self._reconciler is not None
+        rows, calls = await self._rows(), self.slurm.calls.copy()
+        outcome = await self._reconciler.tick()
+        assert outcome.effects == 0
+        assert self.slurm.calls - calls == {"list_jobs": 1}
+        assert await self._rows() == rows
+        await self._write_tick(quiet="nothing new: one listing, nothing written")
+
+    # People ----------------------------------------------------------------------------------------------------
+
+    async def apply(self, name: str = "chat", *, replicas: int = 1, **changes: Any) -> None:
+        self.say(f"someone applies {name}: {replicas} replica{'' if replicas == 1 else 's'}")
+        async with self.database.transaction() as conn:
+            await deployments.create(conn, name, {}, replace(SPEC, replicas=replicas, **changes), self.now)
+
+    async def change(self, name: str = "chat", **changes: Any) -> None:
+        """Applies another spec: a new revision."""
+        async with self.database.transaction() as conn:
+            old = await deployments.get(conn, name)
+            new = await deployments.update_spec(
+                conn,
+                name,
+                replace(old.spec, **changes),
+                None,
+                self.now,
+                new_revision=True,
+                expected_version=None,
+            )
+        self.say(f"someone applies {name} with other settings: revision {new.revision}")
+
+    async def scale(self, count: int, name: str = "chat") -> None:
+        self.say(f"someone scales {name} to {count}")
+        async with self.database.transaction() as conn:
+            await deployments.scale(conn, name, count, self.now)
+
+    async def drain(self, replica: str) -> None:
+        self.say(f"someone drains {replica}")
+        async with self.database.transaction() as conn:
+            await replicas.mark_leaving(conn, (await replicas.get(conn, replica)).uid)
+
+    async def pause(self, paused: bool, name: str = "chat") -> None:
+        self.say(f"someone {'pauses' if paused else 'resumes'} {name}")
+        async with self.database.transaction() as conn:
+            await deployments.set_paused(conn, name, paused)
+
+    async def delete(self, name: str = "chat", *, force: bool = False) -> None:
+        self.say(f"someone deletes {name}" + (", by force" if force else ""))
+        async with self.database.transaction() as conn:
+            await deployments.mark_deleted(conn, name, force, self.now)
+
+    # Agents ----------------------------------------------------------------------------------------------------
+
+    async def register(self, replica: str) -> None:
+        token, job = await self._attempt(replica)
+        self.say(f"the agent of {replica} registers from job {job.job_id}")
+        async with self.database.transaction() as conn:
+            await runtime.register(
+                conn,
+                token,
+                job_id=job.job_id,
+                restart_count=job.restarts,
+                host=job.nodes[0],
+                port=4000 + job.job_id,
+                now=self.now,
+            )
+
+    async def report(self, replica: str, phase: Phase, message: str = "", *, silently: bool = False) -> None:
+        token, _ = await self._attempt(replica)
+        if not silently:
+            self.say(f"the agent of {replica} reports {phase}" + (f": {message}" if message else ""))
+        async with self.database.transaction() as conn:
+            await runtime.report(
+                conn,
+                token,
+                phase=phase,
+                message=message,
+                load=Load(),
+                exit_code=None,
+                last_words="",
+                now=self.now,
+            )
+
+    async def becomes_ready(self, *names: str) -> None:
+        """Slurm starts the jobs, and each agent registers and proves itself."""
+        for name in names:
+            await self.register(name)
+            await self.report(name, Phase.READY)
+
+    async def job_of(self, replica: str) -> int:
+        return (await self._attempt(replica))[1].job_id
+
+    async def finish(self, replica: str, exit_code: int = 0) -> None:
+        """The job's script ends."""
+        job_id = await self.job_of(replica)
+        self.say(f"job {job_id} of {replica} ends with exit code {exit_code}")
+        self.slurm.finish(job_id, exit_code=exit_code)
+
+    # Slurm -----------------------------------------------------------------------------------------------------
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.slurm.advance()
+
+    async def submit_foreign(self, name: str, comment: str = "") -> int:
+        """A job of the same user that Penstock did not submit."""
+        submission = Submission(name, comment, "#!/bin/bash\n", "/tmp", "/tmp/out", singleton=False)
+        job_id = await self.slurm.submit(submission)
+        self.say(f"someone submits job {job_id} ({name}" + (f", marked {comment!r})" if comment else ")"))
+        return job_id
+
+    def running(self) -> list[str]:
+        """Names of jobs that have not ended, tokens numbered."""
+        return [self._tidy(job.submission.name) for job in self.slurm.jobs() if not job.ended]
+
+    def _signalled(self, job: FakeJob, signal: str) -> bool:
+        self.say(f"Slurm sends {signal} to job {job.job_id}")
+        return self.drains_on_term
+
+    # The transcript --------------------------------------------------------------------------------------------
+
+    def say(self, line: str) -> None:
+        self._lines.append(self._tidy(f"{self.now:%H:%M:%S}  {line}"))
+
+    def tell(self, prose: str) -> None:
+        """A paragraph for the reader."""
+        words = textwrap.fill(" ".join(prose.split()), WIDTH)
+        self._lines += [*([""] if self._lines else []), words, ""]
+
+    @property
+    def transcript(self) -> str:
+        return "\n".join(self._lines) + "\n"
+
+    async def _write_tick(self, quiet: str = "nothing new") -> None:
+        async with self.database.transaction() as conn:
+            fresh = await decisions.after(conn, self._last_decision, limit=1000)
+            known = await replicas.list_page(conn, limit=1000, include_removed=True)
+            for one in known:
+                for its in await attempts.list_for(conn, one.uid):
+                    self._tokens.setdefault(its.token, f"<token {len(self._tokens) + 1}>")
+        names = {one.uid: one.name for one in known}
+        lines: list[str] = []
+        for record in fresh:
+            self._last_decision = record.id
+            subject = record.replica or record.deployment or "cluster"
+            lines.append(f"          {subject:<10}{record.reason:<20}{record.message}")
+            lines += [
+                f"{'':<30}> {self._action(action, names)}" for action in record.actions if _is_news(action)
+            ]
+        moved = self._moved(known)
+        assert sum(state == "ready" for state in self._shown.values()) >= self.ready_at_least
+        if moved:
+            lines.append(f"          = {', '.join(moved)}")
+        self.say("tick" if lines else f"tick: {quiet}")
+        self._lines += [self._tidy(line).rstrip() for line in lines]
+
+    def _moved(self, known: tuple[Replica, ...]) -> list[str]:
+        states = {one.name: str(one.state) for one in known}
+        states |= dict.fromkeys(self._shown.keys() - states.keys(), "removed")
+        news = [
+            f"{name} {f'{before} -> ' if (before := self._shown.get(name)) else ''}{state}"
+            for name, state in states.items()
+            if self._shown.get(name) != state
+        ]
+        self._shown |= states
+        return news
+
+    def _action(self, action: DecidedAction, names: dict[str, str]) -> str:
+        kind, _, which = action.target.partition(" ")
+        target = names.get(which, which) if kind == "replica" else action.target
+        said = f"{action.action} {target}" if kind != "deployment" else action.action
+        return f"{said}: {action.outcome}" if action.outcome else said
+
+    def _tidy(self, line: str) -> str:
+        return re.sub(r"[a-km-z2-9]{20}", lambda found: self._tokens.get(found.group(), found.group()), line)
+
+    async def _rows(self) -> list[Any]:
+        async with self.database.snapshot() as conn:
+            return [tuple(row) for row in await conn.execute(text(ROWS))]
+
+    async def _attempt(self, replica: str) -> tuple[str, FakeJob]:
+        """The live attempt's token, and its job."""
+        async with self.database.snapshot() as conn:
+            its = (await replicas.get(conn, replica)).live_attempt
+        assert its is not None, f"{replica} has no live attempt"
+        self.slurm.advance()
+        (job,) = [job for job in self.slurm.jobs() if job.submission.name.endswith(its.token)]
+        return its.token, job
+
+
+def _is_news(action: DecidedAction) -> bool:
+    """Bookkeeping that repeats what Slurm says would only drown the story."""
+    return action.action not in ("record-job", "record-missing")

@@ -1,0 +1,356 @@
+"""What the controller does over time, told under a page each; the transcripts lie beside this file.
+
+`PENSTOCK_UPDATE_STORIES=1 make test-fast PYTEST_ARGS='-k stories'` writes them anew.
+"""
+
+from __future__ import annotations
+
+from penstock.core.model import Phase
+from penstock.core.spec import Engine
+from penstock.testing.slurm import SubmitFault
+from tests.stories.stage import INSTALLATION, Stage
+
+
+async def serve(stage: Stage, count: int = 1) -> list[str]:
+    """Applies `chat` and lets its replicas become ready; returns their names."""
+    names = [f"chat-{number}" for number in range(1, count + 1)]
+    await stage.apply(replicas=count)
+    await stage.tick()
+    stage.pass_time(2)
+    await stage.becomes_ready(*names)
+    await stage.tick()
+    return names
+
+
+async def test_create(stage: Stage) -> None:
+    stage.tell("""A deployment is declared. The tick that sees it makes its replica and submits the job at once; the
+        job waits in Slurm's queue behind another one, which is no failure; then it runs, and its agent
+        proves itself with a generated token. From then on a tick finds nothing to do, asks Slurm once, and
+        writes nothing.""")
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.apply()
+    await stage.tick()
+    await stage.tick(1)
+    await stage.quiet_tick()
+    stage.say("the nodes are free")
+    stage.slurm.restore_node("node1")
+    await stage.tick(5)
+    await stage.register("chat-1")
+    await stage.tick(1)
+    await stage.report("chat-1", Phase.STARTING, "loading weights")
+    await stage.tick(1)
+    await stage.quiet_tick()
+    await stage.report("chat-1", Phase.READY)
+    await stage.tick(0.1)
+    await stage.quiet_tick()
+    await stage.quiet_tick(3600)
+
+
+async def test_scale(stage: Stage) -> None:
+    stage.tell(
+        "Someone scales a deployment up, and then down: of equals the youngest goes, drained before it ends."
+    )
+    await serve(stage)
+    await stage.scale(3)
+    await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-2", "chat-3")
+    await stage.tick()
+    await stage.quiet_tick()
+    await stage.scale(2)
+    await stage.tick(10)
+    await stage.tick(1)
+    await stage.quiet_tick(1)
+    await stage.report("chat-3", Phase.DRAINING, "2 requests to finish")
+    await stage.finish("chat-3")
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.quiet_tick()
+    stage.tell("A replica that cannot finish its requests in time is cancelled.")
+    await stage.scale(1)
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.tick(89)
+    await stage.tick(1)
+    await stage.tick(30)
+    await stage.tick(1)
+    await stage.quiet_tick()
+
+
+async def test_restart_with_back_off(stage: Stage) -> None:
+    stage.tell("""The engine dies as soon as it is started. Each failure doubles the wait before the next attempt; the
+        sentence says how the last one ended and when the next one comes.""")
+    await stage.apply()
+    await stage.tick()
+    for wait_s in (10, 20, 40):
+        stage.pass_time(2)
+        await stage.register("chat-1")
+        await stage.report("chat-1", Phase.FAILED, "the engine exited with 1: CUDA out of memory")
+        await stage.finish("chat-1", exit_code=1)
+        await stage.tick()
+        await stage.tick(5)
+        await stage.quiet_tick(1)
+        await stage.tick(wait_s - 6)
+    stage.tell("The fourth attempt becomes ready, and serves for longer than reset_after_s.")
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick(601)
+    stage.tell("So when it dies then, that is the first failure of a new row.")
+    await stage.finish("chat-1", exit_code=1)
+    await stage.tick()
+    await stage.tick(10)
+
+
+async def test_refused_submission(stage: Stage) -> None:
+    stage.tell(
+        "Slurm says no to a submission. That is a failure with Slurm's own sentence, and is tried again."
+    )
+    stage.slurm.faults.submits.append("Job violates accounting/QOS policy")
+    await stage.apply()
+    await stage.tick()
+    await stage.tick(1)
+    await stage.tick(5)
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+
+
+async def test_lost_reply_of_an_accepted_submission(stage: Stage) -> None:
+    stage.tell("""Slurm takes the job, and the reply is lost. Whether there is a job is not known then; nothing is
+        submitted until it is. The next listing shows a job with the attempt's token, and it is taken over.""")
+    stage.slurm.faults.submits.append(SubmitFault.LOST_AFTER)
+    await stage.apply()
+    await stage.tick()
+    await stage.tick(1)
+    await stage.tick(1)
+    assert len(stage.slurm.jobs()) == 1
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick()
+
+
+async def test_lost_submission(stage: Stage) -> None:
+    stage.tell("""The submission never arrives, and nobody says so. Three of Slurm's message time-outs later it is
+        certain that there is no job, and the same attempt is submitted again, under the same token, after
+        one more look.""")
+    stage.slurm.faults.submits.append(SubmitFault.LOST_BEFORE)
+    await stage.apply()
+    await stage.tick()
+    await stage.tick(1)
+    await stage.quiet_tick(28)
+    await stage.tick(1)
+    assert len(stage.slurm.jobs()) == 1
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick()
+
+
+async def test_controller_restarted(stage: Stage) -> None:
+    stage.tell("""The controller is killed while one replica is ready and another one is queued. Its successor finds
+        both jobs in Slurm by their tokens, doubles nothing and says nothing new.""")
+    await serve(stage)
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.scale(2)
+    await stage.tick(5)
+    await stage.tick(1)
+    stage.say("the controller is killed")
+    await stage.restart_controller()
+    await stage.quiet_tick()
+    stage.tell("This time it is killed after Slurm took a job, and before that was written down.")
+    stage.slurm.restore_node("node1")
+    stage.slurm.restore_node("node2")
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-2")
+    await stage.tick()
+
+    async def killed(call: str) -> None:
+        if call == "submit":
+            raise ProcessDied
+
+    stage.slurm.after_call = killed
+    await stage.scale(3)
+    try:
+        await stage.tick(5)
+    except ProcessDied:
+        stage.say("the controller is killed")
+    stage.slurm.after_call = None
+    await stage.restart_controller()
+    await stage.tick(2)
+    await stage.tick(1)
+    assert len(stage.slurm.jobs()) == 3
+    await stage.becomes_ready("chat-3")
+    await stage.tick()
+    await stage.quiet_tick()
+
+
+class ProcessDied(BaseException):
+    """Stands for kill -9: no handler of the code under test sees it as an error of Slurm's."""
+
+
+async def test_slurmctld_down_and_back(stage: Stage) -> None:
+    stage.tell("""slurmctld stops answering. Nothing is started and nothing is stopped, whatever is wanted meanwhile:
+        that a job is not seen does not mean that it is gone.""")
+    await serve(stage)
+    stage.slurm.faults.down = (
+        "squeue: error: slurm_load_jobs: Unable to contact slurm controller (connect failure)"
+    )
+    await stage.tick(5)
+    await stage.quiet_tick()
+    await stage.scale(2)
+    await stage.tick(5)
+    await stage.quiet_tick(600)
+    stage.slurm.faults.down = ""
+    stage.say("slurmctld answers again")
+    await stage.report("chat-1", Phase.READY, silently=True)
+    await stage.tick(5)
+    await stage.tick(2)
+    stage.tell("""slurmctld lost its state while it was down, and does not know our jobs any more, though they run on:
+        as long as an agent reports, its job is left alone.""")
+    await stage.becomes_ready("chat-2")
+    await stage.tick()
+    await stage.quiet_tick()
+    job_id = await stage.job_of("chat-2")
+    stage.slurm.lose(job_id)
+    stage.say(f"Slurm forgets job {job_id}")
+    await stage.tick(1)
+    await stage.tick(25)
+    await stage.tick(5)
+    await stage.tick(10)
+
+
+async def test_delete(stage: Stage) -> None:
+    stage.tell("A deployment is deleted: its replicas drain, and when the last job has ended, it is gone.")
+    await serve(stage, 2)
+    await stage.delete()
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.finish("chat-1")
+    await stage.tick(5)
+    await stage.finish("chat-2")
+    await stage.tick(5)
+    await stage.tick(5)
+    await stage.quiet_tick()
+    stage.tell("By force nothing is drained.")
+    await stage.apply("batch")
+    await stage.tick()
+    stage.pass_time(2)
+    await stage.becomes_ready("batch-1")
+    await stage.tick()
+    await stage.delete("batch", force=True)
+    await stage.tick(5)
+    await stage.finish("batch-1")
+    await stage.tick(5)
+    await stage.tick(5)
+    await stage.quiet_tick()
+
+
+async def test_rollout(stage: Stage) -> None:
+    stage.tell("""The spec changes. A replica of the new revision is made above the wanted number; only when it is
+        ready an old one is drained, and so on. At no time are fewer than two ready.""")
+    await serve(stage, 2)
+    stage.ready_at_least = 2
+    await stage.change(engine=Engine(args=("--max-model-len", "4096")))
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.tick()
+    await stage.becomes_ready("chat-3")
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.finish("chat-2")
+    await stage.tick()
+    await stage.becomes_ready("chat-4")
+    await stage.tick(1)
+    await stage.finish("chat-1")
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.quiet_tick()
+    stage.tell(
+        "The next change does not start. The old replicas stay as long as that is so, and a rollback ends it."
+    )
+    await stage.change(engine=Engine(args=("--no-such-option",)))
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.register("chat-5")
+    await stage.report(
+        "chat-5", Phase.FAILED, "the engine exited with 2: unrecognized arguments: --no-such-option"
+    )
+    await stage.finish("chat-5", exit_code=2)
+    await stage.tick()
+    await stage.tick(5)
+    await stage.change(engine=Engine(args=("--max-model-len", "4096")))
+    await stage.tick(1)
+
+
+async def test_drained_replica_is_replaced(stage: Stage) -> None:
+    stage.tell("Someone drains a replica by hand. Another one is made at once, because it is still wanted.")
+    await serve(stage)
+    await stage.drain("chat-1")
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-2")
+    await stage.tick()
+    await stage.finish("chat-1")
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.quiet_tick()
+
+
+async def test_pause(stage: Stage) -> None:
+    stage.tell(
+        "Someone pauses a deployment: its replica's end is written down, and nothing follows until it is resumed."
+    )
+    await serve(stage)
+    await stage.pause(True)
+    await stage.tick(5)
+    await stage.scale(2)
+    await stage.tick(5)
+    await stage.finish("chat-1", exit_code=1)
+    await stage.tick(5)
+    await stage.tick(60)
+    await stage.quiet_tick()
+    await stage.pause(False)
+    await stage.tick(5)
+
+
+async def test_requeued(stage: Stage) -> None:
+    stage.tell("""Slurm preempts the job and queues it again under the same id. That is a wait, not a failure; and
+        when it runs again, what its agent said in the first run counts no more.""")
+    await serve(stage)
+    job_id = await stage.job_of("chat-1")
+    stage.slurm.requeue(job_id)
+    stage.say(f"Slurm requeues job {job_id}")
+    await stage.tick(1)
+    await stage.quiet_tick(1)
+    await stage.tick(10)
+    await stage.becomes_ready("chat-1")
+    await stage.tick(5)
+    await stage.quiet_tick()
+
+
+async def test_orphans_and_strangers(stage: Stage) -> None:
+    stage.tell("""Of the same user's jobs some are nobody's: one bears our mark, but no attempt has its token (a
+        database restored from an old backup, say). It is given a minute, then cancelled. Jobs without our
+        mark, or with another installation's, or with a copy of ours under a name of their own, are not even
+        mentioned.""")
+    await serve(stage)
+    await stage.submit_foreign("training-run")
+    await stage.submit_foreign("penstock-chat-elsewhere1", "penstock/1 elsewhere elsewhere1")
+    await stage.submit_foreign("resumed-run", f"penstock/1 {INSTALLATION} forgotten1")
+    await stage.submit_foreign("penstock-chat-forgotten1", f"penstock/1 {INSTALLATION} forgotten1")
+    await stage.tick(5)
+    await stage.quiet_tick(5)
+    stage.drains_on_term = False
+    await stage.tick(51)
+    await stage.tick(5)
+    await stage.quiet_tick()
+    assert stage.running() == [
+        "penstock-chat-<token 1>",
+        "training-run",
+        "penstock-chat-elsewhere1",
+        "resumed-run",
+    ]
