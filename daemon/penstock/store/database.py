@@ -152,12 +152,17 @@ class Database:
         await self._engine.dispose()
 
 
-def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
+def _refuse_closed(dbapi_connection: Any, record: Any, _proxy: object) -> None:
     """Lets the pool replace a connection that the server has closed while nobody used it, at the price of a
     poll and no round trip.
 
     An idle connection has nothing to read, but for the server's farewell.
     """
+    if "used" not in record.info:
+        # Just made. Should it be closed already, its first statement says so as an outage, which the pool's
+        # giving up after a second refusal would not.
+        record.info["used"] = True
+        return
     pgconn = dbapi_connection.driver_connection.pgconn
     poll = select.poll()
     try:
