@@ -60,8 +60,8 @@ def rollback(
     context: typer.Context,
     name: DeploymentName,
     to: Annotated[
-        int, typer.Option("--to", min=1, help="The revision to go back to. [default: the one before]")
-    ] = 0,
+        int | None, typer.Option("--to", min=1, help="The revision to go back to. [default: the one before]")
+    ] = None,
 ) -> None:
     """Want the spec of an earlier revision again. The number of replicas stays as it is.
 
@@ -73,7 +73,7 @@ def rollback(
     """
 
     async def command(server: Server) -> None:
-        request = pb.RollbackDeploymentRequest(name=name, revision=to)
+        request = pb.RollbackDeploymentRequest(name=name, revision=to or 0)
         done = await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)
         say(f"deployment/{name} rolled back, as revision {done.deployment.status.current_revision}")
 

@@ -42,11 +42,13 @@ class Problem:
 
     source: str
     line: int
+    """From 1; 0: it is about the whole file."""
     path: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}: {self.path + ': ' if self.path else ''}{self.message}"
+        place = f"{self.source}:{self.line}" if self.line else self.source
+        return f"{place}: {self.path + ': ' if self.path else ''}{self.message}"
 
 
 class BadManifest(Exception):

@@ -53,7 +53,7 @@ DeploymentName = Annotated[
 ]
 OptionalDeploymentName = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="A deployment's name.", autocompletion=complete_deployment),
+    typer.Argument(metavar="NAME", help="A deployment's name.", autocompletion=complete_deployment),
 ]
 ReplicaName = Annotated[
     str,

@@ -36,7 +36,7 @@ def chat(
     context: typer.Context,
     name: ModelName,
     prompt: Annotated[
-        str | None, typer.Argument(help="What to say. Without it: a conversation, or standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="What to say. Without it: a conversation, or standard input.")
     ] = None,
     system: System = "",
     max_tokens: MaxTokens = None,
@@ -74,7 +74,7 @@ def chat(
 def generate(
     context: typer.Context,
     name: ModelName,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")],
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
 ) -> None:

@@ -70,7 +70,7 @@ def why(
     context: typer.Context,
     name: DeploymentName,
     replica: Annotated[
-        str, typer.Argument(metavar="[REPLICA]", help="One of its replicas.", autocompletion=complete_replica)
+        str, typer.Argument(metavar="REPLICA", help="One of its replicas.", autocompletion=complete_replica)
     ] = "",
     output: Annotated[DataFormat, typer.Option("--output", "-o", help="How to show it.")] = DataFormat.TABLE,
 ) -> None:

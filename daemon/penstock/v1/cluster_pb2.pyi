@@ -233,7 +233,7 @@ class GetSystemResponse(_message.Message):
     schema_version: _builtins.str
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_metadata_pb2.Condition]:
-        """Database, Slurm, Controller, FrontDoor: whether each answers."""
+        """Database, Slurm, FrontDoor: whether each answers."""
 
     def __init__(
         self,

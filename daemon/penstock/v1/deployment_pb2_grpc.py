@@ -28,10 +28,14 @@ if _version_not_supported:
 class DeploymentServiceStub:
     """Deployments: what someone wants served.
 
-    Errors, for every call: INVALID_ARGUMENT with google.rpc.BadRequest (field, value, what is accepted); NOT_FOUND; ABORTED when a
-    given resource version is not the current one; FAILED_PRECONDITION when the object's state forbids the change or the cluster could
-    never run it; UNIMPLEMENTED for what this release refuses by name; UNAVAILABLE when PostgreSQL does not answer (nothing was
-    changed, or the same call may be repeated: every call here is idempotent unless it says otherwise).
+    Errors, for every call:
+    INVALID_ARGUMENT: a field's value; UNIMPLEMENTED: what this release refuses by name; FAILED_PRECONDITION: what this cluster could
+    never run, with its own numbers, or a change that the object's state forbids; ALREADY_EXISTS: a name that is taken. What is about
+    fields carries google.rpc.BadRequest: the field as in a manifest (`spec.resources.memory`), what was given, what is accepted.
+    A call is refused for one of these kinds, in this order, with all the fields of that kind. Further:
+    NOT_FOUND; ABORTED when a given resource version is not the current one; UNAVAILABLE when PostgreSQL does not answer (the same call
+    may be repeated: every call here is idempotent unless it says otherwise); RESOURCE_EXHAUSTED for one watcher too many; INTERNAL for
+    a bug, with an id that the daemon's log has too.
     """
 
     def __init__(self, channel):
@@ -105,14 +109,19 @@ class DeploymentServiceStub:
 class DeploymentServiceServicer:
     """Deployments: what someone wants served.
 
-    Errors, for every call: INVALID_ARGUMENT with google.rpc.BadRequest (field, value, what is accepted); NOT_FOUND; ABORTED when a
-    given resource version is not the current one; FAILED_PRECONDITION when the object's state forbids the change or the cluster could
-    never run it; UNIMPLEMENTED for what this release refuses by name; UNAVAILABLE when PostgreSQL does not answer (nothing was
-    changed, or the same call may be repeated: every call here is idempotent unless it says otherwise).
+    Errors, for every call:
+    INVALID_ARGUMENT: a field's value; UNIMPLEMENTED: what this release refuses by name; FAILED_PRECONDITION: what this cluster could
+    never run, with its own numbers, or a change that the object's state forbids; ALREADY_EXISTS: a name that is taken. What is about
+    fields carries google.rpc.BadRequest: the field as in a manifest (`spec.resources.memory`), what was given, what is accepted.
+    A call is refused for one of these kinds, in this order, with all the fields of that kind. Further:
+    NOT_FOUND; ABORTED when a given resource version is not the current one; UNAVAILABLE when PostgreSQL does not answer (the same call
+    may be repeated: every call here is idempotent unless it says otherwise); RESOURCE_EXHAUSTED for one watcher too many; INTERNAL for
+    a bug, with an id that the daemon's log has too.
     """
 
     def ApplyDeployment(self, request, context):
-        """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already.
+        """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already. A cluster that does not answer
+        refuses nothing: the warnings then say that the spec was not checked against it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +176,8 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollbackDeployment(self, request, context):
-        """Makes the spec of an earlier revision the wanted one again, as a new generation.
+        """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
+        replicas, rollout, restart policy) stays. Does nothing for the current revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -266,10 +276,14 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
 class DeploymentService:
     """Deployments: what someone wants served.
 
-    Errors, for every call: INVALID_ARGUMENT with google.rpc.BadRequest (field, value, what is accepted); NOT_FOUND; ABORTED when a
-    given resource version is not the current one; FAILED_PRECONDITION when the object's state forbids the change or the cluster could
-    never run it; UNIMPLEMENTED for what this release refuses by name; UNAVAILABLE when PostgreSQL does not answer (nothing was
-    changed, or the same call may be repeated: every call here is idempotent unless it says otherwise).
+    Errors, for every call:
+    INVALID_ARGUMENT: a field's value; UNIMPLEMENTED: what this release refuses by name; FAILED_PRECONDITION: what this cluster could
+    never run, with its own numbers, or a change that the object's state forbids; ALREADY_EXISTS: a name that is taken. What is about
+    fields carries google.rpc.BadRequest: the field as in a manifest (`spec.resources.memory`), what was given, what is accepted.
+    A call is refused for one of these kinds, in this order, with all the fields of that kind. Further:
+    NOT_FOUND; ABORTED when a given resource version is not the current one; UNAVAILABLE when PostgreSQL does not answer (the same call
+    may be repeated: every call here is idempotent unless it says otherwise); RESOURCE_EXHAUSTED for one watcher too many; INTERNAL for
+    a bug, with an id that the daemon's log has too.
     """
 
     @staticmethod

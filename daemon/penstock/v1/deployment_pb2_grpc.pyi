@@ -15,15 +15,21 @@ GRPC_VERSION: str
 class DeploymentServiceStub:
     """Deployments: what someone wants served.
 
-    Errors, for every call: INVALID_ARGUMENT with google.rpc.BadRequest (field, value, what is accepted); NOT_FOUND; ABORTED when a
-    given resource version is not the current one; FAILED_PRECONDITION when the object's state forbids the change or the cluster could
-    never run it; UNIMPLEMENTED for what this release refuses by name; UNAVAILABLE when PostgreSQL does not answer (nothing was
-    changed, or the same call may be repeated: every call here is idempotent unless it says otherwise).
+    Errors, for every call:
+    INVALID_ARGUMENT: a field's value; UNIMPLEMENTED: what this release refuses by name; FAILED_PRECONDITION: what this cluster could
+    never run, with its own numbers, or a change that the object's state forbids; ALREADY_EXISTS: a name that is taken. What is about
+    fields carries google.rpc.BadRequest: the field as in a manifest (`spec.resources.memory`), what was given, what is accepted.
+    A call is refused for one of these kinds, in this order, with all the fields of that kind. Further:
+    NOT_FOUND; ABORTED when a given resource version is not the current one; UNAVAILABLE when PostgreSQL does not answer (the same call
+    may be repeated: every call here is idempotent unless it says otherwise); RESOURCE_EXHAUSTED for one watcher too many; INTERNAL for
+    a bug, with an id that the daemon's log has too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ApplyDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ApplyDeploymentRequest, _deployment_pb2.ApplyDeploymentResponse]
-    """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already."""
+    """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already. A cluster that does not answer
+    refuses nothing: the warnings then say that the spec was not checked against it.
+    """
     PlanDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PlanDeploymentRequest, _deployment_pb2.PlanDeploymentResponse]
     """Says what ApplyDeployment would do, and what the controller would decide next. Changes nothing."""
     GetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.GetDeploymentRequest, _deployment_pb2.GetDeploymentResponse]
@@ -39,7 +45,9 @@ class DeploymentServiceStub:
     RestartDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.RestartDeploymentRequest, _deployment_pb2.RestartDeploymentResponse]
     """Replaces every replica by a fresh one of the same spec. Not idempotent: each call replaces them once."""
     RollbackDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse]
-    """Makes the spec of an earlier revision the wanted one again, as a new generation."""
+    """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
+    replicas, rollout, restart policy) stays. Does nothing for the current revision.
+    """
     PauseDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PauseDeploymentRequest, _deployment_pb2.PauseDeploymentResponse]
     """The controller acts no more on this deployment (running replicas go on serving) until it is resumed."""
     ResumeDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ResumeDeploymentRequest, _deployment_pb2.ResumeDeploymentResponse]
@@ -48,10 +56,14 @@ class DeploymentServiceStub:
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Deployments: what someone wants served.
 
-    Errors, for every call: INVALID_ARGUMENT with google.rpc.BadRequest (field, value, what is accepted); NOT_FOUND; ABORTED when a
-    given resource version is not the current one; FAILED_PRECONDITION when the object's state forbids the change or the cluster could
-    never run it; UNIMPLEMENTED for what this release refuses by name; UNAVAILABLE when PostgreSQL does not answer (nothing was
-    changed, or the same call may be repeated: every call here is idempotent unless it says otherwise).
+    Errors, for every call:
+    INVALID_ARGUMENT: a field's value; UNIMPLEMENTED: what this release refuses by name; FAILED_PRECONDITION: what this cluster could
+    never run, with its own numbers, or a change that the object's state forbids; ALREADY_EXISTS: a name that is taken. What is about
+    fields carries google.rpc.BadRequest: the field as in a manifest (`spec.resources.memory`), what was given, what is accepted.
+    A call is refused for one of these kinds, in this order, with all the fields of that kind. Further:
+    NOT_FOUND; ABORTED when a given resource version is not the current one; UNAVAILABLE when PostgreSQL does not answer (the same call
+    may be repeated: every call here is idempotent unless it says otherwise); RESOURCE_EXHAUSTED for one watcher too many; INTERNAL for
+    a bug, with an id that the daemon's log has too.
     """
 
     @_abc_1.abstractmethod
@@ -60,7 +72,9 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pb2.ApplyDeploymentRequest,
         context: _aio.ServicerContext[_deployment_pb2.ApplyDeploymentRequest, _deployment_pb2.ApplyDeploymentResponse],
     ) -> _abc.Awaitable[_deployment_pb2.ApplyDeploymentResponse]:
-        """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already."""
+        """Makes the deployment be as given: creates it, or changes it, or does nothing if it is so already. A cluster that does not answer
+        refuses nothing: the warnings then say that the spec was not checked against it.
+        """
 
     @_abc_1.abstractmethod
     def PlanDeployment(
@@ -124,7 +138,9 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_pb2.RollbackDeploymentRequest,
         context: _aio.ServicerContext[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse],
     ) -> _abc.Awaitable[_deployment_pb2.RollbackDeploymentResponse]:
-        """Makes the spec of an earlier revision the wanted one again, as a new generation."""
+        """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
+        replicas, rollout, restart policy) stays. Does nothing for the current revision.
+        """
 
     @_abc_1.abstractmethod
     def PauseDeployment(
