@@ -2,9 +2,9 @@
 """A small Slurm cluster of its own, on this machine, for development and tests.
 
 One slurmctld, one slurmd for each node and one munged, started by hand under one folder, on loopback, with ports, keys
-and sockets of their own. GPUs are fake: device files that swallow what is written, enough for Slurm to hand them out.
-It needs no systemd, no cgroups and no configuration of the machine, and it neither reads nor touches a Slurm that
-the machine already has. Several such clusters can run at once, each in its own folder.
+and sockets of their own. GPUs are fake: links to /dev/null, enough for Slurm to hand them out. It needs no root, no
+systemd, no cgroups and no configuration of the machine, and it neither reads nor touches a Slurm that the machine
+already has. Several such clusters can run at once, each in its own folder. (Slurm from a chroot does need root.)
 
 It does not know Penstock: anything that speaks to Slurm can use the SLURM_CONF that it prints.
 
@@ -300,7 +300,9 @@ class Cluster:
         for number in range(settings.gpus):
             device = self.root / "dev" / f"gpu{number}"
             if not device.exists():
-                os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))  # the same device as /dev/null
+                device.symlink_to(
+                    "/dev/null"
+                )  # Slurm wants a file to be there; a device node would take root
         ports = previous.get("ports")
         if not isinstance(ports, list) or len(ports) != settings.nodes + 1 or not all(map(is_free, ports)):
             ports = free_ports(settings.nodes + 1)
@@ -428,10 +430,8 @@ PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}
             raise ClusterError(
                 f"the root {self.root} holds a character that slurm.conf cannot quote: choose another"
             )
-        if os.geteuid() != 0 and (settings.gpus or settings.slurm != "system"):
-            raise ClusterError(
-                "fake GPUs are device files and a chroot needs mounts: run as root, or use --gpus 0 --slurm system"
-            )
+        if os.geteuid() != 0 and settings.slurm != "system":
+            raise ClusterError("entering a chroot takes root: run as root, or use --slurm system")
         where = Path("/") if settings.slurm == "system" else Path(settings.slurm)
         path = ":".join(
             str(where / folder) for folder in ("usr/sbin", "usr/bin", "sbin", "bin", "usr/local/sbin")
