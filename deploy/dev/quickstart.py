@@ -55,14 +55,13 @@ def up() -> None:
     server = daemon_up(conf)
     with step(f"penstock apply -f {MANIFEST}"):
         link("engine", Path(parts["engine"]))
-        link("models", Path(parts["model:smollm2"]).parent)
+        link("models", Path(parts["model:SmolLM2-135M-Instruct"]).parent)
         penstock(server, "apply", "-f", MANIFEST)
     wait_ready(server)
     console.print(f"\n[bold]ready after {time.monotonic() - began:.0f} s[/bold]")
     show(server, "chat", NAME, QUESTION, "--temperature", "0", "--max-tokens", "64")
-    show(server, "events", NAME)
     show(server, "why", NAME)
-    console.print(next_steps(server))
+    console.print(next_steps(server), soft_wrap=True)
 
 
 def down() -> None:
@@ -86,7 +85,7 @@ def step(title: str) -> Iterator[None]:
 def engine() -> dict[str, str]:
     command = [sys.executable, "deploy/engine/environment.py", "--json", "--progress"]
     done = subprocess.run(
-        [*command, "--only", "engine", "--only", "model:smollm2"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--only", "engine", "--only", "model:SmolLM2-135M-Instruct"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
         raise Failure("the engine's environment could not be made; the reason stands above")
@@ -188,7 +187,7 @@ def wait_ready(server: str) -> None:
 def show(server: str, *arguments: str) -> None:
     """Runs a command as the user would, its output going straight to the terminal."""
     words = " ".join(f'"{word}"' if " " in word else word for word in arguments)
-    console.print(f"\n[bold]$ penstock {words}[/bold]")
+    console.print(f"\n[bold]$ penstock {words}[/bold]", soft_wrap=True)
     sys.stdout.flush()
     done = subprocess.run([*PENSTOCK, *arguments], cwd=ROOT, env=environment(server))
     if done.returncode:
