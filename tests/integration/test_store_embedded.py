@@ -213,6 +213,25 @@ def test_data_of_another_release_are_left_alone(folder: Path, server: EmbeddedSe
         server.start()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_data_that_another_host_may_be_using_are_left_alone(
+    folder: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    write(server.start(), "kept")
+    pid_file = folder / "postgres" / "data" / "postmaster.pid"
+    content = pid_file.read_text()
+    server.stop()
+    pid_file.write_text(content)
+    os.chown(pid_file, pid_file.parent.stat().st_uid, pid_file.parent.stat().st_gid)
+    (folder / "postgres" / "host").write_text("elsewhere\n")
+    monkeypatch.setattr(embedded, "_is_shared", lambda path: shared)
+    if shared:
+        with pytest.raises(EmbeddedServerError, match="was started on host elsewhere and not stopped"):
+            server.start()
+        pid_file.unlink()
+    assert read(server.start()) == ["kept"]
+
+
 def test_why_it_does_not_start_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "START_TRIES", 1)
     server = EmbeddedServer(folder / "postgres", settings={"max_connections": "'many'"})

@@ -23,6 +23,7 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -52,6 +53,11 @@ START_TRIES = 5
 moments later."""
 SOCKET_PATH_BYTES = 107
 """What sockaddr_un takes, less the final zero."""
+
+SHARED_FILE_SYSTEMS = (
+    "afs", "beegfs", "ceph", "cifs", "fuse.", "gpfs", "lustre", "nfs", "orangefs", "panfs", "smb", "wekafs",
+)  # fmt: skip
+"""How the types of file systems begin that other hosts may have mounted as well."""
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "''",
@@ -102,6 +108,7 @@ class EmbeddedServer:
             binaries = _binaries(account)
             data = base / "data"
             if _postmaster(data) is None:
+                _refuse_other_host(data)
                 self._make_data(data, binaries, account)
                 self._launch(data, binaries, account)
             return self._ready_url(data)
@@ -221,6 +228,7 @@ class EmbeddedServer:
         lines = ["# Written at each start."] + [f"{name} = {value}" for name, value in settings.items()]
         (data / "postgresql.conf").write_text("\n".join(lines) + "\n")
         _remove_stale_pid_file(data)
+        (data.parent / "host").write_text(f"{socket.gethostname()}\n")
         output = data / "start.log"
         command = [
             binaries / "pg_ctl", "start", "-D", data, "-l", output, "-w", "-t", str(int(START_TIMEOUT_S)),
@@ -293,6 +301,29 @@ def _postmaster(data: Path) -> int | None:
     except psutil.Error:
         return None
     return pid if ours else None
+
+
+def _refuse_other_host(data: Path) -> None:
+    """Two servers on the same data would destroy them, and on a shared file system the other one may run on
+    another host, where its pid means nothing to us. On a local one a changed host name is a container's whim."""
+    note = data.parent / "host"
+    host = note.read_text().strip() if note.exists() else socket.gethostname()
+    if host != socket.gethostname() and _pid_file(data) and _is_shared(data):
+        raise EmbeddedServerError(
+            f"PostgreSQL in {data} was started on host {host} and not stopped: stop it there, or, if it certainly"
+            f" does not run any more, remove {data / 'postmaster.pid'}"
+        )
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether the path lies on a file system that other hosts may have mounted."""
+    mounts = [
+        (Path(mount.mountpoint), mount.fstype)
+        for mount in psutil.disk_partitions(all=True)
+        if path.is_relative_to(mount.mountpoint)
+    ]
+    fstype = max(mounts, key=lambda mount: len(mount[0].parts), default=(path, ""))[1]
+    return fstype.startswith(SHARED_FILE_SYSTEMS)
 
 
 def _forget_abandoned() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from penstock.store.embedded import SOCKET_PATH_BYTES, reachable
+from penstock.store.embedded import SOCKET_PATH_BYTES, _is_shared, reachable
 from penstock.store.embedded import _socket_folder as socket_folder
 
 STRANGER = 54321
@@ -31,6 +32,21 @@ def test_the_owner_is_judged_by_the_owners_bits(tmp_path: Path) -> None:
     owner = shut.stat()
     assert not reachable(shut, owner.st_uid, owner.st_gid)
     shut.chmod(0o700)
+
+
+def test_the_innermost_mount_says_whether_a_folder_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [
+        SimpleNamespace(mountpoint=point, fstype=kind)
+        for point, kind in (("/", "ext4"), ("/home", "nfs4"), ("/home/me/scratch", "xfs"), ("/gpfs", "gpfs"))
+    ]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    shared = {
+        path: _is_shared(Path(path))
+        for path in ("/srv/a", "/home/me", "/home/me/scratch/a", "/gpfs/a", "/homes")
+    }
+    assert shared == {
+        "/srv/a": False, "/home/me": True, "/home/me/scratch/a": False, "/gpfs/a": True, "/homes": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("length", [1, 200])
