@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from penstock.cli.main import app
 from penstock.core import decisions as core
-from penstock.core.model import Condition, ConditionStatus
+from penstock.core.model import Condition, ConditionStatus, Phase, ReplicaState
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas, runtime
+from penstock.store.records import Load, ReplicaStatus
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.control_api import ControlApi, control_api, make_attempt, now
 
@@ -256,9 +260,6 @@ class TestWait:
     async def make_ready(self, api: ControlApi, *, status: ConditionStatus = ConditionStatus.TRUE) -> None:
         replica = await make_attempt(api, "a")
         await api.stored(runtime.register, "token1", job_id=1, restart_count=0, host="h", port=1, now=now())
-        from penstock.core.model import Phase
-        from penstock.store.records import Load
-
         await api.stored(
             runtime.report,
             "token1",
@@ -484,3 +485,74 @@ async def test_every_command_explains_itself() -> None:
         assert f"Examples:\n\n    penstock {name}" in shown.stdout, shown.stdout
     assert "penstock db upgrade" in (await penstock("db", "upgrade", "--help")).stdout
     assert (await penstock("version")).stdout.startswith("penstock ")
+
+
+class TestFollowing:
+    """Commands that run until they are interrupted, as processes of their own, for only those can be."""
+
+    @pytest_asyncio.fixture
+    async def start(
+        self, api: ControlApi
+    ) -> AsyncIterator[Callable[..., Awaitable[asyncio.subprocess.Process]]]:
+        started: list[asyncio.subprocess.Process] = []
+
+        async def start(*arguments: str) -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "from penstock.cli.entry import main; main()",
+                *arguments,
+                env={**os.environ, "PENSTOCK_SERVER": api.address},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def line(self, process: asyncio.subprocess.Process) -> list[str]:
+        assert process.stdout is not None
+        return (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+
+    async def test_deployments(self, penstock: Penstock, start: Any) -> None:
+        await applied(penstock, "a")
+        process = await start("get", "deployments", "--watch")
+        assert (await self.line(process))[0] == "NAME"
+        assert (await self.line(process))[:2] == ["a", "0/1"]
+        await penstock("scale", "a", "--replicas", "3")
+        assert (await self.line(process))[:2] == ["a", "0/3"]
+        process.send_signal(signal.SIGINT)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+        assert (process.returncode, errors) == (130, b"")
+
+    async def test_replicas(self, penstock: Penstock, start: Any, api: ControlApi) -> None:
+        await applied(penstock, "a")
+        replica = await make_attempt(api, "a")
+        process = await start("get", "replicas", "--watch", "-o", "wide")
+        assert (await self.line(process))[0] == "NAME"
+        assert (await self.line(process))[:2] == ["a-1", "Waiting"]
+        status = ReplicaStatus(replica.uid, ReplicaState.QUEUED, "queued")
+        await api.stored(replicas.write_status, [status], now())
+        assert (await self.line(process))[:2] == ["a-1", "Queued"]
+
+    async def test_events(self, penstock: Penstock, start: Any, api: ControlApi) -> None:
+        process = await start("events", "--follow")
+        assert (await self.line(process))[0] == "LAST"
+        made = [core.Decision("a", "", core.Reason.SCALE_UP, "0 of 1 exist; 1 made")]
+        await api.stored(decisions.insert, "tick", made, now())
+        assert (await self.line(process))[2:4] == ["a", "ScaleUp"]
+
+    async def test_a_reader_who_has_seen_enough(self, penstock: Penstock, start: Any) -> None:
+        await applied(penstock, "a")
+        process = await start("get", "deployments", "--watch")
+        await self.line(process)
+        await self.line(process)
+        process._transport.get_pipe_transport(1).close()
+        await penstock("scale", "a", "--replicas", "3")
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert await process.stderr.read() == b""

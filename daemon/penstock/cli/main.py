@@ -3,6 +3,8 @@ commands' own files."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +51,8 @@ class Commands(TyperGroup):
                 say(f"  {detail}", stderr=True)
             raise typer.Exit(failure.code) from failure
         except BrokenPipeError as error:
-            # Whoever read the output has seen enough.
+            # Whoever read the output has seen enough; what Python has not written yet goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Annotated
 
@@ -36,7 +35,8 @@ def chat(
     context: typer.Context,
     name: ModelName,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="What to say. Without it: a conversation, or standard input.")
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to say. Without it: a conversation, or standard input."),
     ] = None,
     system: System = "",
     max_tokens: MaxTokens = None,
@@ -59,16 +59,19 @@ def chat(
         if not prompt:
             raise Failure("there is no prompt: standard input is empty", USAGE)
 
-    async def command(server: Server) -> None:
-        if prompt is not None:
-            messages.append(_message(pb.ROLE_USER, prompt))
-            await _answer(server, name, messages, sampling)
-            return
-        while (said := await _ask()) and len(messages) < MAX_TURNS:
-            messages.append(_message(pb.ROLE_USER, said))
-            messages.append(_message(pb.ROLE_ASSISTANT, await _answer(server, name, messages, sampling)))
+    where = address(context)
 
-    run(address(context), command)
+    def answer() -> str:
+        return run(where, lambda server: _answer(server, name, messages, sampling))
+
+    if prompt is not None:
+        messages.append(_message(pb.ROLE_USER, prompt))
+        answer()
+        return
+    # Asked outside any event loop, which would keep Ctrl-C from ending the question.
+    while (said := _ask()) and len(messages) < MAX_TURNS:
+        messages.append(_message(pb.ROLE_USER, said))
+        messages.append(_message(pb.ROLE_ASSISTANT, answer()))
 
 
 def generate(
@@ -133,10 +136,10 @@ def _message(role: pb.Role.ValueType, text: str) -> pb.Message:
     return pb.Message(role=role, content=[pb.ContentPart(text=text)])
 
 
-async def _ask() -> str:
+def _ask() -> str:
     try:
-        return (await asyncio.to_thread(input, "> ")).strip()
-    except EOFError:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
         print()
         return ""
 

@@ -8,6 +8,7 @@ nudges reads once; and since it also reads every POLL_S, a lost nudge costs seco
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import grpc
@@ -38,8 +39,9 @@ class Nudges:
         """Listens until cancelled; outlives the database's outages."""
         while True:
             try:
-                async for _ in self._db.listen(CHANNEL):
-                    self._wake()
+                async with contextlib.aclosing(self._db.listen(CHANNEL)) as nudges:
+                    async for _ in nudges:
+                        self._wake()
             except Exception as error:
                 if not is_outage(error):
                     log.exception("listening to PostgreSQL failed; trying again")
