@@ -172,6 +172,16 @@ def strangers(draw: st.DrawFn) -> list[Job]:
     return [draw(jobs(name, comment, 9000 + index)) for index, (name, comment) in enumerate(chosen)]
 
 
+def _ids_given_again(made: list[Replica], listed: list[Job]) -> list[Job]:
+    """Slurm lost its state: the first jobs listed have ids that are written to live attempts without a job there."""
+    there = {job.job_id for job in listed}
+    free = [one.attempt.job_id for one in made if one.live_attempt and one.attempt and one.attempt.job_id]
+    again = [number for number in free if number not in there]
+    return [replace(job, job_id=number) for job, number in zip(listed, again, strict=False)] + listed[
+        len(again) :
+    ]
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> Observation:
     """A world in which Slurm answered, strangers' jobs left out."""
@@ -186,6 +196,8 @@ def worlds(draw: st.DrawFn) -> Observation:
     for number in range(draw(st.integers(0, 2))):
         token = f"lost{number}"
         listed.append(draw(jobs(job_name("chat", token), job_comment(INSTALLATION, token), 8000 + number)))
+    if draw(st.booleans()):
+        listed = _ids_given_again(made, listed)
     return Observation(
         now=LOOK,
         installation=INSTALLATION,
@@ -251,6 +263,10 @@ def _do(
         case acts.Resubmit(_, token):
             change(token, submitted_at=now)
         case acts.Adopt(token, job):
+            # The store's constraint: a job id is written to one live attempt.
+            assert not [
+                one for one in rows.values() if (its := one.live_attempt) and its.job_id == job.job_id
+            ]
             change(token, job_id=job.job_id, job=job, missing_since=None)
         case acts.RecordJob(token, job):
             change(token, job=job)

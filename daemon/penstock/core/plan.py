@@ -20,6 +20,7 @@ from penstock.core.conditions import conditions_of
 from penstock.core.decisions import Decision, Reason, RemoveDeployment
 from penstock.core.jobs import Job
 from penstock.core.model import (
+    Attempt,
     Condition,
     Deployment,
     Listing,
@@ -72,12 +73,13 @@ def plan(observation: Observation) -> Plan:
     if isinstance(observation.slurm, Unknown):
         return _blind(observation, observation.slurm, replicas_by_deployment)
     jobs_by_token = _jobs_by_token(observation.slurm, observation.installation)
+    known_ids = _known_ids(observation.replicas)
     decisions: list[Decision] = []
     replica_statuses: list[ReplicaStatus] = []
     deployment_statuses: list[DeploymentStatus] = []
     for deployment in observation.deployments:
         replicas = replicas_by_deployment.get(deployment.uid, [])
-        outcome = _plan_deployment(observation, deployment, replicas, jobs_by_token)
+        outcome = _plan_deployment(observation, deployment, replicas, jobs_by_token, known_ids)
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
@@ -94,11 +96,31 @@ def _jobs_by_token(listing: Listing, installation: str) -> Mapping[str, tuple[Jo
     return jobs
 
 
+def _known_ids(replicas: Sequence[Replica]) -> Mapping[int, str]:
+    """Which live attempt each job id is written to; the store lets it be one."""
+    live = [attempt for replica in replicas if (attempt := replica.live_attempt) is not None]
+    return {attempt.job_id: attempt.token for attempt in live if attempt.job_id is not None}
+
+
+def _id_taken(
+    attempt: Attempt,
+    job: Job | None,
+    jobs_by_token: Mapping[str, tuple[Job, ...]],
+    known_ids: Mapping[int, str],
+) -> bool:
+    if attempt.job_id is None:
+        return job is not None and known_ids.get(job.job_id, attempt.token) != attempt.token
+    if job is not None:
+        return False
+    return any(other.job_id == attempt.job_id for jobs in jobs_by_token.values() for other in jobs)
+
+
 def _plan_deployment(
     observation: Observation,
     deployment: Deployment,
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
+    known_ids: Mapping[int, str],
 ) -> Plan:
     if deployment.deleted_at is not None and not replicas:
         message = "nothing of it is left; it is removed"
@@ -107,14 +129,16 @@ def _plan_deployment(
 
     def look(replica: Replica) -> Outlook:
         attempt = replica.live_attempt
+        job = None if attempt is None else jobs_of(attempt, jobs_by_token)
         return plan_replica(
             Scene(
                 now=observation.now,
                 deployment=deployment,
                 replica=replica,
-                job=None if attempt is None else jobs_of(attempt, jobs_by_token),
+                job=job,
                 message_timeout_s=observation.message_timeout_s,
                 reports_open_since=observation.reports_open_since,
+                id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
             )
         )
 

@@ -70,6 +70,8 @@ class Scene:
     message_timeout_s: int
     reports_open_since: datetime | None
     """Since when somebody could hear the agents' reports without a break; None: nobody can."""
+    id_taken: bool = False
+    """The job's id is another attempt's too. Slurm gives ids again after it has lost its state."""
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
@@ -125,6 +127,11 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         return _end(
             scene, attempt, None, Reason.SUBMISSION_REFUSED, message, failed=not scene.replica.leaving
         )
+    if job is not None and scene.id_taken:
+        message = (
+            f"job {job.job_id} bears attempt {attempt.number}'s token; its id is still another attempt's"
+        )
+        return scene.decide(Reason.SUBMISSION_DOUBTFUL, ReplicaState.SUBMITTING, message)
     if job is not None:
         message = f"job {job.job_id} bears attempt {attempt.number}'s token and is taken over"
         return scene.decide(Reason.ADOPT, ReplicaState.SUBMITTING, message, Adopt(attempt.token, job))
@@ -145,6 +152,9 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
 
 
 def _missing(scene: Scene, attempt: Attempt) -> Outlook:
+    if scene.id_taken:
+        message = f"job {attempt.job_id} is gone from Slurm, and its id is another job's now"
+        return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=not scene.replica.leaving)
     since = attempt.missing_since or scene.now
     actions = (RecordMissing(attempt.token, since),) if attempt.missing_since is None else ()
     if _speaks(scene, attempt):

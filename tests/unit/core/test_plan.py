@@ -223,5 +223,28 @@ def test_while_the_attempts_job_is_not_known_none_is_an_orphan() -> None:
     assert cluster_says(world([deployment()], [its], [job(), twin]))[0] is Reason.CLUSTER_REACHABLE
 
 
+# Ids that are given again -------------------------------------------------------------------------------------------
+
+
+def test_slurm_lost_its_state_and_gave_a_live_attempts_id_to_another() -> None:
+    """The store lets one live attempt have an id: the one whose job is gone ends before the other takes it."""
+    lost = replica(1, its=ready_attempt(token="tok1", job_id=7), state=ReplicaState.READY)
+    fresh = replica(2, its=attempt(token="tok2", job_id=None), state=ReplicaState.SUBMITTING)
+    listed = job(token="tok2", job_id=7)
+    made = plan(world([deployment(replicas=2)], [lost, fresh], [listed]))
+    says = {decision.replica: (decision.reason, decision.message) for decision in made.decisions}
+    assert says["chat-1"] == (
+        Reason.JOB_LOST,
+        "job 7 is gone from Slurm, and its id is another job's now; next attempt 14:00:10",
+    )
+    assert says["chat-2"] == (
+        Reason.SUBMISSION_DOUBTFUL,
+        "job 7 bears attempt 1's token; its id is still another attempt's",
+    )
+    ended = replica(1, its=ready_attempt(token="tok1", job_id=7, ended_at=NOW), next_attempt_at=at(10))
+    made = plan(world([deployment(replicas=2)], [ended, fresh], [listed]))
+    assert reasons(made)["chat", "chat-2"] is Reason.ADOPT
+
+
 def test_now_is_the_observations() -> None:
     assert plan(world([deployment()])).deployment_statuses[0].conditions[0].since == NOW
