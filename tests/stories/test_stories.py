@@ -354,3 +354,23 @@ async def test_orphans_and_strangers(stage: Stage) -> None:
         "penstock-chat-elsewhere1",
         "resumed-run",
     ]
+
+
+async def test_slurm_lost_its_state(stage: Stage) -> None:
+    stage.tell("""slurmctld comes back without its state: it knows no job and counts from 1 again, while our first
+        job's processes run on. The next submission gets that job's id. Nothing is believed before it is certain:
+        the old attempt ends because its id is another job's, and only then the new one takes it.""")
+    await serve(stage)
+    stage.slurm.reset_state()
+    stage.say("slurmctld has lost its state")
+    await stage.tick(5)
+    await stage.scale(2)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.becomes_ready("chat-2")
+    await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick()

@@ -13,10 +13,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
+from sqlalchemy.exc import IntegrityError
+
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
 from penstock.controller.record import Intent, Launch
 from penstock.core import decisions as acts
+from penstock.core.jobs import Job
 from penstock.slurm.port import NoSuchJob, Slurm, SlurmError, SubmissionRefused, SubmissionUnknown
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions
@@ -96,8 +99,16 @@ class Executor:
             return await self._refused(token, refusal.reason)
         except SubmissionUnknown as doubt:
             return f"not known: {doubt}"
-        async with self._db.transaction() as connection:
-            await attempts.record_job_id(connection, token, job_id, None)
+        return await self._take(token, job_id, None)
+
+    async def _take(self, token: str, job_id: int, job: Job | None) -> str:
+        """Writes the job to its attempt. Where its id is still another live attempt's (Slurm gives ids again after
+        it has lost its state), the planner takes the job by its token once that attempt has ended."""
+        try:
+            async with self._db.transaction() as connection:
+                await attempts.record_job_id(connection, token, job_id, job)
+        except IntegrityError:
+            return f"job {job_id}, but that id is still another attempt's"
         return f"job {job_id}"
 
     async def _refused(self, token: str, reason: str) -> str:
@@ -110,9 +121,7 @@ class Executor:
         if not found:
             return await self._submit(token, launch)
         job = min(found, key=lambda job: (job.ended, job.job_id))
-        async with self._db.transaction() as connection:
-            await attempts.record_job_id(connection, token, job.job_id, job)
-        return f"found as job {job.job_id}"
+        return f"found as {await self._take(token, job.job_id, job)}"
 
     async def _drain(self, drain: acts.Drain) -> str:
         try:
