@@ -31,6 +31,10 @@ proto: env ## Generate the stubs and the descriptor set from api/protos
 docs: env ## Write the pages of docs/ that are made from the code
 	@.venv/bin/python deploy/dev/docs.py
 
+.PHONY: schema
+schema: env ## Write db/migrations/schema.sql from the migrations
+	@.venv/bin/python -m penstock.store.schema
+
 .PHONY: check
 check: env ## Every gate that needs no server: format, lint, types, imports, protos, freshness
 	@.venv/bin/python deploy/dev/check.py
@@ -58,6 +62,11 @@ quickstart: env ## A cluster, Penstock and a model on this machine; ends with a 
 .PHONY: quickstart-down
 quickstart-down: env ## Stop what `make quickstart` started
 	@.venv/bin/python deploy/dev/quickstart.py down
+
+.PHONY: bench-latency
+bench-latency: env ## Apply to accepted, ready to routable, dead to unroutable, on a real cluster
+	@deploy/dev/system-packages.sh quickstart
+	@.venv/bin/python -m tests.bench.latency
 
 .PHONY: clean
 clean: ## Remove what make built here (the engine and the caches outside the tree stay)

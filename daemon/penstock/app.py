@@ -218,7 +218,8 @@ def _script(settings: Settings, identity: str, deployment: Deployment) -> str:
 
 async def run_all(settings: Settings) -> None:
     """`penstock serve`: every process, kept alive until cancelled. Raises AlreadyRunning and Hopeless."""
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # PostgreSQL does not run as root; its own account must be able to pass, and can list nothing.
+    settings.state_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     settings.attempts_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with only_one(settings.run_folder):
         async with contextlib.AsyncExitStack() as stack:

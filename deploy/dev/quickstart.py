@@ -47,7 +47,7 @@ class Failure(Exception):
 def up() -> None:
     """Brings everything up and shows an answer."""
     began = time.monotonic()
-    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    FOLDER.mkdir(mode=0o711, exist_ok=True)
     with step("the engine and the model (the first time: some minutes)"):
         parts = engine()
     with step("a Slurm cluster of two nodes"):
