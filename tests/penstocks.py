@@ -71,7 +71,8 @@ class Penstock:
     def apply(self, manifest: str) -> subprocess.CompletedProcess[str]:
         return self.cli("apply", "-f", "-", stdin=manifest)
 
-    def channel(self) -> grpc.Channel:
+    def channel(self) -> Any:
+        """A blocking channel; Any, because the stubs' types are those of asyncio."""
         return grpc.insecure_channel(self.server)
 
     def pid(self, child: str) -> int:
@@ -112,7 +113,7 @@ class Penstock:
         )
 
     def start(self) -> None:
-        """Starts the supervisor, and waits until the control API answers, from a gateway that this supervisor started."""
+        """Starts the supervisor, and waits until the control API answers, from a gateway of its own."""
         earlier = self.pid("gateway") if (self.run_folder / "gateway.pid").exists() else None
         with (self.folder / "serve.log").open("ab") as output:
             self.process = subprocess.Popen(

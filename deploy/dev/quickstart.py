@@ -85,7 +85,10 @@ def step(title: str) -> Iterator[None]:
 def engine() -> dict[str, str]:
     command = [sys.executable, "deploy/engine/environment.py", "--json", "--progress"]
     done = subprocess.run(
-        [*command, "--only", "engine", "--only", "model:SmolLM2-135M-Instruct"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--only", "engine", "--only", "model:SmolLM2-135M-Instruct"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if done.returncode:
         raise Failure("the engine's environment could not be made; the reason stands above")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -77,11 +78,11 @@ def installation() -> Iterator[Penstock]:
 class Bench:
     """The measurements, over one connection to the front door."""
 
-    def __init__(self, penstock: Penstock, channel: grpc.Channel) -> None:
+    def __init__(self, penstock: Penstock, channel: Any) -> None:
         self._penstock = penstock
-        self._deployments = deployment_pb2_grpc.DeploymentServiceStub(channel)
-        self._replicas = replica_pb2_grpc.ReplicaServiceStub(channel)
-        self._inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._deployments: Any = deployment_pb2_grpc.DeploymentServiceStub(channel)
+        self._replicas: Any = replica_pb2_grpc.ReplicaServiceStub(channel)
+        self._inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)
 
     def warm_up(self) -> None:
         self._apply("warm", 1)

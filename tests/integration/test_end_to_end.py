@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import psutil
@@ -40,7 +41,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         with self._channel:
-            stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+            stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
             try:
                 for chunk in stub.StreamChat(request(self._model, self._tokens), wait_for_ready=True):
                     for choice in chunk.choices:
