@@ -30,6 +30,7 @@ from pathlib import Path
 SUITE = "forky"
 MIRROR = "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+DEBOOTSTRAP = Path("/usr/share/debootstrap")
 SLURM_VERSION = "26.05"
 PACKAGES = (
     "slurmctld slurmd slurm-client munge libslurm-dev ca-certificates"
@@ -204,13 +205,12 @@ def _inside(root: Path, command: str) -> list[str]:
 @contextlib.contextmanager
 def _scripts() -> Iterator[Path]:
     """debootstrap's own scripts, with one for a suite that is younger than it: all suites share one recipe."""
-    original = Path("/usr/share/debootstrap")
-    if (original / "scripts" / SUITE).exists():
-        yield original
+    if (DEBOOTSTRAP / "scripts" / SUITE).exists():
+        yield DEBOOTSTRAP
         return
     copy = folder() / "debootstrap"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(original, copy, symlinks=True)
+    shutil.copytree(DEBOOTSTRAP, copy, symlinks=True)
     (copy / "scripts" / SUITE).symlink_to("sid")
     yield copy
     shutil.rmtree(copy, ignore_errors=True)
