@@ -9,12 +9,14 @@ processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".quickstart"
 CLUSTER = FOLDER / "cluster"
+if len(str(CLUSTER)) > 70:  # Slurm's sockets would not fit: a short place of this checkout's own.
+    CLUSTER = Path(tempfile.gettempdir()) / f"penstock-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
 PENSTOCK = [str(ROOT / ".venv/bin/penstock")]
 MANIFEST = "deploy/examples/smollm2.yaml"
 NAME = "smollm2"
