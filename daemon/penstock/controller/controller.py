@@ -41,7 +41,7 @@ class Controller:
         self._lease = lease
         self._recorder = recorder
         self._reconciler = reconciler
-        self._ticks = Ticks(self._tick, interval_s)
+        self._ticks = Ticks(self.tick, interval_s)
         self._taken = asyncio.Event()
         self._outage = False
         self._resumed = False
@@ -68,8 +68,12 @@ class Controller:
         while True:
             await self._taken.wait()
             self._taken.clear()
-            self._resumed = False
-            self._ticks.nudge()
+            self.begin_term()
+
+    def begin_term(self) -> None:
+        """The lease was taken: the log may have been written by another controller since."""
+        self._resumed = False
+        self._ticks.nudge()
 
     async def _keep_house(self) -> None:
         while True:
@@ -82,7 +86,8 @@ class Controller:
                 if not is_outage(error):
                     log.exception("housekeeping failed; it is tried again in %d s", HOUSEKEEPING_EVERY_S)
 
-    async def _tick(self) -> None:
+    async def tick(self) -> None:
+        """One pass, if the lease is ours. Outages and a lost lease end it without an error; bugs raise."""
         if not self._lease.held:
             return
         try:

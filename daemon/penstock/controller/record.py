@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -87,11 +87,20 @@ class _Standing:
 class Recorder:
     """Keeps the decision log. One instance for a controller's life; it remembers which decisions stand."""
 
-    def __init__(self, installation: str, folders: Folders, agents: AgentSettings, python: str) -> None:
+    def __init__(
+        self,
+        installation: str,
+        folders: Folders,
+        agents: AgentSettings,
+        python: str,
+        new_token: Callable[[], str] | None = None,
+    ) -> None:
+        """`new_token`: 20 letters of TOKEN_ALPHABET that were never given before; None: drawn by chance."""
         self._installation = installation
         self._folders = folders
         self._agents = agents
         self._python = python
+        self._new_token = new_token or draw_token
         self._standing: dict[tuple[str, str], _Standing] = {}
 
     async def resume(self, connection: AsyncConnection) -> None:
@@ -184,7 +193,7 @@ class Recorder:
     ) -> Intent:
         match action:
             case acts.Submit(replica_uid):
-                token = new_token()
+                token = self._new_token()
                 launch = await self._launch(connection, world, replica_uid, token)
                 await attempts.insert(
                     connection, replica_uid, token, launch.submission.script, _hash(launch.secret), now
@@ -250,7 +259,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
             raise TypeError(f"{action} is not the database's alone")
 
 
-def new_token() -> str:
+def draw_token() -> str:
     """A token that no attempt had or will have."""
     return "".join(secrets.choice(TOKEN_ALPHABET) for _ in range(TOKEN_LENGTH))
 
