@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from penstock.rpc import cluster_view, vitals
 from penstock.store import migrate
 from penstock.store.database import Database, conninfo
-from penstock.store.queries import members
+from penstock.store.queries import leases, members
 from penstock.v1 import cluster_pb2, deployment_pb2, metadata_pb2
 from penstock.v1.cluster_pb2_grpc import ClusterServiceStub
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
@@ -109,13 +109,23 @@ async def test_the_cluster_with_its_numbers(api: ControlApi) -> None:
 
 async def test_the_system_names_its_parts(api: ControlApi) -> None:
     await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600")
+    without = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
+    assert [(part.status, part.message) for part in without.conditions if part.type == "Controller"] == [
+        (
+            metadata_pb2.CONDITION_STATUS_FALSE,
+            "no controller holds the lease: nothing is started or replaced; replicas that are ready go on serving",
+        )
+    ]
+    await api.stored(leases.acquire, leases.CONTROLLER, "host/1", 60)
     system = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
     assert (system.version, system.schema_version) == ("0.0.test", migrate.head())
     assert {part.type: part.status for part in system.conditions} == {
         "Database": metadata_pb2.CONDITION_STATUS_TRUE,
         "Slurm": metadata_pb2.CONDITION_STATUS_TRUE,
         "FrontDoor": metadata_pb2.CONDITION_STATUS_TRUE,
+        "Controller": metadata_pb2.CONDITION_STATUS_TRUE,
     }
+    assert system.conditions[-1].message == "host/1 holds the lease, term 1"
 
 
 async def test_postgresql_going_away_and_coming_back(

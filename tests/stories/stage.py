@@ -23,7 +23,7 @@ from sqlalchemy import text
 
 from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
-from penstock.controller.lease import Lease
+from penstock.controller.lease import Lease, elapsed
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
@@ -31,7 +31,7 @@ from penstock.core.jobs import Submission
 from penstock.core.model import Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
 from penstock.store.database import Database
-from penstock.store.queries import attempts, decisions, deployments, replicas, runtime
+from penstock.store.queries import attempts, decisions, deployments, leases, replicas, runtime
 from penstock.store.records import DecidedAction, Load
 from penstock.testing.slurm import FakeJob, FakeSlurm
 
@@ -72,6 +72,7 @@ class Stage:
         self.ready_at_least = 0
         """Checked after each tick (rule 5)."""
         self._reconciler: Reconciler | None = None
+        self._lease: Lease | None = None
         self._lease_task: asyncio.Task[None] | None = None
         self._controllers = 0
         self._tokens: dict[str, str] = {}
@@ -84,7 +85,7 @@ class Stage:
     async def start_controller(self) -> None:
         """A controller as it comes up: the lease taken, the log taken up."""
         self._controllers += 1
-        lease = Lease(self.database, f"controller-{self._controllers}")
+        lease = self._lease = Lease(self.database, f"controller-{self._controllers}")
         taken = asyncio.Event()
         self._lease_task = asyncio.create_task(lease.run(taken))
         await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
@@ -111,6 +112,25 @@ class Stage:
             self._lease_task.cancel()
             await asyncio.gather(self._lease_task, return_exceptions=True)
         self._lease_task = self._reconciler = None
+
+    async def pause_until_succeeded(self) -> None:
+        """The controller sleeps for so long that another one takes the lease; then it wakes up, and knows nothing of
+        that yet."""
+        if self._lease_task is not None:
+            self._lease_task.cancel()  # It gives the lease back, for the successor to take at once.
+            await asyncio.gather(self._lease_task, return_exceptions=True)
+        async with self.database.transaction() as conn:
+            term = await leases.acquire(conn, leases.CONTROLLER, "successor", 60)
+        assert term is not None
+        assert self._lease is not None
+        self._lease._term, self._lease._sure_until = term - 1, elapsed() + 60
+
+    async def end_successor(self) -> None:
+        """The lease is free again."""
+        async with self.database.transaction() as conn:
+            held = await leases.holder(conn, leases.CONTROLLER)
+            assert held is not None
+            await leases.release(conn, leases.CONTROLLER, *held)
 
     async def restart_controller(self) -> None:
         self.say("another controller takes over")

@@ -374,3 +374,26 @@ async def test_slurm_lost_its_state(stage: Stage) -> None:
     await stage.becomes_ready("chat-1")
     await stage.tick()
     await stage.quiet_tick()
+
+
+async def test_paused_leader_wakes_up(stage: Stage) -> None:
+    stage.tell("""The leader sleeps in the middle of a tick, after the first of its two submissions, for so long that
+        another controller takes the lease. When it wakes up it believes that the lease is its own, asks the
+        database before the second submission, and leaves it. Its successor finds the intent, waits until it is
+        certain that Slurm has no such job, and submits it.""")
+
+    async def sleep(call: str) -> None:
+        if call == "submit":
+            stage.slurm.after_call = None
+            stage.say("the leader sleeps, another controller takes the lease, the leader wakes up")
+            await stage.pause_until_succeeded()
+
+    stage.slurm.after_call = sleep
+    await stage.apply(replicas=2)
+    await stage.tick()
+    assert len(stage.slurm.jobs()) == 1
+    await stage.end_successor()
+    await stage.restart_controller()
+    await stage.tick(2)
+    await stage.tick(28)
+    assert len(stage.slurm.jobs()) == 2

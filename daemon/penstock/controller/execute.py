@@ -4,6 +4,9 @@ Each intent is in the database before this file sees it. A branch begins with no
 Slurm, and writes what came of it. A crash before the call leaves an attempt without a job, which the planner
 finds in doubt; a crash after it leaves a job with the attempt's token, which the planner adopts. An error of
 Slurm's is an outcome, not an exception.
+
+The rule guarded here is the seventh: right before each call that changes something in Slurm the lease is asked, by
+the database's clock and by our own, however long the branch has waited since the tick began.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from penstock.core import decisions as acts
 from penstock.core.jobs import Job
 from penstock.slurm.port import NoSuchJob, Slurm, SlurmError, SubmissionRefused, SubmissionUnknown
 from penstock.store.database import Database
+from penstock.store.errors import LeaseLost
 from penstock.store.queries import attempts, decisions
 
 log = logging.getLogger(__name__)
@@ -60,13 +64,13 @@ class Executor:
 
     async def _one(self, tick: str, intent: Intent) -> None:
         async with self._slots:
-            if not self._lease.held:
-                log.warning("tick %s: %s is left to the lease's new holder", tick, intent.action)
-                return
             try:
                 outcome = await self._branch(intent)()
             except SlurmError as error:
                 outcome = str(error)
+            except LeaseLost as lost:
+                log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
+                return
             log.info("tick %s: %s %s: %s", tick, type(intent.action).__name__, intent.token, outcome)
             async with self._db.transaction() as connection:
                 await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
@@ -92,7 +96,9 @@ class Executor:
         except OSError as error:
             return await self._refused(token, f"the attempt's folder cannot be made: {error}")
         async with self._db.transaction() as connection:
+            await self._lease.fence(connection)
             await attempts.mark_submitting(connection, token, self._clock())
+        self._lease.require()
         try:
             job_id = await self._slurm.submit(launch.submission)
         except SubmissionRefused as refusal:
@@ -100,6 +106,12 @@ class Executor:
         except SubmissionUnknown as doubt:
             return f"not known: {doubt}"
         return await self._take(token, job_id, None)
+
+    async def _prove_lease(self) -> None:
+        """Raises LeaseLost unless the lease is ours by the database's clock, and then still by our own."""
+        async with self._db.transaction() as connection:
+            await self._lease.fence(connection)
+        self._lease.require()
 
     async def _take(self, token: str, job_id: int, job: Job | None) -> str:
         """Writes the job to its attempt. Where its id is still another live attempt's (Slurm gives ids again after
@@ -124,6 +136,7 @@ class Executor:
         return f"found as {await self._take(token, job.job_id, job)}"
 
     async def _drain(self, drain: acts.Drain) -> str:
+        await self._prove_lease()
         try:
             await self._slurm.signal(drain.job_id, "TERM", name=drain.name)
         except NoSuchJob as gone:
@@ -133,6 +146,7 @@ class Executor:
         return DONE
 
     async def _cancel(self, cancel: acts.Cancel) -> str:
+        await self._prove_lease()
         try:
             await self._slurm.cancel(cancel.job_id, name=cancel.name)
         except NoSuchJob as gone:
@@ -142,6 +156,7 @@ class Executor:
         return DONE
 
     async def _cancel_orphan(self, orphan: acts.CancelOrphan) -> str:
+        await self._prove_lease()
         try:
             await self._slurm.cancel(orphan.job_id, name=orphan.name)
         except NoSuchJob as gone:

@@ -1,8 +1,9 @@
 """The right to mutate Slurm: a row in PostgreSQL with a holder, a term and an end.
 
-Taken and renewed here, on the database's clock; checked in two places: `fence` inside the transaction that
-records a tick's intents, and `held` just before each effect, on this machine's monotonic clock and with a
-margin, so that a process that slept through its lease notices before it acts (rule 7).
+Taken and renewed here, on the database's clock. Checked in two ways (rule 7): `fence` inside each transaction that an
+effect follows, by the database's clock; and `require` just before each call of Slurm, on this machine's own clock,
+which goes on while the machine sleeps, and with a margin. So a process that slept through its lease notices before it acts.
+What remains is a sleep between that last check and the call: then the attempt's token keeps the job from running twice.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.store.database import Database, is_outage
+from penstock.store.errors import LeaseLost
 from penstock.store.queries import leases
 
 log = logging.getLogger(__name__)
 
-LEASE_NAME = "controller"
+LEASE_NAME = leases.CONTROLLER
 TTL_S = 10.0
 """A leader that died is succeeded after at most this time and one renewal interval."""
 RENEW_EVERY_S = TTL_S / 4
@@ -27,11 +30,18 @@ MARGIN_S = 2.0
 """No effect begins this close to the lease's end."""
 
 
+def elapsed() -> float:
+    """Seconds on a clock that nobody sets and that counts the time in which the machine was suspended, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Lease:
     """One holder's view of the controller's lease."""
 
-    def __init__(self, db: Database, holder: str) -> None:
+    def __init__(self, db: Database, holder: str, *, elapsed_s: Callable[[], float] = elapsed) -> None:
+        """`holder` is one process, never used again; `elapsed_s` as `elapsed`."""
         self._db = db
+        self._elapsed_s = elapsed_s
         self._holder = holder
         self._term: int | None = None
         self._sure_until = 0.0
@@ -39,7 +49,12 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether effects may begin now."""
-        return self._term is not None and time.monotonic() < self._sure_until - MARGIN_S
+        return self._term is not None and self._elapsed_s() < self._sure_until - MARGIN_S
+
+    def require(self) -> None:
+        """Raises LeaseLost unless an effect may begin now."""
+        if not self.held:
+            raise LeaseLost(LEASE_NAME, self._term or 0)
 
     async def fence(self, connection: AsyncConnection) -> None:
         """Raises LeaseLost unless this transaction's database says that our term is the current one."""
@@ -50,13 +65,14 @@ class Lease:
         taken."""
         try:
             while True:
-                await self._hold(on_taken)
+                await self.hold(on_taken)
                 await asyncio.sleep(RENEW_EVERY_S)
         finally:
             await asyncio.shield(self._give_back())
 
-    async def _hold(self, on_taken: asyncio.Event) -> None:
-        asked_at = time.monotonic()
+    async def hold(self, on_taken: asyncio.Event) -> None:
+        """One try to take or to renew it; an outage of the database is no error."""
+        asked_at = self._elapsed_s()
         try:
             async with asyncio.timeout(TTL_S / 2), self._db.transaction() as connection:
                 term = self._term

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from penstock.rpc.cluster_view import ClusterView
 from penstock.store.database import Database, is_outage
-from penstock.store.queries import members
+from penstock.store.queries import leases, members
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ class Vitals:
         self._view = view
         self._clock = clock
         self._parts: dict[str, Vital] = {}
-        for part in ("Database", "Slurm", "FrontDoor"):
+        for part in ("Database", "Slurm", "FrontDoor", "Controller"):
             self._set(part, None, "not asked yet")
 
     def parts(self) -> tuple[Vital, ...]:
-        """Database, Slurm, FrontDoor."""
+        """Database, Slurm, FrontDoor, Controller."""
         return tuple(self._parts.values())
 
     async def run(self, on_check: Callable[[tuple[Vital, ...]], Awaitable[None]]) -> None:
@@ -64,11 +64,15 @@ class Vitals:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S), self._db.snapshot() as conn:
                 present = await members.list_present(conn, members.GATEWAY)
+                leader = await leases.holder(conn, leases.CONTROLLER)
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 log.exception("asking PostgreSQL for the gateways failed")
             self._set("Database", False, "PostgreSQL does not answer")
             self._set("FrontDoor", None, "PostgreSQL does not answer, and so the gateways are not known")
+            self._set(
+                "Controller", None, "PostgreSQL does not answer, and so the lease's holder is not known"
+            )
             return
         self._set("Database", True, "")
         names = ", ".join(member.address for member in present)
@@ -76,6 +80,13 @@ class Vitals:
             "FrontDoor",
             bool(present),
             f"gateways: {names}" if present else "no gateway has shown itself lately",
+        )
+        self._set(
+            "Controller",
+            leader is not None,
+            f"{leader[0]} holds the lease, term {leader[1]}"
+            if leader is not None
+            else "no controller holds the lease: nothing is started or replaced; replicas that are ready go on serving",
         )
 
     async def _check_slurm(self) -> None:

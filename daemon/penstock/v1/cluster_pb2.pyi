@@ -233,7 +233,7 @@ class GetSystemResponse(_message.Message):
     schema_version: _builtins.str
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_metadata_pb2.Condition]:
-        """Database, Slurm, FrontDoor: whether each answers."""
+        """Database, Slurm, FrontDoor, Controller: whether each answers; the controller, whether one holds the lease."""
 
     def __init__(
         self,

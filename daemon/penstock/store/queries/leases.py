@@ -15,6 +15,9 @@ from sqlalchemy.types import Interval
 from penstock.store.errors import LeaseLost
 from penstock.store.tables import leases
 
+CONTROLLER = "controller"
+"""The name of the lease to mutate Slurm."""
+
 # The time of the statement, not of the transaction's beginning: a transaction may have waited for a lock.
 _now = func.clock_timestamp()
 _until = _now + bindparam("ttl_s") * literal_column("interval '1 second'", Interval)
@@ -54,6 +57,10 @@ FENCE = (
     .with_for_update(read=True)
 )
 
+HOLDER = select(leases.c.holder, leases.c.term).where(
+    leases.c.name == bindparam("lease"), leases.c.expires_at > _now
+)
+
 
 async def acquire(conn: AsyncConnection, name: str, holder: str, ttl_s: float) -> int | None:
     """A new term, if nobody holds the lease (or this very holder did); else None. `holder` is one process,
@@ -79,3 +86,9 @@ async def fence(conn: AsyncConnection, name: str, term: int) -> None:
     transaction ends."""
     if (await conn.execute(FENCE, {"lease": name, "held": term})).one_or_none() is None:
         raise LeaseLost(name, term)
+
+
+async def holder(conn: AsyncConnection, name: str) -> tuple[str, int] | None:
+    """Who holds the lease now, and in which term; None: nobody."""
+    row = (await conn.execute(HOLDER, {"lease": name})).one_or_none()
+    return None if row is None else (row.holder, row.term)

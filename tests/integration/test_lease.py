@@ -1,0 +1,85 @@
+"""The lease between processes: who succeeds whom, and how soon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from penstock.controller.lease import Lease, elapsed
+from penstock.store.database import Database
+from penstock.store.errors import LeaseLost
+from penstock.store.queries import leases
+
+FAIL_OVER_S = 15.0
+
+HOLD = """
+import asyncio, sys
+from penstock.controller.lease import Lease
+from penstock.store.database import Database
+
+async def main():
+    taken = asyncio.Event()
+    holding = asyncio.create_task(Lease(Database(sys.argv[1]), "first").run(taken))
+    await taken.wait()
+    print("taken", flush=True)
+    await holding
+
+asyncio.run(main())
+"""
+
+
+@contextlib.asynccontextmanager
+async def running(lease: Lease) -> AsyncIterator[asyncio.Event]:
+    taken = asyncio.Event()
+    task = asyncio.create_task(lease.run(taken))
+    try:
+        yield taken
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_killed_holder_is_succeeded_in_time(database: Database, database_url: str) -> None:
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLD, database_url, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert await asyncio.wait_for(holder.stdout.readline(), 30) == b"taken\n"
+        async with running(Lease(database, "second")) as taken:
+            await asyncio.sleep(0)  # It asks before the first one dies.
+            holder.kill()
+            died_at = time.monotonic()
+            await asyncio.wait_for(taken.wait(), FAIL_OVER_S)
+            assert time.monotonic() - died_at < FAIL_OVER_S
+            async with database.snapshot() as conn:
+                assert await leases.holder(conn, leases.CONTROLLER) == ("second", 2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            holder.kill()
+        await holder.wait()
+
+
+async def test_a_clean_stop_hands_over_at_once(database: Database) -> None:
+    async with running(Lease(database, "first")) as taken:
+        await asyncio.wait_for(taken.wait(), 10)
+    began = time.monotonic()
+    async with running(Lease(database, "second")) as taken:
+        await asyncio.wait_for(taken.wait(), 10)
+    assert time.monotonic() - began < 5
+
+
+async def test_one_that_slept_through_its_lease_knows_before_it_acts(database: Database) -> None:
+    slept_s = 0.0
+    lease = Lease(database, "first", elapsed_s=lambda: elapsed() + slept_s)
+    await lease.hold(asyncio.Event())
+    lease.require()
+    slept_s = 8.5
+    assert not lease.held
+    with pytest.raises(LeaseLost):
+        lease.require()
