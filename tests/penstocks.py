@@ -180,8 +180,9 @@ spec:
 
 
 @contextlib.contextmanager
-def running(cluster: Cluster) -> Iterator[Penstock]:
-    """An installation of its own on this cluster, stopped and removed at the end."""
+def running(cluster: Cluster, *, more: str = "") -> Iterator[Penstock]:
+    """An installation of its own on this cluster, stopped and removed at the end. `more`: lines of its
+    penstock.toml."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
     server = f"127.0.0.1:{free_port()}"
     (folder / "penstock.toml").write_text(
@@ -189,7 +190,7 @@ def running(cluster: Cluster) -> Iterator[Penstock]:
         f'listen = "{server}"\n'
         f'slurm_conf = "{cluster.conf}"\n'
         f'slurm_prefix = "{" ".join(cluster.prefix)}"\n'
-        "tick_interval_s = 1.0\n"
+        "tick_interval_s = 1.0\n" + more
     )
     installation = Penstock(folder, server, cluster, None)  # type: ignore[arg-type]
     try:

@@ -1,0 +1,296 @@
+"""`make chaos`: everything that can die dies, again and again, while people go on changing their minds.
+
+A real Slurm cluster of three nodes, a real PostgreSQL, a real `penstock serve` and a second controller; the
+stand-in engine. Faults stop after so many controllers were killed; then all must be as wanted in bounded time,
+and what Slurm showed in the meantime must agree with the log.
+
+    KILLS=100 SEED=1 make chaos          the report: .chaos/report-1.json and a table
+
+What is judged: no token on two jobs, no two live jobs for one replica, no orphan, foreign jobs untouched, every job
+explained by the log, streams to the stable deployment whole, converged, and then quiet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from deploy.cluster.cluster import Cluster, Settings
+from penstock.store import migrate
+from penstock.store.embedded import EmbeddedServer
+from tests.chaos import verdict
+from tests.chaos.controllers import Controllers
+from tests.chaos.driver import Driver, spec
+from tests.chaos.faults import PlaneFaults, SlurmFaults
+from tests.chaos.streams import Streams
+from tests.chaos.watch import Watch
+from tests.chaos.worker import Worker
+from tests.penstocks import ROOT, Penstock, running, wait_until
+
+CLUSTER = Settings(nodes=3, gpus=0, message_timeout_s=3, slurmd_timeout_s=10, kill_wait_s=3, preempt=False)
+STABLE = "stable"
+STABLE_NODE = "node1"
+STABLE_REPLICAS = 2
+READY_WITHIN_S = 90
+CONVERGED_WITHIN_S = 240
+"""An orphan's grace (60 s), a drain that is cut (30 s), a node's way back and a back-off, one after the other."""
+QUIET_FOR_S = 5
+REPORTS = ROOT / ".chaos"
+
+
+@dataclass
+class Report:
+    """What a run did, and what it found."""
+
+    seed: int
+    kills: int
+    began_at: str = ""
+    took_s: float = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)
+    """By people."""
+    jobs: int = 0
+    foreign_jobs: int = 0
+    samples: dict[str, int] = field(default_factory=dict)
+    streams: dict[str, int] = field(default_factory=dict)
+    log: dict[str, int] = field(default_factory=dict)
+    longest_without_new_leader_s: float = 0
+    converged_after_s: float | None = None
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    """Rule -> sentences; empty lists where it held."""
+
+    @property
+    def violated(self) -> list[str]:
+        return [sentence for sentences in self.violations.values() for sentence in sentences]
+
+    def table(self) -> str:
+        rows: list[tuple[str, object]] = [("seed", self.seed), ("took", f"{self.took_s:.0f} s")]
+        rows += self.faults.items()
+        rows += [(f"people: {what}", count) for what, count in self.changes.items()]
+        rows += [("jobs of ours", self.jobs), ("foreign and forged jobs", self.foreign_jobs)]
+        rows += [(f"queue: {what}", count) for what, count in self.samples.items()]
+        rows += [(f"stable deployment: {what}", count) for what, count in self.streams.items()]
+        rows += [(f"log: {what}", count) for what, count in self.log.items()]
+        rows.append(("longest wait for a new leader", f"{self.longest_without_new_leader_s:.1f} s"))
+        converged = "never" if self.converged_after_s is None else f"{self.converged_after_s:.1f} s"
+        rows.append(("converged after the last fault", converged))
+        rows += [(f"violations: {rule}", len(found)) for rule, found in self.violations.items()]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}}  {value:>8}" for name, value in rows]
+        return "\n".join([*lines, *(f"VIOLATION {sentence}" for sentence in self.violated)])
+
+
+def run(*, kills: int, seed: int, at_most_s: float, each_once: bool = False) -> Report:
+    """One run. `at_most_s`: faults end then even if fewer were killed. `each_once`: every kind of fault is had."""
+    report = Report(seed, kills, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}")
+    began = time.monotonic()
+    with installation() as (cluster, penstock, postgresql, database):
+        Run(report, cluster, penstock, postgresql, database).run(at_most_s, each_once=each_once)
+    report.took_s = time.monotonic() - began
+    REPORTS.mkdir(exist_ok=True)
+    (REPORTS / f"report-{seed}.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
+    return report
+
+
+@contextlib.contextmanager
+def installation() -> Iterator[tuple[Cluster, Penstock, EmbeddedServer, str]]:
+    """A cluster, a PostgreSQL that is nobody's child, and a Penstock that uses both."""
+    root = Path(tempfile.mkdtemp(prefix="penstock-chaos-"))
+    # Under root the server runs as another account, which must pass through.
+    root.chmod(0o711)
+    cluster, postgresql = Cluster(root / "slurm", CLUSTER), EmbeddedServer(root / "postgres")
+    try:
+        cluster.up()
+        database = postgresql.start()
+        migrate.upgrade(database)
+        with running(cluster, more=f'database_url = "{database}"\n') as penstock:
+            yield cluster, penstock, postgresql, database
+    finally:
+        postgresql.stop()
+        cluster.down()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class Run:
+    """The parts of one run, put together."""
+
+    def __init__(
+        self, report: Report, cluster: Cluster, penstock: Penstock, postgresql: EmbeddedServer, database: str
+    ) -> None:
+        self.report = report
+        self.penstock = penstock
+        self.database = database
+        with psycopg.connect(database) as connection:
+            (self.installation,) = verdict.one(connection, "SELECT id FROM installation")
+        seed = report.seed
+        attempts = penstock.folder / "state" / "attempts"
+        self.driver = Driver(penstock.server, seed)
+        self.watch = Watch(cluster, self.installation, attempts, seed)
+        self.controllers = Controllers(penstock, database, report.kills, seed)
+        self.slurm = SlurmFaults(cluster, self.watch, self.installation, STABLE, STABLE_NODE, seed)
+        self.planes = PlaneFaults(penstock, postgresql, self.controllers, seed)
+        self.streams = [Streams(penstock.server, STABLE, number, seed) for number in range(2)]
+
+    def run(self, at_most_s: float, *, each_once: bool) -> None:
+        self.driver.apply(STABLE, spec(STABLE_REPLICAS, node=STABLE_NODE))
+        wait_until(lambda: self._ready(STABLE) == STABLE_REPLICAS, READY_WITHIN_S, self._say)
+        faults: list[Worker] = [self.slurm, self.planes, self.controllers]
+        everyone: list[Worker] = [self.watch, *self.streams, self.driver, *faults]
+        if each_once:
+            self.slurm.todo, self.planes.todo = list(self.slurm.kinds), list(self.planes.kinds)
+        for worker in everyone:
+            worker.start()
+        try:
+            self._until_done(everyone, at_most_s)
+            for worker in (self.driver, *faults):
+                worker.finish()
+            ended = time.monotonic()
+            self.controllers.keep_second()
+            wish = {**self.driver.settle(), STABLE: STABLE_REPLICAS}
+            problem = self._converge(wish)
+            if not problem:
+                self.report.converged_after_s = time.monotonic() - ended
+            for stream in self.streams:
+                stream.finish()
+            self._judge(problem)
+        finally:
+            for worker in everyone:
+                worker.stopping.set()
+            for worker in everyone:
+                with contextlib.suppress(Exception):
+                    worker.finish()
+            self.controllers.stop_second()
+            self._keep_logs()
+
+    def _until_done(self, everyone: list[Worker], at_most_s: float) -> None:
+        deadline = time.monotonic() + at_most_s
+        shown = 0
+        while time.monotonic() < deadline:
+            for worker in everyone:
+                if worker.error is not None:
+                    raise worker.error
+            left = self.slurm.todo or self.planes.todo
+            if self.controllers.done and not left:
+                return
+            killed = self.controllers.counts.total()
+            if killed >= shown + 10:
+                shown = killed
+                print(
+                    f"{killed} kills, {len(self.watch.ours())} jobs, {self.report.violated or 'no violation'}"
+                )
+            time.sleep(0.2)
+
+    def _converge(self, wish: dict[str, int]) -> str:
+        """Waits until all is as wished and stays so; what stood in the way, or nothing."""
+        deadline = time.monotonic() + CONVERGED_WITHIN_S
+        while (problem := self._problem(wish)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        if problem:
+            return problem
+        before = self._marks()
+        time.sleep(QUIET_FOR_S)
+        after = self._marks()
+        return "" if before == after else f"not quiet: {before} became {after} in {QUIET_FOR_S} s"
+
+    def _problem(self, wish: dict[str, int]) -> str:
+        try:
+            found = self.driver.deployments()
+            owned = verdict.live_tokens(self.database)
+        except Exception as error:  # Not back yet: that is a problem, too.
+            return str(error)
+        if found.keys() != wish.keys():
+            return f"there are {sorted(found)}, not {sorted(wish)}"
+        for name, replicas in wish.items():
+            status = found[name].status
+            if not status.ready_replicas == status.replicas == replicas:
+                return f"{name} has {status.ready_replicas} of {status.replicas} ready, for {replicas} wanted"
+        jobs = {job.id: job for job in self.watch.jobs()}
+        live = [job for job in self.watch.ours() if job.live]
+        if len(live) != sum(wish.values()):
+            return f"{len(live)} jobs live, for {sum(wish.values())} replicas"
+        wrong = verdict.orphans(live, owned, self.installation)
+        wrong += [
+            line for line in verdict.foreign(jobs, self.slurm.foreign) if "should have been cancelled" in line
+        ]
+        return "; ".join(wrong)
+
+    def _marks(self) -> tuple[object, ...]:
+        """What may not change any more once all is as wished."""
+        with psycopg.connect(self.database) as connection:
+            (newest,) = verdict.one(connection, "SELECT max(id) FROM decisions")
+        return newest, sorted(job.id for job in self.watch.ours() if job.live)
+
+    def _ready(self, name: str) -> int:
+        return self.driver.deployments()[name].status.ready_replicas
+
+    def _say(self) -> str:
+        return f"{STABLE} is ready:\n{self.penstock.log[-3000:]}"
+
+    def _judge(self, problem: str) -> None:
+        report, log = self.report, verdict.read_log(self.database)
+        jobs, ours = {job.id: job for job in self.watch.jobs()}, self.watch.ours()
+        counts = Counter[str]()
+        for worker in (self.controllers, self.slurm, self.planes):
+            counts += worker.counts
+        report.faults = dict(counts.most_common())
+        report.changes = dict(self.driver.counts.most_common())
+        report.jobs, report.foreign_jobs = len(ours), len(self.slurm.foreign)
+        report.samples = dict(self.watch.counts)
+        report.streams = {
+            what: sum(stream.counts[what] for stream in self.streams) for what in ("streams", "tokens")
+        }
+        report.log = {
+            "decisions": log.decisions,
+            "ticks that had something to say": log.ticks,
+            "terms of the lease": log.terms,
+            "effects whose outcome died with the controller": log.without_outcome,
+        }
+        report.longest_without_new_leader_s = self.controllers.longest_without_leader_s
+        live = [job for job in ours if job.live]
+        daemons = self.penstock.log + self.controllers.log.read_text(errors="replace")
+        report.violations = {
+            "doubled jobs": list(self.watch.violations.values()),
+            "orphans": verdict.orphans(live, verdict.live_tokens(self.database), self.installation),
+            "foreign jobs touched": verdict.foreign(jobs, self.slurm.foreign),
+            "jobs that the log does not explain": verdict.unexplained(ours, log),
+            "streams cut or refused": [line for stream in self.streams for line in stream.violations],
+            "right requests refused": self.driver.violations,
+            "not converged": [problem] if problem else [],
+            "bugs in the daemon's log": verdict.crashed(daemons),
+        }
+
+    def _keep_logs(self) -> None:
+        REPORTS.mkdir(exist_ok=True)
+        for name in ("serve.log", "second.log"):
+            if (self.penstock.folder / name).exists():
+                shutil.copy(self.penstock.folder / name, REPORTS / f"{self.report.seed}-{name}")
+
+
+def main() -> int:
+    """The long form."""
+    kills, seed = int(os.environ.get("KILLS") or 100), int(os.environ.get("SEED") or time.time())
+    # A lease that expires (10 s), a renewal interval, a start and the leader's first seconds, for each kill.
+    at_most_s = float(os.environ.get("AT_MOST_S") or 120 + 20 * kills)
+    print(f"{kills} kills, seed {seed}, at most {at_most_s:.0f} s of faults", flush=True)
+    report: Any = run(kills=kills, seed=seed, at_most_s=at_most_s)
+    print(report.table())
+    print(f"kept in {REPORTS / f'report-{seed}.json'}")
+    return 1 if report.violated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

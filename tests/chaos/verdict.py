@@ -1,0 +1,107 @@
+"""The judgement after the faults: what the watch saw, what Slurm and PostgreSQL hold, and what the log says of it.
+
+Every check returns sentences, one for each violation; an empty list is a rule that held.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from tests.chaos.faults import Foreign
+from tests.chaos.watch import SeenJob
+
+JOB = re.compile(r"\bjob (\d+)\b")
+
+LIVE_TOKENS = "SELECT token FROM attempts WHERE ended_at IS NULL"
+LOG = "SELECT message, actions FROM decisions"
+COUNTS = """
+SELECT (SELECT count(*) FROM decisions), (SELECT count(DISTINCT tick) FROM decisions),
+       (SELECT term FROM leases WHERE name = 'controller')
+"""
+NOT_CARRIED_OUT = """
+SELECT count(*) FROM decisions, jsonb_array_elements(actions) AS action WHERE action->>'outcome' = ''
+"""
+
+
+@dataclass(frozen=True)
+class Log:
+    """The decision log, in numbers, and which jobs it speaks of."""
+
+    decisions: int
+    ticks: int
+    terms: int
+    without_outcome: int
+    """Effects whose controller died before it could write what came of them."""
+    jobs: frozenset[int]
+
+
+def read_log(database: str) -> Log:
+    with psycopg.connect(database) as connection:
+        decisions, ticks, terms = one(connection, COUNTS)
+        (without_outcome,) = one(connection, NOT_CARRIED_OUT)
+        named: set[int] = set()
+        for message, actions in connection.execute(LOG):
+            texts = [message, *(f"{action['target']} {action['outcome']}" for action in actions)]
+            named |= {int(id_) for text in texts for id_ in JOB.findall(text)}
+    return Log(decisions, ticks, terms, without_outcome, frozenset(named))
+
+
+def one(connection: psycopg.Connection[Any], statement: str) -> Any:
+    row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def live_tokens(database: str) -> frozenset[str]:
+    with psycopg.connect(database) as connection:
+        return frozenset(token for (token,) in connection.execute(LIVE_TOKENS))
+
+
+def orphans(jobs: Iterable[SeenJob], owned: frozenset[str], installation: str) -> list[str]:
+    return [
+        f"job {job.id} ({job.name}) is {job.state} and no live attempt owns it"
+        for job in jobs
+        if job.live and job.token(installation) not in owned
+    ]
+
+
+def unexplained(jobs: Iterable[SeenJob], log: Log) -> list[str]:
+    return [f"the log never speaks of job {job.id} ({job.name})" for job in jobs if job.id not in log.jobs]
+
+
+def foreign(jobs: Mapping[int, SeenJob], submitted: Iterable[Foreign]) -> list[str]:
+    """Held jobs of others are still there; orphans that bear a right mark are gone."""
+    wrong = []
+    for job in submitted:
+        seen = jobs.get(job.id)
+        state = "never seen" if seen is None else seen.state
+        if job.orphan and state != "CANCELLED":
+            wrong.append(f"job {job.id} ({job.forged}) is {state}; it should have been cancelled")
+        if not job.orphan and state != "PENDING":
+            wrong.append(f"foreign job {job.id} ({job.forged}) is {state}; it should have been left alone")
+    return wrong
+
+
+def crashed(log: str) -> list[str]:
+    """Bugs that the daemon's own log tells of, each sort once with its number."""
+    lines = log.splitlines()
+    found = Counter(
+        lines[index - 1] if not line.startswith("Traceback") else _last_of(lines, index)
+        for index, line in enumerate(lines)
+        if line.startswith("Traceback")
+    )
+    return [f"{count} times in the log: {line}" for line, count in found.items()]
+
+
+def _last_of(lines: list[str], start: int) -> str:
+    """The line that names the exception."""
+    for line in lines[start + 1 :]:
+        if line and not line.startswith((" ", "\t", "|", "+")):
+            return line
+    return lines[start]
