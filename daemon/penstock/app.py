@@ -41,7 +41,7 @@ from penstock.core.model import Deployment
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
-from penstock.gateway.settings import FrontDoorSettings
+from penstock.gateway.settings import AddressError, FrontDoorSettings, envoy_address
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.settings import Settings
@@ -49,12 +49,12 @@ from penstock.slurm.choose import choose
 from penstock.slurm.port import Slurm, SlurmUnavailable
 from penstock.slurm.script import JobPlan, script
 from penstock.store import migrate
-from penstock.store.database import Database, is_outage
-from penstock.store.embedded import EmbeddedServer
+from penstock.store.database import Database, driver_url, is_outage
+from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from penstock.store.errors import SchemaMismatch
 from penstock.store.queries import deployments, installation, members, replicas, runtime
 from penstock.store.tables import CHANNEL
-from penstock.supervisor import FINAL_EXIT, Child, Hopeless, Supervisor, only_one
+from penstock.supervisor import FINAL_EXIT, AlreadyRunning, Child, Hopeless, Supervisor, only_one
 
 log = logging.getLogger("penstock")
 
@@ -316,18 +316,46 @@ def run(main: Callable[[Settings], Coroutine[Any, Any, None]], settings: Setting
     async def until_told() -> None:
         task = asyncio.current_task()
         assert task is not None  # Inside a coroutine there is one.
+        told = False
+
+        def stop() -> None:
+            # Once: a second signal (an impatient Ctrl-C, `timeout`) would end the stopping, and leave children behind.
+            nonlocal told
+            if not told:
+                told = True
+                task.cancel()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         await main(settings)
 
     try:
+        _refuse_unusable(settings)
         asyncio.run(until_told())
     except asyncio.CancelledError:
         return 0
-    except (SchemaMismatch, Hopeless, configuration.SettingsError) as error:
+    except (SchemaMismatch, Hopeless, AlreadyRunning, configuration.SettingsError) as error:
         log.error("%s", error)
         return FINAL_EXIT
+    except EmbeddedServerError as error:
+        log.error("%s", error)
+        return 1
     return 0
+
+
+def _refuse_unusable(settings: Settings) -> None:
+    """Raises SettingsError for an address or URL that no part could use: starting it again and again would not help."""
+    for key in ("listen", "runtime_listen"):
+        if (address := getattr(settings, key)) is not None:
+            try:
+                envoy_address(address)
+            except AddressError as error:
+                raise configuration.SettingsError(f"{key}: {error}") from error
+    if settings.database_url is not None:
+        try:
+            driver_url(settings.database_url)
+        except ValueError as error:
+            raise configuration.SettingsError(f"database_url: {error}") from error
 
 
 def main() -> int:

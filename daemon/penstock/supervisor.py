@@ -125,19 +125,24 @@ class _Keeper:
             await asyncio.sleep(pause)
 
     async def _live(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *self._child.command,
-            env={**os.environ, **self._child.environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._child.command,
+                env={**os.environ, **self._child.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:  # Out of processes or memory, for a while: no reason to end the others.
+            log.error("%s: cannot be started: %s", self._child.name, error)
+            return os.EX_OSERR
         self._process = _remember(process.pid, self._pid_file)
         log.info("%s: started, pid %d", self._child.name, process.pid)
         return await process.wait()
 
     async def _gone(self, process: psutil.Process) -> None:
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(LOOK_EVERY_S)
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may go between the two looks.
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(LOOK_EVERY_S)
 
     async def stop(self) -> None:
         if self._process is not None:
@@ -148,11 +153,15 @@ class _Keeper:
 def _remember(pid: int, pid_file: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
-        draft = pid_file.with_suffix(".draft")
-        draft.write_text(json.dumps({"pid": pid, "created": process.create_time()}))
-        draft.replace(pid_file)
+        note = json.dumps({"pid": pid, "created": process.create_time()})
     except psutil.NoSuchProcess:
         return None
+    draft = pid_file.with_suffix(".draft")
+    try:
+        draft.write_text(note)
+        draft.replace(pid_file)
+    except OSError as error:  # A full disk: the child runs, and only the next supervisor will not know it.
+        log.error("%s cannot be written: %s", pid_file, error)
     return process
 
 

@@ -646,6 +646,11 @@ class TestRuntime:
         assert await routable() == []
         await ready(conn, "t3")
         assert await routable() == ["t3"]
+        requeued = Job(3, "n", "c", JobState.PENDING, restarts=2)
+        await attempts.record_job(conn, "t3", requeued)
+        assert await routable() == []
+        await attempts.record_job(conn, "t3", replace(requeued, state=JobState.RUNNING, restarts=1))
+        assert await routable() == ["t3"]
         await end(conn, "t3")
         assert await routable() == []
 

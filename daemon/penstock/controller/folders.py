@@ -18,6 +18,8 @@ from typing import Any
 from penstock.core.model import Deployment, Replica
 from penstock.core.spec import Spec
 
+SECRET_NAME = "secret"
+
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
@@ -75,13 +77,22 @@ class Folders:
         folder = self.path(token)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_private(folder / "agent.json", json.dumps(config, indent=1))
-        _write_private(folder / "secret", secret + "\n")
+        _write_private(folder / SECRET_NAME, secret + "\n")
         return folder
 
     def older_than(self, timestamp: float) -> list[str]:
-        """Tokens of the folders that were last changed before this time (seconds of the epoch)."""
+        """Tokens of the attempts' folders that were last changed before this time (seconds of the epoch).
+
+        What else lies there is not ours, whoever put it there: a site may have named a folder that it uses for more.
+        """
         with os.scandir(self.root) as entries:
-            return [entry.name for entry in entries if entry.is_dir() and entry.stat().st_mtime < timestamp]
+            return [
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                and Path(entry.path, SECRET_NAME).is_file()
+                and entry.stat(follow_symlinks=False).st_mtime < timestamp
+            ]
 
     def forget(self, token: str) -> None:
         """Removes the folder with the job's output, if it is there."""

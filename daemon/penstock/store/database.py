@@ -34,8 +34,14 @@ IDLE_TRANSACTION_TIMEOUT_MS = 30_000
 LISTEN_BACKOFF_S = (0.1, 5.0)
 """First and longest wait of the listener before it connects again."""
 
-_KEEPALIVE: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-"""A listener only reads, so that only these find out that the other host is gone: in 30 s."""
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""A listener only reads, so that only keep-alives find out that the other host is gone: in 30 s. They are silent while
+a statement is on its way; without the last of these the kernel would repeat it for 15 minutes."""
 
 _OUTAGE_CLASSES = ("08", "53", "57")
 """SQLSTATE classes: connection exception, insufficient resources, operator intervention (shutting down,

@@ -117,6 +117,9 @@ ENDPOINTS = (
         attempts.c.drain_at.is_(None),
         attempts.c.signalled_at.is_(None),
         attempts.c.cancelled_at.is_(None),
+        # A job that Slurm has requeued since: its agent is gone, and its port may be another program's by now.
+        func.coalesce(attempts.c.job["restarts"].as_integer(), 0)
+        <= func.coalesce(attempts.c.restart_count, 0),
         ~replicas.c.leaving,
     )
     .order_by(replicas.c.deployment_uid, replicas.c.number)
