@@ -55,6 +55,10 @@ test: env ## Install what the tests need (Slurm, the engine) and run all of them
 test-fast: env ## The tests that start no server: unit, stories, properties
 	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) $(wildcard tests/unit tests/stories tests/property)
 
+.PHONY: sim
+sim: env ## Play the simulation: fresh seeds until stopped (SECONDS=...: for so long), or one again (SEED=...)
+	@SEED=$(SEED) SECONDS_TO_PLAY=$(SECONDS) .venv/bin/python -m tests.simulation.seeds
+
 .PHONY: quickstart
 quickstart: env ## A cluster, Penstock and a model on this machine; ends with a streamed answer
 	@deploy/dev/system-packages.sh quickstart
@@ -68,6 +72,16 @@ quickstart-down: env ## Stop what `make quickstart` started
 bench-latency: env ## Apply to accepted, ready to routable, dead to unroutable, on a real cluster
 	@deploy/dev/system-packages.sh quickstart
 	@.venv/bin/python -m tests.bench.latency
+
+.PHONY: bench-controller
+bench-controller: env ## 10,000 replicas: ticks, memory and submissions, to a fake Slurm and to a real one
+	@deploy/dev/system-packages.sh quickstart
+	@.venv/bin/python -m tests.bench.controller
+
+.PHONY: chaos
+chaos: env ## Kill everything again and again (KILLS=100 SEED=1); the report is kept in .chaos
+	@deploy/dev/system-packages.sh quickstart
+	@.venv/bin/python -m tests.chaos.run
 
 .PHONY: clean
 clean: ## Remove what make built here (the engine and the caches outside the tree stay)

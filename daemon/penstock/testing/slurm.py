@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from penstock.core.jobs import Cluster, Job, JobState, Node, Partition, Submission
+from penstock.core.jobs import ENDED_STATES, Cluster, Job, JobState, Node, Partition, Submission
 from penstock.slurm import options, parse
 from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
 
@@ -81,6 +81,8 @@ class FakeJob:
     ending: JobState | None = None
     """What it will be once its processes are gone; then the state is COMPLETING."""
     kill_at: datetime | None = None
+    shown: tuple[JobState, str] | None = None
+    """What a listing calls its state, where that is not `state`; see `FakeSlurm.show`."""
 
     @property
     def limit_at(self) -> datetime | None:
@@ -274,6 +276,21 @@ class FakeSlurm:
         state = job.ending or (JobState.COMPLETED if clean else JobState.FAILED)
         self._over(job, state, exit_code=None if exit_signal else exit_code, exit_signal=exit_signal)
 
+    def end(self, job_id: int, state: JobState, *, reason: str = "", exit_code: int = 0) -> None:
+        """Slurm ends the job in this state, whatever its script does: OUT_OF_MEMORY, BOOT_FAIL, REVOKED, ..."""
+        self.advance()
+        if state not in ENDED_STATES:
+            raise ValueError(f"{state} is no state that a job ends in")
+        self._over(self._jobs[job_id], state, reason=reason, exit_code=exit_code)
+
+    def show(self, job_id: int, state: JobState | None, text: str = "") -> None:
+        """Listings call the job's state so until it changes; None: they say what it is.
+
+        For states that this fake has no scheduler for (SUSPENDED, RESIZING, STAGE_OUT, ...) and for those that no
+        release knows: then `state` is UNKNOWN and `text` is Slurm's word.
+        """
+        self._jobs[job_id].shown = None if state is None else (state, text or state.value)
+
     def requeue(self, job_id: int) -> None:
         """Slurm takes the job off its nodes and queues it again: same id, one restart more. So ends a preemption."""
         self.advance()
@@ -285,7 +302,7 @@ class FakeSlurm:
         job.restarts += 1
         job.eligible_at = self._now + self._requeue_delay
         job.started_at = job.kill_at = job.ending = None
-        job.nodes, job.warned = (), False
+        job.nodes, job.warned, job.shown = (), False, None
 
     def lose(self, job_id: int) -> None:
         """Slurm forgets the job; whatever ran of it is gone."""
@@ -462,6 +479,7 @@ class FakeSlurm:
             job.reason = "Priority" if ahead else "Resources"
             return
         job.state, job.nodes, job.started_at = JobState.RUNNING, chosen, self._now
+        job.shown = None
         if self.on_start is not None:
             self.on_start(job)
 
@@ -566,7 +584,7 @@ class FakeSlurm:
     ) -> None:
         ran = job.active
         job.state, job.ended_at, job.kill_at, job.ending = state, self._now, None, None
-        job.exit_code, job.exit_signal = exit_code, exit_signal
+        job.exit_code, job.exit_signal, job.shown = exit_code, exit_signal, None
         default = {JobState.FAILED: "NonZeroExitCode", JobState.TIMEOUT: "TimeLimit"}.get(state, "")
         job.reason = default if reason is None else reason
         if ran:
@@ -580,12 +598,13 @@ class FakeSlurm:
                 other.limit_at for other in self._jobs.values() if other.active and other.limit_at is not None
             ]
             started_at = min(ends, default=None)
+        state, state_text = job.shown or (job.state, job.state.value)
         return Job(
             job_id=job.job_id,
             name=job.submission.name,
             comment=job.submission.comment,
-            state=job.state,
-            state_text=job.state.value,
+            state=state,
+            state_text=state_text,
             reason=job.reason,
             partition=job.partition.name,
             nodes=_compressed(job.nodes),

@@ -1,0 +1,371 @@
+"""What happens next, drawn from the seed: a step at a time, each with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.jobs import JobState, Submission
+from penstock.core.model import job_comment, job_name
+from penstock.core.spec import Engine, Rollout, RolloutStrategy
+from penstock.store.queries import deployments, replicas
+from tests.simulation.rules import Violation
+from tests.simulation.world import CALM, INSTALLATION, SPEC, STORMY, Process, Risk, World
+
+NAMES = ("chat", "code")
+SETTLE_TICKS = 150
+"""With faults off everything is as wanted after at most so many passes, five seconds apart: the longest back-off,
+start-up time-out, drain and orphan's grace of SPEC, one after the other."""
+
+OUTAGE_ENDS = 0.3
+"""With each tick an outage ends this likely, and a process that is held still wakes."""
+
+HALTING = (JobState.SUSPENDED, JobState.STOPPED, JobState.RESIZING, JobState.SIGNALING, JobState.CONFIGURING)
+HELD = (JobState.REQUEUE_HOLD, JobState.RESV_DEL_HOLD, JobState.SPECIAL_EXIT, JobState.REQUEUED)
+ENDS = (
+    JobState.TIMEOUT, JobState.PREEMPTED, JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.DEADLINE,
+    JobState.OUT_OF_MEMORY, JobState.CANCELLED, JobState.LAUNCH_FAILED, JobState.REVOKED,
+)  # fmt: skip
+
+
+async def run(world: World, steps: int, risk: Risk = STORMY) -> None:
+    """`steps` drawn steps, and then the end: faults off, everything as wanted, and rest. Raises Violation."""
+    await world.start_controller()
+    await apply(world)
+    world.risk = risk
+    for _ in range(steps):
+        world.steps += 1
+        await step(world)
+    await settle(world)
+
+
+async def step(world: World) -> None:
+    (chosen,) = world.random.choices(list(STEPS), weights=list(STEPS.values()))
+    await chosen(world)
+
+
+async def settle(world: World) -> None:
+    """Rules 2, 4 and 6 at the end of a story."""
+    world.say("from here on nothing goes wrong")
+    process = await calm(world)
+    why = ""
+    for _ in range(SETTLE_TICKS):
+        await world.pass_time(5)
+        await process.tick()
+        world.steps += 1
+        why = await world.rules.unsettled()
+        if not why and not world.undelivered:
+            break
+    else:
+        raise Violation("4", f"not as wanted after {SETTLE_TICKS} passes without a fault: {why}")
+    await world.rules.at_rest()
+    await rests(world, process)
+
+
+async def rests(world: World, process: Process) -> None:
+    """Rule 4: a pass that finds nothing to do asks Slurm once and writes nothing."""
+    await process.tick()  # May still have a sentence to say anew.
+    rows = await world.rules.rows()
+    await process.tick()
+    if await world.rules.rows() != rows:
+        raise Violation("4", "a pass with nothing to do wrote to the database")
+    asked = [place for place in process.passed if place not in ("read", "listed")]
+    if asked != ["list_jobs"]:
+        raise Violation("4", f"a pass with nothing to do made these calls: {asked}")
+
+
+async def calm(world: World) -> Process:
+    """Everything that was broken is mended, and one controller runs whose clock is right."""
+    world.risk = CALM
+    world.slurm_down = False
+    if world.database_down:
+        world.database_goes(up=True)
+    if world.control_down:
+        world.control(up=True)
+    for process in world.held:
+        await process.go_on()
+    for process in world.running:
+        process.skew_s = 0.0
+    for node in ("node1", "node2", "node3"):
+        world.slurm.restore_node(node)
+    for job in world.slurm.jobs():
+        world.slurm.show(job.job_id, None)
+        if job.state is JobState.PENDING and job.eligible_at.year > 9000:
+            world.slurm.release(job.job_id)
+        if job.submission.name == "training" and not job.ended and job.state is JobState.RUNNING:
+            world.slurm.finish(job.job_id)
+    for agent in world.agents.values():
+        agent.silent_from = None
+        agent.ready_at = agent.ready_at or world.now
+        if agent.exit_code:
+            agent.ends_at, agent.exit_code = None, 0
+    world.ghosts.clear()
+    for name in await names(world, "paused AND deleted_at IS NULL"):
+        await pause(world, name, False)
+    if not world.running:
+        return await world.start_controller()
+    await world.pass_time(1)
+    held = [process for process in world.running if process.lease.held]
+    return held[0] if held else world.running[0]
+
+
+# Controllers -----------------------------------------------------------------------------------------------------
+
+
+async def tick(world: World) -> None:
+    await world.pass_time(world.random.choice((0.2, 1, 1, 2, 5, 5, 10)))
+    if world.slurm_down and world.chance(OUTAGE_ENDS):
+        await slurm_outage(world)
+    if world.database_down and world.chance(OUTAGE_ENDS):
+        await database_outage(world)
+    if world.control_down and world.chance(OUTAGE_ENDS):
+        await control_outage(world)
+    if world.held and world.chance(OUTAGE_ENDS):
+        await wake(world)
+    for process in world.running:
+        await process.tick()
+    if not world.running and not world.held:
+        await world.start_controller()
+
+
+async def another_controller(world: World) -> None:
+    if len(world.running) + len(world.held) < 2:
+        await world.start_controller()
+
+
+async def kill(world: World) -> None:
+    if world.running:
+        process = world.random.choice(world.running)
+        world.say(f"{process.name} is killed")
+        await process.kill()
+
+
+async def wake(world: World) -> None:
+    for process in world.held:
+        await process.go_on()
+
+
+async def long_wait(world: World) -> None:
+    await world.pass_time(world.random.choice((20, 40, 70)))
+
+
+async def clock_jump(world: World) -> None:
+    if world.running:
+        process = world.random.choice(world.running)
+        process.skew_s = world.random.choice((0.0, 0.0, 3600.0, -3600.0))
+        world.skewed = True
+        world.say(f"the clock of {process.name} is now {process.skew_s:+.0f} s off")
+
+
+# The database ----------------------------------------------------------------------------------------------------
+
+
+async def database_outage(world: World) -> None:
+    world.database_goes(up=world.database_down)
+
+
+async def back_up(world: World) -> None:
+    if not world.backed_up and not world.database_down:
+        await world.back_up()
+
+
+async def restore(world: World) -> None:
+    if world.backed_up and not world.held and not world.database_down and world.chance(0.3):
+        await world.restore()
+
+
+async def control_outage(world: World) -> None:
+    world.control(up=world.control_down)
+    world.say(f"the control API is {'down' if world.control_down else 'up'}")
+
+
+# Slurm -----------------------------------------------------------------------------------------------------------
+
+
+async def slurm_outage(world: World) -> None:
+    world.slurm_down = not world.slurm_down
+    world.say(f"slurmctld is {'down' if world.slurm_down else 'up'}")
+
+
+async def reset(world: World) -> None:
+    if world.chance(0.4):
+        world.say("slurmctld has lost its state")
+        world.reset_slurm(processes_live=world.chance(0.5))
+
+
+async def job_changes(world: World) -> None:
+    """A human, a scheduler or a node does something to one of our jobs."""
+    jobs = world.jobs(JobState.RUNNING, JobState.PENDING)
+    if not jobs:
+        return
+    job = world.random.choice(jobs)
+    slurm, job_id = world.slurm, job.job_id
+    if job.state is JobState.RUNNING:
+        kind = world.random.choice(("requeue", "end", "show", "unknown", "clear", "scancel"))
+        if kind == "requeue":
+            slurm.requeue(job_id)
+        elif kind == "end":
+            slurm.end(job_id, world.random.choice(ENDS))
+        elif kind == "show":
+            slurm.show(job_id, world.random.choice(HALTING))
+        elif kind == "unknown":
+            slurm.show(job_id, JobState.UNKNOWN, "HIBERNATED")
+        elif kind == "clear":
+            slurm.show(job_id, None)
+        else:
+            await slurm.cancel(job_id, name=job.submission.name)
+    else:
+        kind = world.random.choice(("hold", "release", "show", "scancel"))
+        if kind == "hold":
+            slurm.hold(job_id)
+        elif kind == "release":
+            slurm.release(job_id)
+        elif kind == "show":
+            slurm.show(job_id, world.random.choice(HELD))
+        else:
+            await slurm.cancel(job_id, name=job.submission.name)
+    world.say(f"job {job_id} is changed from outside: {kind}")
+
+
+async def node_changes(world: World) -> None:
+    node = world.random.choice(("node1", "node2", "node3"))
+    kind = world.random.choice(("fail", "restore", "restore", "drain"))
+    world.say(f"{node}: {kind}")
+    if kind == "fail":
+        world.slurm.fail_node(node)
+    elif kind == "drain":
+        world.slurm.drain_node(node)
+    else:
+        world.slurm.restore_node(node)
+
+
+async def foreign_job(world: World) -> None:
+    """Jobs of the same user that are not ours, and one kind that is: a mark of ours without a row."""
+    token = world.new_token()
+    ours = [job.submission for job in world.jobs(JobState.RUNNING, JobState.PENDING)]
+    copied = ours[0].comment if ours else job_comment(INSTALLATION, token)
+    name, comment = world.random.choice(
+        (
+            ("training", ""),
+            ("training", copied),
+            (job_name("chat", token), job_comment("elsewhere", token)),
+            ("penstock-", job_comment(INSTALLATION, token)),
+            ("training", f"penstock/1 {INSTALLATION}\n{token}|;,\t{token}"),
+            (job_name("chat", token), f"penstock/1 {INSTALLATION} {token}\nand more"),
+            (job_name("chat", token), job_comment(INSTALLATION, token)),
+        )
+    )
+    submission = Submission(name, comment, "#!/bin/bash\n", "/tmp", "/tmp/out", cpus_per_task=1, singleton=False)
+    job_id = await world.slurm.submit(submission)
+    world.say(f"someone submits job {job_id}: {name!r}, {comment!r}")
+
+
+# People ----------------------------------------------------------------------------------------------------------
+
+
+async def names(world: World, where: str = "true") -> list[str]:
+    found = await world.admin.execute(f"SELECT name FROM deployments WHERE {where} ORDER BY name".encode())
+    return [row.name for row in await found.fetchall()]
+
+
+async def apply(world: World) -> None:
+    name = world.random.choice(NAMES)
+    count = world.random.randint(0, 3)
+    surge, unavailable = world.random.choice((("1", "0"), ("2", "1"), ("0", "1"), ("50%", "0"), ("0", "0")))
+    recreate = world.chance(0.15)
+    rollout = Rollout(
+        RolloutStrategy.RECREATE if recreate else RolloutStrategy.ROLLING_UPDATE, surge, unavailable
+    )
+    spec = replace(SPEC, replicas=count, rollout=rollout)
+
+    async def create(conn: AsyncConnection) -> None:
+        await deployments.create(conn, name, {}, spec, world.now)
+
+    await world.people(f"someone creates {name} with {count} replicas", create)
+
+
+async def edit(world: World) -> None:
+    for name in (await names(world))[:1]:
+        arg = str(world.random.randint(1, 9))
+
+        async def change(conn: AsyncConnection, name: str = name) -> None:
+            old = (await deployments.get(conn, name)).spec
+            new = replace(old, engine=Engine(args=(arg,)))
+            await deployments.update_spec(
+                conn, name, new, None, world.now, new_revision=True, expected_version=None
+            )
+
+        await world.people(f"someone edits {name}: a new revision", change)
+
+
+async def scale(world: World) -> None:
+    if known := await names(world):
+        name, count = world.random.choice(known), world.random.randint(0, 3)
+
+        async def change(conn: AsyncConnection) -> None:
+            await deployments.scale(conn, name, count, world.now)
+
+        await world.people(f"someone scales {name} to {count}", change)
+
+
+async def pause(world: World, name: str = "", paused: bool | None = None) -> None:
+    if not name and (known := await names(world)):
+        name = world.random.choice(known)
+    if not name:
+        return
+    wanted = world.chance(0.4) if paused is None else paused
+
+    async def change(conn: AsyncConnection) -> None:
+        await deployments.set_paused(conn, name, wanted)
+
+    await world.people(f"someone {'pauses' if wanted else 'resumes'} {name}", change)
+
+
+async def delete(world: World) -> None:
+    if known := await names(world):
+        name, force = world.random.choice(known), world.chance(0.3)
+
+        async def change(conn: AsyncConnection) -> None:
+            await deployments.mark_deleted(conn, name, force, world.now)
+
+        await world.people(f"someone deletes {name}" + (" by force" if force else ""), change)
+
+
+async def drain_by_hand(world: World) -> None:
+    found = await world.admin.execute("SELECT name, uid FROM replicas WHERE removed_at IS NULL ORDER BY name")
+    known: list[Any] = await found.fetchall()
+    if known:
+        row = world.random.choice(known)
+
+        async def change(conn: AsyncConnection) -> None:
+            await replicas.mark_leaving(conn, row.uid)
+
+        await world.people(f"someone drains {row.name}", change)
+
+
+STEPS: dict[Callable[[World], Awaitable[None]], float] = {
+    tick: 60,
+    another_controller: 3,
+    kill: 1,
+    wake: 3,
+    long_wait: 2,
+    clock_jump: 0.7,
+    database_outage: 1.5,
+    back_up: 0.7,
+    restore: 1,
+    control_outage: 0.7,
+    slurm_outage: 2,
+    reset: 0.7,
+    job_changes: 5,
+    node_changes: 2,
+    foreign_job: 2,
+    apply: 3,
+    edit: 2.5,
+    scale: 4,
+    pause: 1.5,
+    delete: 1.5,
+    drain_by_hand: 1,
+}

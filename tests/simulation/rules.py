@@ -1,0 +1,324 @@
+"""The rules that never break, asserted from outside: by Slurm's truth and the committed rows, never by the
+controller's own view.
+
+Numbers are DESIGN's: 1 never twice, 2 owned or gone, 3 unknown is not absent, 4 converges and rests, 5 enough ready,
+6 intent before effect, 7 one leader, 9 waiting is no failure; and `back-off` and `bug` (a pass that raises or hangs).
+
+A rule can promise only what the world allows. A submission that reaches slurmctld after its message time-out may meet
+its own repetition: then two jobs may be there, and the singleton dependency must keep one from running. A slurmctld
+that forgot its jobs, and a database from yesterday, leave jobs that nobody could know of. `excuse` and `restored` say
+where that happened; everything else stays strict.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.core.decisions import Reason
+from penstock.core.jobs import JobState
+from penstock.core.rollout import available_floor
+from penstock.core.spec import RolloutStrategy, Spec
+from penstock.store.documents import decode
+from penstock.testing.slurm import FakeJob
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Process, World
+
+ATTEMPTS = """
+SELECT a.token, a.number, a.replica_uid, a.job_id, a.phase, a.restart_count, a.refusal, a.intended_at, a.submitted_at,
+       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, d.uid, d.paused
+FROM attempts a JOIN replicas r ON r.uid = a.replica_uid JOIN deployments d ON d.uid = r.deployment_uid
+"""
+EFFECT = """
+SELECT id, reason, action->>'outcome' FROM decisions, jsonb_array_elements(actions) AS action
+WHERE action->>'action' = ANY(%(actions)s) AND action->>'target' = ANY(%(targets)s) ORDER BY id DESC LIMIT 1
+"""
+NEW_DECISIONS = """
+SELECT id, deployment, replica, reason, message, actions FROM decisions WHERE id > %s ORDER BY id
+"""
+LEASE = "SELECT holder, term, expires_at FROM leases"
+DEPLOYMENTS = "SELECT uid, name, spec, revision, paused, deleted_at, force_delete FROM deployments"
+ROWS = """
+SELECT 'deployments', uid, xmin::text FROM deployments
+UNION ALL SELECT 'replicas', uid, xmin::text FROM replicas
+UNION ALL SELECT 'attempts', token, xmin::text FROM attempts
+UNION ALL SELECT 'decisions', id::text, xmin::text FROM decisions
+ORDER BY 1, 2
+"""
+"""Every row that a tick may write, with the transaction that wrote it last."""
+
+TIMEOUTS = (Reason.STARTUP_TIMEOUT.word, Reason.REPORT_TIMEOUT.word)
+PATIENCE = 0.45
+"""Of the doubled back-off at least this share must be waited: the rest may be jitter."""
+GRACE_S = 55
+"""No job is younger than this when it is cancelled as nobody's."""
+
+
+class Violation(AssertionError):
+    """A rule is broken. `rule` is its number or word."""
+
+    def __init__(self, rule: str, what: str) -> None:
+        super().__init__(f"rule {rule}: {what}")
+        self.rule = rule
+
+
+class Rules:
+    """Watches one world. Called by it at every turn; raises Violation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._excused: set[str] = set()
+        self._replica_of: dict[str, str] = {}
+        self._refused: set[str] = set()
+        self._restored = False
+        self._last_decision = 0
+        self.failed: set[str] = set()
+        """Tokens of attempts whose job ended with an error of its own."""
+        self._serving: Mapping[str, str] = {}
+        """When the running pass looked: token of each attempt that served -> its deployment's uid."""
+        self._waiting: frozenset[int] = frozenset()
+        """When the running pass looked: jobs that had no nodes."""
+        self._specs: Mapping[str, tuple[Any, ...]] = {}
+        self._victims: Counter[str] = Counter()
+
+    # What nobody could know ------------------------------------------------------------------------------------
+
+    def excuse(self, name: str) -> None:
+        self._excused.add(name.rpartition("-")[2])
+
+    def refused(self, name: str) -> None:
+        self._refused.add(name.rpartition("-")[2])
+
+    def restored(self) -> None:
+        self._restored = True
+        self._refused.clear()
+
+    # At every turn ---------------------------------------------------------------------------------------------
+
+    def jobs(self) -> None:
+        """Rule 1, by Slurm's truth."""
+        live: dict[str, list[FakeJob]] = {}
+        for job in self._ours():
+            if not job.ended and job.ending is None:
+                live.setdefault(job.submission.name, []).append(job)
+        running: dict[str, str] = {}
+        for name, jobs in live.items():
+            token = name.rpartition("-")[2]
+            ids = ", ".join(str(job.job_id) for job in jobs)
+            if len(jobs) > 1 and token not in self._excused:
+                raise Violation("1", f"jobs {ids} are live under the one name {name}")
+            runs = [job for job in jobs if job.state is JobState.RUNNING]
+            if len(runs) > 1:
+                raise Violation("1", f"jobs {ids} run under the one name {name}")
+            replica = self._replica_of.get(token)
+            if not runs or replica is None or token in self._excused or self._restored:
+                continue
+            if replica in running:
+                raise Violation("1", f"{running[replica]} and {name} run for the same replica")
+            running[replica] = name
+
+    async def begin_tick(self, process: Process) -> None:
+        """The pass has its listing: what is there now is what its acts are judged by."""
+        slurm = self._world.slurm
+        rows = await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")
+        there = {job.job_id: job for job in slurm.jobs()}
+        serving = {}
+        for row in rows:
+            job = there.get(row.job_id)
+            fit = job is not None and job.state is JobState.RUNNING and job.shown is None
+            if not fit or job is None or job.restarts != row.restart_count or row.phase != "ready":
+                continue
+            if not (row.leaving or row.drain_at or row.signalled_at or row.cancelled_at):
+                serving[row.token] = row.uid
+        self._serving = serving
+        self._waiting = frozenset(job.job_id for job in slurm.jobs() if job.state is JobState.PENDING)
+        self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
+        self._victims.clear()
+
+    async def effect(self, process: Process, kind: str, name: str, job_id: int | None = None) -> None:
+        """A controller calls Slurm to change something: rules 2, 3, 5, 6, 7 and 9, before it is done."""
+        what = f"{process.name} calls {kind} for {name}"
+        if not process.listed:
+            raise Violation("3", f"{what} in a pass without a listing")
+        await self._holds_lease(process, what)
+        if kind == "submit":
+            await self._submission(name, what)
+        else:
+            assert job_id is not None
+            await self._mutation(process, kind, name, job_id, what)
+
+    async def committed(self, process: Process) -> None:
+        """Rule 7 for what is decided: only the holder writes the log."""
+        (newest,) = await self._all("SELECT coalesce(max(id), 0) AS id FROM decisions")
+        if newest.id > self._last_decision:
+            await self._holds_lease(process, f"{process.name} decides")
+            await self._tell(process)
+
+    async def end_tick(self, process: Process) -> None:
+        """The pass is over: rules 2 (nothing living is given up) and 5."""
+        self.jobs()
+        live = {
+            token: job
+            for job in self._ours()
+            if not job.ended and job.ending is None
+            if (token := job.submission.name.rpartition("-")[2]) not in self._excused
+        }
+        if live and not self._restored:
+            gone = await self._all(
+                f"{ATTEMPTS} WHERE a.ended_at IS NOT NULL AND a.token = ANY(%s)", list(live)
+            )
+            for row in gone:
+                never_seen = row.job_id is None and (row.leaving or row.paused)
+                if not never_seen:
+                    raise Violation("2", f"the attempt of job {live[row.token].job_id} was ended, and it lives")
+        if not (process.disturbed or process.stale_s):
+            self._enough_ready()
+
+    async def at_rest(self) -> None:
+        """Faults are off and everything is as wanted: rule 2, and every end has its sentence (rule 6)."""
+        owned = {row.token for row in await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")}
+        for job in self._ours():
+            if not job.ended and job.submission.name.rpartition("-")[2] not in owned:
+                raise Violation("2", f"job {job.job_id} ({job.submission.name}) bears our mark and is nobody's")
+        silent = await self._all("SELECT token FROM attempts WHERE ended_at IS NOT NULL AND end_message = ''")
+        if silent:
+            raise Violation("6", f"attempt {silent[0].token} ended without a word")
+
+    async def rows(self) -> list[Any]:
+        return await self._all(ROWS)
+
+    async def unsettled(self) -> str:
+        """Why the world is not as wanted; empty: it is."""
+        for row in await self._all(DEPLOYMENTS):
+            if row.deleted_at is not None:
+                return f"{row.name} is not gone"
+            want = row.spec["replicas"]
+            made = await self._all(
+                "SELECT r.state, r.revision, r.message FROM replicas r"
+                " WHERE r.deployment_uid = %s AND r.removed_at IS NULL",
+                row.uid,
+            )
+            for one in made:
+                if one.state != "ready" or one.revision != row.revision:
+                    return f"a replica of {row.name} is {one.state}: {one.message}"
+            if len(made) != want:
+                return f"{row.name} has {len(made)} of {want} replicas"
+        owned = {row.token for row in await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")}
+        for job in self._ours():
+            if not job.ended and job.submission.name.rpartition("-")[2] not in owned:
+                return f"job {job.job_id} is nobody's"
+        return ""
+
+    # One effect ------------------------------------------------------------------------------------------------
+
+    async def _holds_lease(self, process: Process, what: str) -> None:
+        rows = await self._all(LEASE)
+        if not rows or rows[0].holder != process.name or rows[0].expires_at <= self._world.now:
+            holder = f"{rows[0].holder} until {rows[0].expires_at:%H:%M:%S}" if rows else "nobody"
+            raise Violation("7", f"{what} without the lease (holder: {holder})")
+
+    async def _submission(self, name: str, what: str) -> None:
+        token = name.rpartition("-")[2]
+        rows = await self._all(f"{ATTEMPTS} WHERE a.token = %s", token)
+        if not rows or rows[0].ended_at is not None or rows[0].submitted_at is None:
+            raise Violation("6", f"{what}, and no live attempt says so")
+        (row,) = rows
+        targets = [f"replica {row.replica_uid}", f"attempt {token}"]
+        if not await self._intent(["submit", "resubmit"], targets):
+            raise Violation("6", f"{what}, and no decision says so")
+        if row.refusal or token in self._refused:
+            raise Violation("6", f"{what}, though Slurm has refused it")
+        self._replica_of[token] = row.replica_uid
+        await self._backed_off(row, what)
+
+    async def _backed_off(self, row: Any, what: str) -> None:
+        earlier = await self._all(
+            f"{ATTEMPTS} WHERE a.replica_uid = %s AND a.number < %s ORDER BY a.number DESC",
+            row.replica_uid,
+            row.number,
+        )
+        if self._restored or self._world.skewed or not earlier:
+            return
+        failures = 0
+        policy = decode(Spec, (await self._all(DEPLOYMENTS + " WHERE uid = %s", row.uid))[0].spec).restart
+        for one in earlier:
+            if one.token not in self.failed:
+                break
+            failures += 1
+            if one.ready_at and (one.ended_at - one.ready_at).total_seconds() >= policy.reset_after_s:
+                break
+        if failures:
+            due_s = min(policy.backoff_initial_s * 2 ** (failures - 1), policy.backoff_max_s)
+            waited_s = (row.intended_at - earlier[0].ended_at).total_seconds()
+            if waited_s < due_s * PATIENCE:
+                raise Violation(
+                    "back-off", f"{what} {waited_s:.1f} s after failure {failures} in a row; {due_s} s were due"
+                )
+
+    async def _mutation(self, process: Process, kind: str, name: str, job_id: int, what: str) -> None:
+        action = ["drain"] if kind == "signal" else ["cancel", "cancel-orphan"]
+        intent = await self._intent(action, [f"job {job_id}"])
+        if intent is None:
+            raise Violation("6", f"{what}, and no decision says so")
+        job = next((job for job in self._world.slurm.jobs() if job.job_id == job_id), None)
+        if job is None or job.submission.name != name or job.ended:
+            return
+        if job not in self._ours():
+            raise Violation("2", f"{what}: job {job_id} is not ours")
+        reason = intent.reason
+        if reason in TIMEOUTS and job_id in self._waiting and not process.stale_s:
+            raise Violation("9", f"{what}: {reason}, and job {job_id} waits in the queue")
+        age_s = (self._world.now - job.submitted_at).total_seconds()
+        if reason == Reason.ORPHAN_CANCELLED.word and age_s < GRACE_S and not self._world.skewed:
+            raise Violation("2", f"{what}: nobody's for {age_s:.0f} s only")
+        token = name.rpartition("-")[2]
+        if token in self._serving and not process.disturbed and not process.stale_s:
+            self._serves(kind, reason, token, job, what)
+
+    def _serves(self, kind: str, reason: str, token: str, job: FakeJob, what: str) -> None:
+        """The job takes requests: it may be drained, within bounds, and cancelled only for its agent's silence."""
+        *_, deleted_at, forced = self._specs.get(self._serving[token], (None, False))
+        agent = self._world.agents.get(job.job_id)
+        if reason in TIMEOUTS:
+            quiet = agent is None or agent.silent_from is not None
+            if not quiet and not self._world.skewed:
+                raise Violation("5", f"{what}: {reason}, and its agent speaks")
+        elif kind == "cancel" and not (deleted_at and forced):
+            raise Violation("5", f"{what}: it serves, and was not drained")
+        else:
+            self._victims[token] += 1
+
+    def _enough_ready(self) -> None:
+        """Rule 5: what is left of each deployment that this pass took from."""
+        for uid in {self._serving[token] for token in self._victims}:
+            if uid not in self._specs:
+                continue
+            _, name, document, _, _, deleted_at, _ = self._specs[uid]
+            spec = decode(Spec, document)
+            if deleted_at is not None or spec.rollout.strategy is RolloutStrategy.RECREATE:
+                continue
+            left = sum(its == uid and token not in self._victims for token, its in self._serving.items())
+            floor = available_floor(spec.rollout, spec.replicas)
+            if left < floor:
+                raise Violation("5", f"{left} replicas of {name} are left ready by a pass; {floor} must be")
+
+    async def _intent(self, actions: list[str], targets: list[str]) -> Any:
+        rows = await self._all(EFFECT, {"actions": actions, "targets": targets})
+        return rows[0] if rows else None
+
+    async def _tell(self, process: Process) -> None:
+        """The new decisions, into the story."""
+        for row in await self._all(NEW_DECISIONS, self._last_decision):
+            self._last_decision = row.id
+            subject = row.replica or row.deployment or "cluster"
+            self._world.say(f"{process.name} on {subject}: {row.reason}: {row.message}")
+
+    def _ours(self) -> list[FakeJob]:
+        return [job for job in self._world.slurm.jobs() if self._world.is_ours(job)]
+
+    async def _all(self, statement: str, *values: Any) -> list[Any]:
+        given: Any = values[0] if len(values) == 1 and isinstance(values[0], dict) else values
+        found = await self._world.admin.execute(statement.encode(), given)
+        return await found.fetchall()

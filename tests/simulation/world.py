@@ -1,0 +1,623 @@
+"""A whole installation in one process and one seed: controllers, PostgreSQL, Slurm, agents, people, and bad luck.
+
+What decides, writes and acts is the production code: Controller, Reconciler, Recorder, Executor, Lease, and every
+statement of the store on a real PostgreSQL. Simulated are time (the database's too: `clock_timestamp()` and `now()`
+are replaced in the simulation's database), Slurm, the agents in the jobs, and the people.
+
+One thing happens at a time: a controller's pass runs alone until it ends, is killed, or is held still at one of its
+places (`ports`), and only then the next thing happens. So a seed is a story, the same each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.controller import execute
+from penstock.controller.controller import Controller
+from penstock.controller.execute import Executor
+from penstock.controller.folders import AgentSettings, Folders
+from penstock.controller.housekeeping import Housekeeping
+from penstock.controller.lease import Lease
+from penstock.controller.observe import Observer
+from penstock.controller.reconcile import Reconciler
+from penstock.controller.record import TOKEN_ALPHABET, TOKEN_LENGTH, Recorder
+from penstock.core.jobs import Job, JobState, Node, Submission
+from penstock.core.model import Phase
+from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Rollout, Spec
+from penstock.slurm.port import SubmissionRefused, SubmissionUnknown
+from penstock.store.database import Database
+from penstock.store.errors import AttemptEnded, AttemptSuperseded, StoreError
+from penstock.store.queries import members, runtime
+from penstock.store.records import Load
+from penstock.testing.slurm import FakeJob, FakeSlurm
+from tests.simulation.ports import DatabasePort, LeasePort, SlurmPort, outage
+from tests.simulation.rules import Rules, Violation
+
+INSTALLATION = "sim"
+BEGIN = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)
+SLICE_S = 5.0
+"""Time passes in pieces of at most this: running controllers renew their lease in each (it lasts 10 s)."""
+HANG_S = 60.0
+"""Of real time: a pass that takes longer hangs."""
+MESSAGE_TIMEOUT_S = 10
+LATE_MAX_S = 9.0
+"""A submission whose reply timed out is taken at most this much later: slurmctld drops what is older."""
+STALE_MAX_S = 25.0
+"""A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
+
+SPEC = Spec(
+    model=Model(path="/models/llama"),
+    resources=Resources(cpus=1),
+    placement=Placement(time_limit="8h", time_limit_s=28_800),
+    probes=Probes(startup_timeout_s=90, report_timeout_s=60),
+    rollout=Rollout(),
+    restart=RestartPolicy(backoff_initial_s=4, backoff_max_s=32, reset_after_s=60),
+    drain_timeout_s=20,
+)
+TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases")
+"""What a backup holds, parents first."""
+
+
+@dataclass
+class Risk:
+    """How likely each kind of bad luck is, for each time that it could strike. All zero: none."""
+
+    crash: float = 0.0
+    pause: float = 0.0
+    database_call: float = 0.0
+    slurm_call: float = 0.0
+    submit: float = 0.0
+    stale: float = 0.0
+    agent: float = 0.0
+
+
+STORMY = Risk(
+    crash=0.008, pause=0.006, database_call=0.01, slurm_call=0.03, submit=0.25, stale=0.08, agent=0.25
+)
+CALM = Risk()
+
+
+class Fate(enum.Enum):
+    """What happens to a process at one of its places."""
+
+    CRASH = "is killed"
+    PAUSE = "is held still"
+    OUTAGE = "loses the database"
+
+
+class MemoryFolders(Folders):
+    """Attempts' folders without a disk."""
+
+    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> Path:
+        return self.path(token)
+
+    def older_than(self, timestamp: float) -> list[str]:
+        return []
+
+
+class Process:
+    """One controller process, from its start until it is killed."""
+
+    def __init__(self, world: World, name: str, skew_s: float = 0.0) -> None:
+        self.world = world
+        self.name = name
+        self.skew_s = skew_s
+        """How far its host's clock is off."""
+        self.dead = False
+        self.points = 0
+        """Places passed in this pass."""
+        self.crash_at: int | None = None
+        """Dies at this place of the coming pass."""
+        self.passed: list[str] = []
+        self.listed = False
+        """Whether this pass has a listing."""
+        self.stale_s = 0.0
+        self.disturbed = False
+        """Whether anything befell this pass."""
+        self.task: asyncio.Task[None] | None = None
+        """A pass that is held still."""
+        self.held_since = BEGIN
+        self._stop: asyncio.Future[Fate] | None = None
+        self._go_on = asyncio.Event()
+        self._taken = asyncio.Event()
+        db = DatabasePort(world.database, self)
+        slurm = SlurmPort(self)
+        folders = MemoryFolders(Path("/simulated"))
+        self.lease = Lease(LeasePort(world.database, self), name, elapsed_s=lambda: world.elapsed_s)
+        self.recorder = Recorder(
+            INSTALLATION,
+            folders,
+            AgentSettings(("127.0.0.1:8600",), "127.0.0.1", ""),
+            "python3",
+            new_token=world.new_token,
+        )
+        self.housekeeping = Housekeeping(db, folders, self.clock, timedelta(days=1))
+        reconciler = Reconciler(
+            db=db,
+            installation=INSTALLATION,
+            observer=Observer(slurm, self.clock),
+            recorder=self.recorder,
+            executor=Executor(db, slurm, self.lease, folders, self.clock),
+            lease=self.lease,
+            clock=self.clock,
+            message_timeout_s=MESSAGE_TIMEOUT_S,
+        )
+        self.controller = Controller(db, self.lease, self.recorder, reconciler, self.housekeeping, 5.0)
+
+    def clock(self) -> datetime:
+        return self.world.now + timedelta(seconds=self.skew_s)
+
+    async def hold_lease(self) -> None:
+        """As its lease task does every few seconds while the process runs."""
+        await self.lease.hold(self._taken)
+        if self._taken.is_set():
+            self._taken.clear()
+            self.world.say(f"{self.name} takes the lease")
+            self.controller.begin_term()
+
+    async def tick(self) -> None:
+        """One pass, until it ends or is held still."""
+        self.points, self.passed, self.listed, self.disturbed, self.stale_s = 0, [], False, False, 0.0
+        self.task = asyncio.create_task(self.controller.tick())
+        await self._drive()
+
+    async def go_on(self) -> None:
+        """Wakes a pass that was held still."""
+        held_s = (self.world.now - self.held_since).total_seconds()
+        self.world.say(f"{self.name} wakes after {held_s:.0f} s, in the middle of its pass")
+        self._go_on.set()
+        await self._drive()
+
+    async def kill(self) -> None:
+        self.dead = True
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+            self.task = None
+
+    async def point(self, where: str) -> None:
+        """A place. Only DatabasePort and SlurmPort call it, in the running pass."""
+        if self.dead:
+            await asyncio.Future()
+        self.points += 1
+        self.passed.append(where)
+        fate = self.world.fate(self, where)
+        if fate is None:
+            return
+        self.disturbed = True
+        self.world.say(f"{self.name} {fate.value} at {where}")
+        if fate is Fate.OUTAGE:
+            raise outage(where)
+        assert self._stop is not None
+        self._go_on.clear()
+        self._stop.set_result(fate)
+        if fate is Fate.CRASH:
+            self.dead = True
+            await asyncio.Future()
+        await self._go_on.wait()
+
+    async def committed(self) -> None:
+        await self.world.rules.committed(self)
+
+    async def _drive(self) -> None:
+        assert self.task is not None
+        task = self.task
+        self._stop = asyncio.get_running_loop().create_future()
+        await asyncio.wait({task, self._stop}, return_when=asyncio.FIRST_COMPLETED, timeout=HANG_S)
+        if task.done():
+            self.task = None
+            error = task.exception()
+            if isinstance(error, Violation):
+                raise error
+            if error is not None:
+                raise Violation("bug", f"the pass of {self.name} raised {error!r}") from error
+            await self.world.rules.end_tick(self)
+        elif not self._stop.done():
+            await self.kill()
+            raise Violation("bug", f"the pass of {self.name} hangs after {self.passed[-3:]}")
+        elif self._stop.result() is Fate.CRASH:
+            await self.kill()
+        else:
+            self.held_since = self.world.now
+
+
+@dataclass
+class Agent:
+    """What runs in one run of a job."""
+
+    token: str
+    job_id: int
+    restarts: int
+    node: str
+    register_at: datetime
+    ready_at: datetime | None
+    """None: the engine never gets there."""
+    ends_at: datetime | None = None
+    exit_code: int = 0
+    says_so: bool = False
+    """It reports its failure before it ends."""
+    silent_from: datetime | None = None
+    drain_s: float | None = 5.0
+    """None: SIGTERM is not heeded."""
+    ghost: bool = False
+    """Slurm has forgotten the job, and the processes run on."""
+    phase: Phase = Phase.NONE
+    next_at: datetime = BEGIN
+
+
+class World:
+    """Everything there is, and what may be done to it. `rules` watches."""
+
+    def __init__(self, database: Database, admin: psycopg.AsyncConnection[Any], seed: str) -> None:
+        execute.CONCURRENCY = 1  # One effect at a time: else the order of replies would be the machine's.
+        self.seed = seed
+        self.database = database
+        self.admin = admin
+        self.random = random.Random(seed)
+        self._tokens = random.Random(f"{seed} tokens")
+        self.now = BEGIN
+        self.risk = CALM
+        nodes = tuple(
+            Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu",))
+            for name in ("node1", "node2", "node3")
+        )
+        self.slurm = FakeSlurm(
+            clock=lambda: self.now,
+            nodes=nodes,
+            limits={"gpu": (None, 28_800)},
+            kill_wait_s=10.0,
+            on_start=self._started,
+            on_end=self._ended,
+            on_signal=self._signalled,
+        )
+        self.slurm_down = self.database_down = self.control_down = self.backed_up = False
+        self.skewed = False
+        """Whether some host's clock was ever off: then times of two hosts cannot be compared."""
+        self.processes: list[Process] = []
+        self.agents: dict[int, Agent] = {}
+        self.ghosts: list[Agent] = []
+        self.lines: list[str] = []
+        self.steps = 0
+        self.rules = Rules(self)
+        self._late: list[tuple[datetime, Submission]] = []
+        self._listings: list[tuple[datetime, tuple[Job, ...]]] = []
+        self._born = 0
+        self._open_since = self._database_down_since = BEGIN
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, database: Database, admin: psycopg.AsyncConnection[Any], seed: str) -> AsyncIterator[World]:
+        """A world with nothing in it; what an earlier one left in the database is gone."""
+        await admin.execute(f"TRUNCATE {', '.join(TABLES)}, members RESTART IDENTITY CASCADE".encode())
+        await admin.execute(
+            "INSERT INTO members VALUES ('gateway', 'g', 'g:1', %(at)s, %(at)s)", {"at": BEGIN}
+        )
+        world = cls(database, admin, seed)
+        await world.pass_time(0)
+        try:
+            yield world
+        finally:
+            for process in world.processes:
+                await process.kill()
+
+    # Chance and words ------------------------------------------------------------------------------------------
+
+    @property
+    def elapsed_s(self) -> float:
+        return (self.now - BEGIN).total_seconds()
+
+    def chance(self, likelihood: float) -> bool:
+        return likelihood > 0 and self.random.random() < likelihood
+
+    def say(self, line: str) -> None:
+        self.lines.append(f"{self.elapsed_s:9.1f} s  {line}")
+
+    def new_token(self) -> str:
+        return "".join(self._tokens.choice(TOKEN_ALPHABET) for _ in range(TOKEN_LENGTH))
+
+    def fate(self, process: Process, where: str) -> Fate | None:
+        if process.crash_at == process.points:
+            return Fate.CRASH
+        in_database = where in ("begin", "commit", "committed", "read")
+        if self.database_down and in_database and where != "committed":
+            return Fate.OUTAGE
+        if self.chance(self.risk.crash):
+            return Fate.CRASH
+        # A transaction that is held open would hold its locks; there PostgreSQL itself ends it.
+        if where != "commit" and self.chance(self.risk.pause):
+            return Fate.PAUSE
+        if in_database and self.chance(self.risk.database_call):
+            return Fate.OUTAGE
+        return None
+
+    # Time ------------------------------------------------------------------------------------------------------
+
+    async def pass_time(self, seconds: float) -> None:
+        """Lets everything happen that is due, in pieces."""
+        end = self.now + timedelta(seconds=seconds)
+        while True:
+            self.now = min(end, self.now + timedelta(seconds=SLICE_S))
+            await self.admin.execute(
+                "WITH clock AS (UPDATE sim.clock SET at = %(now)s)"
+                " UPDATE members SET seen_at = %(now)s, open_since = %(open)s",
+                {"now": self.now, "open": self._open_since},
+            )
+            self.slurm.advance()
+            await self._deliver()
+            await self._agents_act()
+            for process in self.running:
+                await process.hold_lease()
+            self._listings = [one for one in self._listings if self._age_s(one[0]) <= STALE_MAX_S]
+            self._listings.append((self.now, await self.slurm.list_jobs()))
+            self.rules.jobs()
+            if self.now >= end:
+                return
+
+    @property
+    def running(self) -> list[Process]:
+        """Controllers that are neither dead nor held still."""
+        return [one for one in self.processes if not one.dead and one.task is None]
+
+    @property
+    def held(self) -> list[Process]:
+        return [one for one in self.processes if not one.dead and one.task is not None]
+
+    def _age_s(self, at: datetime) -> float:
+        return (self.now - at).total_seconds()
+
+    # Controllers -----------------------------------------------------------------------------------------------
+
+    async def start_controller(self, skew_s: float = 0.0) -> Process:
+        self._born += 1
+        process = Process(self, f"controller {self._born}", skew_s)
+        self.processes = [one for one in self.processes if not one.dead]
+        self.processes.append(process)
+        self.say(f"{process.name} starts" + (f", its clock {skew_s:+.0f} s off" if skew_s else ""))
+        await process.hold_lease()
+        return process
+
+    # Slurm -----------------------------------------------------------------------------------------------------
+
+    async def listing(self) -> tuple[tuple[Job, ...], float]:
+        """The queue, or a whole one of some seconds ago; and how old it is."""
+        if self._listings and self.chance(self.risk.stale):
+            at, jobs = self.random.choice(self._listings)
+            self.say(f"the listing is {self._age_s(at):.0f} s old")
+            return jobs, self._age_s(at)
+        return await self.slurm.list_jobs(), 0.0
+
+    def late_by(self, name: str, seconds: float) -> None:
+        """The request was on its way for so long; longer than Slurm's message time-out nothing bounds."""
+        if seconds > LATE_MAX_S:
+            self.rules.excuse(name)
+
+    async def take(self, process: Process, submission: Submission) -> int:
+        """What becomes of a submission that reached slurmctld, and of its reply."""
+        if not self.chance(self.risk.submit):
+            return await self._accept(submission)
+        kind = self.random.choice(("before", "after", "late", "refused"))
+        self.say(f"the submission of {submission.name}: {kind}")
+        process.disturbed = True
+        if kind == "refused":
+            self.rules.refused(submission.name)
+            raise SubmissionRefused("Job violates accounting/QOS policy (simulated)")
+        if kind == "after":
+            await self._accept(submission)
+        if kind == "late":
+            at = self.now + timedelta(seconds=self.random.uniform(0.5, LATE_MAX_S))
+            self._late.append((at, submission))
+        raise SubmissionUnknown(f"sbatch: no reply ({kind}, simulated)")
+
+    async def _accept(self, submission: Submission) -> int:
+        job_id = await self.slurm.submit(submission)
+        self.say(f"Slurm takes job {job_id} ({submission.name})")
+        self.rules.jobs()
+        return job_id
+
+    async def _deliver(self) -> None:
+        due = [one for one in self._late if one[0] <= self.now]
+        self._late = [one for one in self._late if one[0] > self.now]
+        for _, submission in due:
+            with contextlib.suppress(SubmissionRefused):
+                await self._accept(submission)
+
+    @property
+    def undelivered(self) -> bool:
+        return bool(self._late)
+
+    def reset_slurm(self, *, processes_live: bool) -> None:
+        """slurmctld loses its state; processes may run on without it."""
+        if processes_live:
+            self.ghosts += [replace(agent, ghost=True) for agent in self.agents.values()]
+        for job in self.slurm.jobs():
+            self.rules.excuse(job.submission.name)
+        self.slurm.reset_state()
+        self._listings.clear()
+
+    # Agents ----------------------------------------------------------------------------------------------------
+
+    def _started(self, job: FakeJob) -> None:
+        if not self.is_ours(job):
+            return
+        soon = self.random.uniform
+        agent = Agent(
+            token=job.submission.name.rpartition("-")[2],
+            job_id=job.job_id,
+            restarts=job.restarts,
+            node=job.nodes[0],
+            register_at=self.now + timedelta(seconds=soon(0.5, 6)),
+            ready_at=self.now + timedelta(seconds=soon(6, 25)),
+        )
+        if self.chance(self.risk.agent):
+            kind = self.random.choice(("fails", "dies", "silent", "stuck", "deaf"))
+            later = self.now + timedelta(seconds=soon(1, 60))
+            if kind in ("fails", "dies"):
+                agent.ends_at, agent.exit_code = later, 1
+                agent.says_so = kind == "fails"
+            elif kind == "silent":
+                agent.silent_from = later
+            elif kind == "stuck":
+                agent.ready_at = None
+            else:
+                agent.drain_s = None
+        agent.next_at = agent.register_at
+        self.agents[job.job_id] = agent
+
+    def _ended(self, job: FakeJob) -> None:
+        self.agents.pop(job.job_id, None)
+
+    def _signalled(self, job: FakeJob, signal: str) -> bool:
+        agent = self.agents.get(job.job_id)
+        if agent is None:
+            return False
+        if agent.drain_s is not None:
+            agent.ends_at, agent.exit_code = self.now + timedelta(seconds=agent.drain_s), 0
+        return True
+
+    async def _agents_act(self) -> None:
+        for agent in [*self.agents.values(), *self.ghosts]:
+            if agent.ends_at is not None and agent.ends_at <= self.now:
+                await self._end_agent(agent)
+            elif agent.next_at <= self.now and not (agent.silent_from and agent.silent_from <= self.now):
+                await self._speak(agent)
+
+    async def _end_agent(self, agent: Agent) -> None:
+        if agent.says_so and agent.phase is not Phase.NONE:
+            await self._report(agent, Phase.FAILED, "the engine exited with 1")
+        await self._leave(agent)
+
+    async def _leave(self, agent: Agent) -> None:
+        if agent.ghost:
+            self.ghosts.remove(agent)
+        elif agent.job_id in self.agents:
+            if agent.exit_code:
+                self.rules.failed.add(agent.token)
+            self.say(f"job {agent.job_id} ends with exit code {agent.exit_code}")
+            self.slurm.finish(agent.job_id, exit_code=agent.exit_code)
+
+    async def _speak(self, agent: Agent) -> None:
+        agent.next_at = self.now + timedelta(seconds=10)
+        if agent.phase is Phase.NONE:
+            await self._register(agent)
+        elif agent.ready_at is not None and agent.ready_at <= self.now:
+            if agent.phase is not Phase.READY:
+                self.say(f"the agent of job {agent.job_id} is ready")
+            await self._report(agent, Phase.READY)
+        else:
+            await self._report(agent, Phase.STARTING)
+
+    async def _register(self, agent: Agent) -> None:
+        async def words(conn: AsyncConnection) -> None:
+            await runtime.register(
+                conn,
+                agent.token,
+                job_id=agent.job_id,
+                restart_count=agent.restarts,
+                host=agent.node,
+                port=4000 + agent.job_id,
+                now=self.now,
+            )
+            agent.phase = Phase.REGISTERED
+            agent.next_at = self.now + timedelta(seconds=3)
+
+        await self._tell(agent, words)
+
+    async def _report(self, agent: Agent, phase: Phase, message: str = "") -> None:
+        async def words(conn: AsyncConnection) -> None:
+            await runtime.report(
+                conn,
+                agent.token,
+                phase=phase,
+                message=message,
+                load=Load(),
+                exit_code=agent.exit_code or None,
+                last_words="",
+                now=self.now,
+            )
+            if phase is Phase.READY:
+                agent.phase = phase
+
+        await self._tell(agent, words)
+
+    async def _tell(self, agent: Agent, words: Any) -> None:
+        if self.database_down or self.control_down:
+            return
+        try:
+            async with self.database.transaction() as conn:
+                await words(conn)
+        except (AttemptEnded, AttemptSuperseded) as error:
+            self.say(f"the agent of job {agent.job_id} is told to leave: {error}")
+            agent.exit_code = 0
+            await self._leave(agent)
+        except psycopg.Error as error:  # pragma: no cover - a constraint would be a bug
+            raise Violation("bug", f"an agent's words cannot be written: {error}") from error
+
+    # People and machines ---------------------------------------------------------------------------------------
+
+    async def people(self, line: str, statements: Any) -> bool:
+        """Somebody calls the control API. False: the answer was no."""
+        if self.database_down:
+            return False
+        try:
+            async with self.database.transaction() as conn:
+                await statements(conn)
+        except StoreError as error:
+            self.say(f"{line}: {error}")
+            return False
+        self.say(line)
+        return True
+
+    def database_goes(self, *, up: bool) -> None:
+        self.say(f"the database is {'up' if up else 'down'}")
+        if not up and not self.database_down:
+            self._database_down_since = self.now
+        # The gateway could not beat for so long that it counts as newly come.
+        if up and self._age_s(self._database_down_since) > members.GAP_S - members.BEAT_INTERVAL_S:
+            self._open_since = self.now
+        self.database_down = not up
+
+    def control(self, *, up: bool) -> None:
+        self.control_down = not up
+        if up:
+            self._open_since = self.now
+
+    async def back_up(self) -> None:
+        self.say("the database is backed up")
+        self.backed_up = True
+        await self.admin.execute("DROP SCHEMA IF EXISTS backup CASCADE; CREATE SCHEMA backup")
+        for table in TABLES:
+            await self.admin.execute(f"CREATE TABLE backup.{table} AS TABLE public.{table}".encode())
+
+    async def restore(self) -> None:
+        """The backup takes the database's place; whoever was connected is not any more."""
+        self.say("the database is restored from its backup")
+        self.rules.restored()
+        statements = [f"TRUNCATE {', '.join(TABLES)} CASCADE"]
+        statements += [
+            f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE backup.{table}" for table in TABLES
+        ]
+        await self.admin.execute("; ".join(statements).encode())
+        for process in self.running:
+            process.controller.begin_term()
+
+    def jobs(self, *states: JobState) -> Sequence[FakeJob]:
+        """Our jobs in these states."""
+        return [job for job in self.slurm.jobs() if job.state in states and self.is_ours(job)]
+
+    def is_ours(self, job: FakeJob) -> bool:
+        """By the mark's own rule, written down again: the comment is exactly the mark, and the name ends in its
+        token behind a deployment's name."""
+        token = job.submission.name.rpartition("-")[2]
+        named = job.submission.name.startswith("penstock-") and job.submission.name.count("-") >= 2
+        return named and job.submission.comment == f"penstock/1 {INSTALLATION} {token}"
