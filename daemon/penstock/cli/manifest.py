@@ -126,10 +126,9 @@ def read(path: str, text: str | None = None) -> list[Document]:
 
 def _anchor(spec: spec_pb2.DeploymentSpec, folder: Path) -> None:
     """Makes the spec's paths absolute: those that are not start at the manifest's folder, as in a Compose file."""
-    if spec.model.path:
-        spec.model.path = os.path.normpath(folder / spec.model.path)
-    if spec.environment.venv.path:
-        spec.environment.venv.path = os.path.normpath(folder / spec.environment.venv.path)
+    for holder in (spec.model, spec.environment.venv):
+        if holder.path and not os.path.isabs(holder.path):
+            holder.path = os.path.normpath(folder / holder.path)
 
 
 class _Reader:

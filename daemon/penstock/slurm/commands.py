@@ -17,6 +17,7 @@ import os
 import pwd
 import re
 import secrets
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -232,14 +233,22 @@ class CommandLine:
             raise CommandFailed(f"{command[0]} printed more than {OUTPUT_BYTES_MAX} bytes") from None
         finally:
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await asyncio.shield(process.wait())
+                await asyncio.shield(_end(process))
         return Outcome(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
 class _TooMuch(Exception):
     pass
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kills the command with all that it started. What it had printed is read, for asyncio waits for its pipes too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdout, process.stderr):
+        while stream is not None and await stream.read(1 << 16):
+            pass
+    await process.wait()
 
 
 async def _read(stream: asyncio.StreamReader | None) -> bytes:
