@@ -50,13 +50,16 @@ class Driver(Worker):
         channel: Any = grpc.insecure_channel(server)
         self._channel = channel
         self._api: Any = deployment_pb2_grpc.DeploymentServiceStub(channel)
+        self._there: set[str] = set()
+        """By our own wishes: what was deleted is applied next."""
         self.violations: list[str] = []
 
     def step(self) -> None:
-        name = self.random.choice(NAMES)
-        (what,) = self.random.choices(
-            ("scale", "apply", "restart", "delete", "delete by force"), (6, 4, 1, 1.5, 1.5)
-        )
+        name, what = self.random.choice(NAMES), "apply"
+        if name in self._there:
+            (what,) = self.random.choices(
+                ("scale", "apply", "restart", "delete", "delete by force"), (6, 4, 1, 1.5, 1.5)
+            )
         replicas = self.random.randint(0, REPLICAS_MAX)
         speed = self.random.choice((20, 30, 40))
         calls: dict[str, Callable[[], object]] = {
@@ -68,7 +71,7 @@ class Driver(Worker):
             "delete": lambda: self.delete(name),
             "delete by force": lambda: self.delete(name, force=True),
         }
-        self._count(what, calls[what])
+        self._count(name, what, calls[what])
         self.pause(0.3, 3)
 
     def settle(self) -> dict[str, int]:
@@ -98,7 +101,7 @@ class Driver(Worker):
         found = self._api.ListDeployments(request, timeout=CALL_WITHIN_S).deployments
         return {deployment.metadata.name: deployment for deployment in found}
 
-    def _count(self, what: str, call: Callable[[], object]) -> None:
+    def _count(self, name: str, what: str, call: Callable[[], object]) -> None:
         try:
             call()
         except grpc.RpcError as error:
@@ -110,6 +113,10 @@ class Driver(Worker):
                 self.violations.append(f"{what}: {error.code().name}: {error.details()}")
             return
         self.counts[what] += 1
+        if what == "apply":
+            self._there.add(name)
+        elif what.startswith("delete"):
+            self._there.discard(name)
 
     def _insist(self, call: Callable[[], object]) -> None:
         """Until it is accepted; a deployment that is going must be gone first."""

@@ -218,13 +218,14 @@ class Run:
             status = found[name].status
             if not status.ready_replicas == status.replicas == replicas:
                 return f"{name} has {status.ready_replicas} of {status.replicas} ready, for {replicas} wanted"
-        jobs = {job.id: job for job in self.watch.jobs()}
         live = [job for job in self.watch.ours() if job.live]
         if len(live) != sum(wish.values()):
             return f"{len(live)} jobs live, for {sum(wish.values())} replicas"
         wrong = verdict.orphans(live, owned, self.installation)
         wrong += [
-            line for line in verdict.foreign(jobs, self.slurm.foreign) if "should have been cancelled" in line
+            line
+            for line in verdict.foreign(self.watch.jobs(), self.slurm.foreign)
+            if "should have been cancelled" in line
         ]
         return "; ".join(wrong)
 
@@ -242,7 +243,7 @@ class Run:
 
     def _judge(self, problem: str) -> None:
         report, log = self.report, verdict.read_log(self.database)
-        jobs, ours = {job.id: job for job in self.watch.jobs()}, self.watch.ours()
+        ours = self.watch.ours()
         counts = Counter[str]()
         for worker in (self.controllers, self.slurm, self.planes):
             counts += worker.counts
@@ -265,7 +266,7 @@ class Run:
         report.violations = {
             "doubled jobs": list(self.watch.violations.values()),
             "orphans": verdict.orphans(live, verdict.live_tokens(self.database), self.installation),
-            "foreign jobs touched": verdict.foreign(jobs, self.slurm.foreign),
+            "foreign jobs touched": verdict.foreign(self.watch.jobs(), self.slurm.foreign),
             "jobs that the log does not explain": verdict.unexplained(ours, log),
             "streams cut or refused": [line for stream in self.streams for line in stream.violations],
             "right requests refused": self.driver.violations,

@@ -27,12 +27,15 @@ MARK = re.compile(r"penstock/1 (\S+) (\S+)")
 LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED"})
 Row = tuple[int, str, str, str, str]
 """Id, state, name, working folder, comment."""
+Key = tuple[int, str, str]
+"""Id, name, working folder: one job for ever."""
 ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 
 
 @dataclass
 class SeenJob:
-    """One job id, as far as samples showed it."""
+    """One job, as far as samples showed it. Its id is not enough to know it by: a slurmctld that is killed forgets
+    what it has not saved, and gives ids again."""
 
     id: int
     name: str
@@ -40,6 +43,8 @@ class SeenJob:
     comment: str
     states: list[str] = field(default_factory=list)
     """Each change."""
+    gone: bool = False
+    """The last sample did not show it."""
     resurrected: bool = False
     """It had ended, and a requeue by hand brought it back."""
 
@@ -49,7 +54,7 @@ class SeenJob:
 
     @property
     def live(self) -> bool:
-        return self.state in LIVE
+        return not self.gone and self.state in LIVE
 
     def token(self, installation: str) -> str | None:
         """Its attempt's token, if mark and name agree and the run did not forge them."""
@@ -71,7 +76,7 @@ class Watch(Worker):
         self._attempts = attempts
         self._replicas: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._jobs: dict[int, SeenJob] = {}
+        self._jobs: dict[Key, SeenJob] = {}
         self.violations: dict[str, str] = {}
         """What went wrong -> the sentence; each once."""
 
@@ -82,9 +87,8 @@ class Watch(Worker):
         else:
             self.counts["samples"] += 1
             with self._lock:
-                for row in rows:
-                    self._take(*row)
-                self._judge(rows)
+                self._take(rows)
+                self._judge()
         self.stopping.wait(EVERY_S)
 
     def jobs(self) -> list[SeenJob]:
@@ -112,25 +116,27 @@ class Watch(Worker):
         found = [LINE.fullmatch(line) for line in done.stdout.splitlines()]
         return [(int(row[1]), row[2], row[3], row[4], row[5]) for row in found if row is not None]
 
-    def _take(self, id_: int, state: str, name: str, folder: str, comment: str) -> None:
-        job = self._jobs.setdefault(id_, SeenJob(id_, name, folder, comment, [state]))
-        if job.state != state:
-            if state in LIVE and job.state not in LIVE | ENDING:
-                job.resurrected = True
-            job.states.append(state)
+    def _take(self, rows: Iterable[Row]) -> None:
+        for job in self._jobs.values():
+            job.gone = True
+        for id_, state, name, folder, comment in rows:
+            job = self._jobs.setdefault((id_, name, folder), SeenJob(id_, name, folder, comment, [state]))
+            job.gone = False
+            if job.state != state:
+                if state in LIVE and job.state not in LIVE | ENDING:
+                    job.resurrected = True
+                job.states.append(state)
 
-    def _judge(self, rows: Iterable[Row]) -> None:
+    def _judge(self) -> None:
         by_token: dict[str, set[int]] = {}
         live_by_replica: dict[str, set[int]] = {}
         for job in self._jobs.values():
             token = job.token(self._installation)
-            if token is not None:
-                by_token.setdefault(token, set()).add(job.id)
-        for id_, state, *_ in rows:
-            job = self._jobs[id_]
-            token = job.token(self._installation)
-            if token is not None and state in LIVE and not job.resurrected:
-                live_by_replica.setdefault(self._replica(token), set()).add(id_)
+            if token is None or job.gone:
+                continue
+            by_token.setdefault(token, set()).add(job.id)
+            if job.live and not job.resurrected:
+                live_by_replica.setdefault(self._replica(token), set()).add(job.id)
         for token, ids in by_token.items():
             if len(ids) > 1:
                 self.violations[f"token {token}"] = f"jobs {sorted(ids)} bear one token, {token}"
