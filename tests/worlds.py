@@ -67,6 +67,9 @@ def attempt(**changes: Any) -> Attempt:
         "submitted_at": at(-100),
         "job_id": 7,
     }
+    listed = changes.get("job")
+    if isinstance(listed, Job) and listed.state is JobState.RUNNING:
+        facts["running_since"] = listed.started_at
     return Attempt(**facts | changes)
 
 

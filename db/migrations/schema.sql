@@ -34,6 +34,7 @@ CREATE TABLE public.attempts (
     refusal text DEFAULT ''::text NOT NULL,
     job_id bigint,
     job jsonb,
+    running_since timestamp with time zone,
     missing_since timestamp with time zone,
     phase text DEFAULT 'none'::text NOT NULL,
     phase_message text DEFAULT ''::text NOT NULL,
@@ -50,6 +51,7 @@ CREATE TABLE public.attempts (
     end_message text DEFAULT ''::text NOT NULL,
     exit_code integer,
     last_words text DEFAULT ''::text NOT NULL,
+    failed boolean DEFAULT false NOT NULL,
     running_requests integer DEFAULT 0 NOT NULL,
     waiting_requests integer DEFAULT 0 NOT NULL,
     kv_cache_usage double precision DEFAULT 0 NOT NULL,
@@ -58,6 +60,7 @@ CREATE TABLE public.attempts (
     secret_hash text NOT NULL,
     script text NOT NULL,
     CONSTRAINT attempts_ended_at_check CHECK ((ended_at >= intended_at)),
+    CONSTRAINT attempts_failed_check CHECK (((NOT failed) OR (ended_at IS NOT NULL))),
     CONSTRAINT attempts_host_check CHECK ((((host IS NULL) = (port IS NULL)) AND (host <> ''::text))),
     CONSTRAINT attempts_job_check CHECK ((jsonb_typeof(job) = 'object'::text)),
     CONSTRAINT attempts_job_id_check CHECK ((job_id > 0)),
@@ -232,6 +235,8 @@ ALTER TABLE ONLY public.replicas
 
 ALTER TABLE ONLY public.revisions
     ADD CONSTRAINT revisions_pkey PRIMARY KEY (deployment_uid, number);
+
+CREATE INDEX attempts_failed_index ON public.attempts USING btree (ended_at) WHERE failed;
 
 CREATE UNIQUE INDEX attempts_live_index ON public.attempts USING btree (replica_uid) WHERE (ended_at IS NULL);
 

@@ -53,8 +53,8 @@ def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def job(job_id: int = 7, state: JobState = JobState.RUNNING) -> Job:
-    return Job(job_id=job_id, name="penstock-a-t", comment="", state=state, submitted_at=NOW)
+def job(job_id: int = 7, state: JobState = JobState.RUNNING, nodes: str = "") -> Job:
+    return Job(job_id=job_id, name="penstock-a-t", comment="", state=state, nodes=nodes, submitted_at=NOW)
 
 
 async def a_deployment(conn: AsyncConnection, name: str = "a", spec: Spec = SPEC) -> Deployment:
@@ -479,6 +479,31 @@ class TestAttempts:
         assert (await replicas.get(conn, "a-1")).attempt == before
         with pytest.raises(IntegrityError, match="cannot live again"):
             await conn.exec_driver_sql("UPDATE attempts SET ended_at = NULL")
+
+    async def test_failures_are_those_that_were_blamed_and_are_young(self, conn: AsyncConnection) -> None:
+        replica = await a_replica(conn)
+        for number, (blamed, minutes) in enumerate([(True, 10), (False, 20), (True, 30)], 1):
+            token = f"t{number}"
+            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            await attempts.record_job_id(conn, token, number, job(number))
+            await attempts.end(
+                conn,
+                token,
+                message="",
+                exit_code=1,
+                job=job(number, state=JobState.FAILED, nodes="gpu[1-2]"),
+                failures=number,
+                next_attempt_at=None,
+                now=later(60 * minutes),
+                failed=blamed,
+            )
+        found = await attempts.failures(conn, NOW)
+        assert [(one.ended_at, one.state, one.nodes) for one in found] == [
+            (later(1800), "FAILED", "gpu[1-2]"),
+            (later(600), "FAILED", "gpu[1-2]"),
+        ]
+        assert {(one.deployment, one.revision, one.replica) for one in found} == {("a", 1, "a-1")}
+        assert len(await attempts.failures(conn, later(600))) == 1
 
     async def test_a_refusal(self, conn: AsyncConnection) -> None:
         await an_attempt(conn)

@@ -81,6 +81,7 @@ def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> 
         submitted_at=draw(maybe(past)),
         refusal=draw(st.sampled_from(["", "Invalid account"])) if job_id is None else "",
         job_id=job_id,
+        running_since=draw(maybe(past)) if job_id is not None else None,
         missing_since=draw(maybe(past)),
         phase=draw(st.sampled_from([phase for phase in Phase if phase is not Phase.NONE]))
         if heard
@@ -268,8 +269,8 @@ def _do(
                 one for one in rows.values() if (its := one.live_attempt) and its.job_id == job.job_id
             ]
             change(token, job_id=job.job_id, job=job, missing_since=None)
-        case acts.RecordJob(token, job):
-            change(token, job=job)
+        case acts.RecordJob(token, job, running_since):
+            change(token, job=job, running_since=running_since)
         case acts.RecordMissing(token, since):
             change(token, missing_since=since)
         case acts.EndAttempt():

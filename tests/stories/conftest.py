@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.controller import execute
+from penstock.core import backoff
 from penstock.store.database import Database
 from tests.stories.stage import Stage
 
@@ -24,6 +25,8 @@ async def stage(
     """A stage with a controller. After the story its transcript is compared with the golden file of its name."""
     # One effect at a time, so that Slurm numbers the jobs in the order of the decisions.
     monkeypatch.setattr(execute, "CONCURRENCY", 1)
+    # Whole waits: a reader checks the doubling in his head.
+    monkeypatch.setattr(backoff, "JITTER", 0.0)
     made = Stage(database, tmp_path)
     await made.start_controller()
     yield made

@@ -183,6 +183,16 @@ class Stage:
             )
         self.say(f"someone applies {name} with other settings: revision {new.revision}")
 
+    async def change_policy(self, restart: RestartPolicy, name: str = "chat") -> None:
+        """Applies a spec that differs in its restart policy only: the revision stays."""
+        async with self.database.transaction() as conn:
+            old = await deployments.get(conn, name)
+            spec = replace(old.spec, restart=restart)
+            await deployments.update_spec(
+                conn, name, spec, None, self.now, new_revision=False, expected_version=None
+            )
+        self.say(f"someone applies {name} with another restart policy")
+
     async def scale(self, count: int, name: str = "chat") -> None:
         self.say(f"someone scales {name} to {count}")
         async with self.database.transaction() as conn:
@@ -219,7 +229,16 @@ class Stage:
                 now=self.now,
             )
 
-    async def report(self, replica: str, phase: Phase, message: str = "", *, silently: bool = False) -> None:
+    async def report(
+        self,
+        replica: str,
+        phase: Phase,
+        message: str = "",
+        *,
+        silently: bool = False,
+        exit_code: int | None = None,
+        last_words: str = "",
+    ) -> None:
         token, _ = await self._attempt(replica)
         if not silently:
             self.say(f"the agent of {replica} reports {phase}" + (f": {message}" if message else ""))
@@ -230,8 +249,8 @@ class Stage:
                 phase=phase,
                 message=message,
                 load=Load(),
-                exit_code=None,
-                last_words="",
+                exit_code=exit_code,
+                last_words=last_words,
                 now=self.now,
             )
 
@@ -262,6 +281,16 @@ class Stage:
         job_id = await self.slurm.submit(submission)
         self.say(f"someone submits job {job_id} ({name}" + (f", marked {comment!r})" if comment else ")"))
         return job_id
+
+    async def show(self, kind: str, name: str = "chat") -> None:
+        """Writes down a condition of the deployment, as `penstock describe` shows it."""
+        async with self.database.snapshot() as conn:
+            found = await deployments.get(conn, name)
+        (one,) = [condition for condition in found.conditions if condition.type == kind]
+        self.say(
+            f"{name} is {'' if one.status == 'true' else 'not '}{kind}"
+            + f": {one.message}" * bool(one.message)
+        )
 
     def running(self) -> list[str]:
         """Names of jobs that have not ended, tokens numbered."""

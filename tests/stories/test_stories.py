@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Engine
+from penstock.core.spec import Engine, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -397,3 +398,84 @@ async def test_paused_leader_wakes_up(stage: Stage) -> None:
     await stage.tick(2)
     await stage.tick(28)
     assert len(stage.slurm.jobs()) == 2
+
+
+async def dies(stage: Stage, name: str = "chat-1") -> None:
+    """The replica's job starts, and its engine dies."""
+    stage.pass_time(2)
+    await stage.register(name)
+    words = "Traceback (most recent call last):\nRuntimeError: no such layer: model.layers.80"
+    await stage.report(
+        name, Phase.FAILED, "the engine exited with 1", exit_code=1, last_words=words, silently=True
+    )
+    await stage.finish(name, exit_code=1)
+
+
+async def test_broken_model_spends_its_budget(stage: Stage) -> None:
+    stage.tell("""A model that never starts. After three failures in a row the deployment is said to be crash looping,
+        with the exit code and the engine's last lines. It may lose four attempts an hour; then nothing more is
+        tried until the first of them is an hour old, or someone mends the spec.""")
+    await stage.apply(
+        restart=RestartPolicy(backoff_initial_s=10, backoff_max_s=10, max_failures_per_hour=4),
+    )
+    await stage.tick()
+    for number in range(4):
+        await dies(stage)
+        await stage.tick()
+        if number >= 2:
+            await stage.show("CrashLooping")
+        await stage.tick(10)
+    await stage.quiet_tick()
+    await stage.quiet_tick(600)
+    stage.tell("Someone thinks that four is too few, and gets one more try; then the budget is spent again.")
+    await stage.change_policy(RestartPolicy(backoff_initial_s=10, backoff_max_s=10, max_failures_per_hour=5))
+    await stage.tick(5)
+    await dies(stage)
+    await stage.tick()
+    await stage.tick(10)
+    stage.tell("Someone mends the spec: that is a new revision, with a whole budget.")
+    await stage.change(engine=Engine(args=("--num-layers", "80")))
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-2")
+    await stage.tick()
+    await stage.show("CrashLooping")
+
+
+async def test_node_that_fails_replicas_is_avoided(stage: Stage) -> None:
+    stage.tell("""Whatever runs on node1 dies there. The third failure makes the node suspect: the next submission stays
+        away from it, and says so. When the failures are an hour old, the node is tried again.""")
+    await stage.apply(restart=RestartPolicy(backoff_initial_s=10, backoff_max_s=10))
+    await stage.tick()
+    for _ in range(3):
+        await dies(stage)
+        await stage.tick()
+        await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick(1800)
+    await stage.scale(2)
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-2")
+    await stage.tick()
+    await stage.scale(3)
+    await stage.tick(2400)
+    assert [job.submission.exclude_nodes for job in stage.slurm.jobs()][-3:] == [("node1",), ("node1",), ()]
+
+
+async def test_suspended_and_resumed(stage: Stage) -> None:
+    stage.tell("""Slurm halts the job for longer than an agent may be silent. That is no silence: when the job goes on,
+        its agent has its whole time to be heard again.""")
+    await serve(stage)
+    job_id = await stage.job_of("chat-1")
+    stage.slurm.show(job_id, JobState.SUSPENDED)
+    stage.say(f"Slurm suspends job {job_id}")
+    await stage.tick(1)
+    await stage.quiet_tick(3600)
+    stage.slurm.show(job_id, None)
+    stage.say(f"Slurm lets job {job_id} go on")
+    await stage.tick(1)
+    await stage.report("chat-1", Phase.READY, silently=True)
+    await stage.quiet_tick(59)

@@ -79,7 +79,7 @@ def _cluster(found: pb.GetClusterResponse) -> None:
                 f"{item.gpus_allocated}/{item.gpus}",
                 ",".join(f"{kind or 'gpu'}:{count}" for kind, count in sorted(item.gpu_types.items())) or "-",
                 ",".join(item.partitions),
-                item.reason,
+                "; ".join(text for text in (item.reason, item.avoided) if text),
             )
             for item in found.nodes
         ],

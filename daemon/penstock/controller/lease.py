@@ -2,19 +2,20 @@
 
 Taken and renewed here, on the database's clock. Checked in two ways (rule 7): `fence` inside each transaction that an
 effect follows, by the database's clock; and `require` just before each call of Slurm, on this machine's own clock,
-which goes on while the machine sleeps, and with a margin. So a process that slept through its lease notices before it acts.
-What remains is a sleep between that last check and the call: then the attempt's token keeps the job from running twice.
+which goes on while the machine sleeps, and with a margin. So a process that slept through its lease notices before it
+acts. What remains is a sleep between that last check and the call: then the attempt's token keeps the job from running
+twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.store.clock import DatabaseClock, elapsed
 from penstock.store.database import Database, is_outage
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import leases
@@ -30,17 +31,20 @@ MARGIN_S = 2.0
 """No effect begins this close to the lease's end."""
 
 
-def elapsed() -> float:
-    """Seconds on a clock that nobody sets and that counts the time in which the machine was suspended, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Lease:
     """One holder's view of the controller's lease."""
 
-    def __init__(self, db: Database, holder: str, *, elapsed_s: Callable[[], float] = elapsed) -> None:
-        """`holder` is one process, never used again; `elapsed_s` as `elapsed`."""
+    def __init__(
+        self,
+        db: Database,
+        holder: str,
+        *,
+        clock: DatabaseClock | None = None,
+        elapsed_s: Callable[[], float] = elapsed,
+    ) -> None:
+        """`holder` is one process, never used again. `clock` is set right at each renewal. `elapsed_s` as `elapsed`."""
         self._db = db
+        self._clock = clock
         self._elapsed_s = elapsed_s
         self._holder = holder
         self._term: int | None = None
@@ -80,6 +84,8 @@ class Lease:
                     term = await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
                 elif not await leases.renew(connection, LEASE_NAME, self._holder, term, TTL_S):
                     term = None
+                if self._clock is not None:
+                    await self._clock.sync(connection)
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 raise

@@ -1,15 +1,25 @@
-"""Looking at Slurm: one listing a tick, and a value for "it did not answer"."""
+"""Looking at Slurm: one listing a tick, and a value for "it did not answer".
+
+What else a decision may need of Slurm is asked for only where something is wrong, and seldom, so that a tick that finds
+nothing to do costs one call.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
-from penstock.core.model import Listing, Unknown
+from penstock.core.jobs import Cluster
+from penstock.core.model import Failure, Listing, Unknown
+from penstock.slurm import parse
 from penstock.slurm.port import Slurm, SlurmUnavailable
+from penstock.store.records import FailedAttempt
 
 log = logging.getLogger(__name__)
+
+NODES_STAND_FOR = timedelta(minutes=5)
+"""Sites add nodes by the day; and how many there are only bounds how many may be left out."""
 
 
 class Observer:
@@ -19,6 +29,8 @@ class Observer:
         self._slurm = slurm
         self._clock = clock
         self._silent_since: datetime | None = None
+        self._nodes: Cluster | None = None
+        self._ask_nodes_at: datetime | None = None
 
     async def look(self) -> Listing | Unknown:
         """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers
@@ -37,3 +49,32 @@ class Observer:
             )
             self._silent_since = None
         return Listing(jobs)
+
+    async def nodes(self) -> Cluster | None:
+        """The cluster as seen in the last minutes; None while Slurm does not say."""
+        now = self._clock()
+        if self._ask_nodes_at is None or now >= self._ask_nodes_at:
+            self._ask_nodes_at = now + NODES_STAND_FOR
+            try:
+                self._nodes = await self._slurm.cluster()
+            except SlurmUnavailable as error:
+                log.warning(
+                    "some nodes are suspected, but Slurm does not say which ones there are: %s", error
+                )
+                self._nodes = None
+        return self._nodes
+
+
+def failures_of(found: Sequence[FailedAttempt]) -> tuple[Failure, ...]:
+    """Recorded failures as the planner reads them."""
+    return tuple(
+        Failure(
+            deployment=one.deployment,
+            revision=one.revision,
+            replica=one.replica,
+            ended_at=one.ended_at,
+            state=parse.parse_state(one.state) if one.state else None,
+            nodes=parse.known_nodes(one.nodes),
+        )
+        for one in found
+    )

@@ -2,7 +2,8 @@
 
 The same pass whatever woke it, and it takes no hint. Slurm is asked once; PostgreSQL is read whole in a fixed
 number of statements. New replicas are written first and the rest is planned again with them, so that a
-deployment's first job is submitted in the tick that sees it.
+deployment's first job is submitted in the tick that sees it. Which nodes there are is asked only where something
+is submitted while nodes are under suspicion, and then it is planned again with them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
-from penstock.controller.observe import Observer
+from penstock.controller.observe import Observer, failures_of
 from penstock.controller.record import Intent, Recorder, World
-from penstock.core.decisions import CreateReplica
+from penstock.core.budget import WINDOW
+from penstock.core.decisions import CreateReplica, Resubmit, Submit
 from penstock.core.model import Listing, Observation, Replica, Unknown, marked_token
 from penstock.core.plan import Plan, plan
+from penstock.core.suspects import suspects
 from penstock.store.database import Database
-from penstock.store.queries import members, world
+from penstock.store.queries import attempts, members, world
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,9 @@ class Reconciler:
             await self._record(tick, observation, creations)
             observation = await self._observe(seen)
             decided = plan(observation)
+        if _submits(decided) and suspects(observation.failures, observation.now):
+            observation = replace(observation, cluster=await self._observer.nodes())
+            decided = plan(observation)
         intents = await self._record(tick, observation, decided)
         if isinstance(
             seen, Listing
@@ -83,16 +89,19 @@ class Reconciler:
         async with self._db.snapshot() as connection:
             stored = await world.load(connection)
             reports_open_since = await members.reports_open_since(connection)
+            failed = await attempts.failures(connection, self._clock() - WINDOW)
             strays = self._strays(seen, stored.replicas)
             known = await world.ended_tokens(connection, strays) if strays else frozenset[str]()
+        now = self._clock()
         return Observation(
-            now=self._clock(),
+            now=now,
             installation=self._installation,
             deployments=stored.deployments,
             replicas=stored.replicas,
             slurm=seen,
             message_timeout_s=self._message_timeout_s,
             reports_open_since=reports_open_since,
+            failures=failures_of(failed),
             known_tokens=known,
         )
 
@@ -119,6 +128,12 @@ class Reconciler:
         async with self._db.transaction() as connection:
             await self._lease.fence(connection)
             return await self._recorder.record(connection, tick, observation.now, decided, before)
+
+
+def _submits(decided: Plan) -> bool:
+    return any(
+        isinstance(action, Submit | Resubmit) for decision in decided.decisions for action in decision.actions
+    )
 
 
 def _creations(decided: Plan) -> Plan:

@@ -192,15 +192,15 @@ class Recorder:
         world: World,
     ) -> Intent:
         match action:
-            case acts.Submit(replica_uid):
+            case acts.Submit(replica_uid, exclude):
                 token = self._new_token()
-                launch = await self._launch(connection, world, replica_uid, token)
+                launch = await self._launch(connection, world, replica_uid, token, exclude)
                 await attempts.insert(
                     connection, replica_uid, token, launch.submission.script, _hash(launch.secret), now
                 )
                 return Intent(row, position, action, token, launch)
-            case acts.Resubmit(replica_uid, token):
-                launch = await self._launch(connection, world, replica_uid, token)
+            case acts.Resubmit(replica_uid, token, exclude):
+                launch = await self._launch(connection, world, replica_uid, token, exclude)
                 await attempts.rekey(connection, token, _hash(launch.secret))
                 return Intent(row, position, action, token, launch)
             case acts.Drain(token=token):
@@ -212,7 +212,12 @@ class Recorder:
                 return Intent(row, position, action)
 
     async def _launch(
-        self, connection: AsyncConnection, world: World, replica_uid: str, token: str
+        self,
+        connection: AsyncConnection,
+        world: World,
+        replica_uid: str,
+        token: str,
+        exclude: tuple[str, ...],
     ) -> Launch:
         replica = world.replicas[replica_uid]
         deployment = world.deployments[replica.deployment_uid]
@@ -224,7 +229,7 @@ class Recorder:
             self._installation, deployment.name, replica.name, replica.revision, token, folder, self._python
         )
         config = agent_config(self._agents, deployment, replica, spec, token)
-        return Launch(render(job, spec), config, secrets.token_urlsafe(32))
+        return Launch(render(job, spec, exclude), config, secrets.token_urlsafe(32))
 
 
 async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> None:
@@ -234,8 +239,8 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
             await replicas.create(connection, deployment_uid, revision, now)
         case acts.Adopt(token, job):
             await attempts.record_job_id(connection, token, job.job_id, job)
-        case acts.RecordJob(token, job):
-            await attempts.record_job(connection, token, job)
+        case acts.RecordJob(token, job, running_since):
+            await attempts.record_job(connection, token, job, running_since)
         case acts.RecordMissing(token, since):
             await attempts.record_missing(connection, token, since)
         case acts.EndAttempt() as end:
@@ -248,6 +253,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
                 failures=end.failures,
                 next_attempt_at=end.next_attempt_at,
                 now=now,
+                failed=end.failed,
             )
         case acts.Leave(replica_uid):
             await replicas.mark_leaving(connection, replica_uid)

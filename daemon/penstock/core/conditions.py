@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from penstock.core.decisions import Decision, Reason
-from penstock.core.model import Condition, ConditionStatus, Deployment, ReplicaState
+from penstock.core.model import Condition, ConditionStatus, Deployment, Replica, ReplicaState
+
+LOOP_FAILURES = 3
+"""In a row: a model that needs a second try is no loop."""
+LAST_LINES = 5
+LAST_CHARACTERS = 600
+"""Of the engine's last words: a traceback's end says what it died of, and the whole is with the attempt."""
 
 Shown = tuple[ReplicaState, str]
 """The state and the sentence that a replica is to be shown with."""
@@ -41,9 +47,10 @@ def summary(deployment: Deployment, shown: Sequence[Shown]) -> str:
 
 
 def conditions_of(
-    deployment: Deployment, own: Decision, shown: Sequence[Shown], now: datetime
+    deployment: Deployment, own: Decision, shown: Sequence[Shown], replicas: Sequence[Replica], now: datetime
 ) -> tuple[Condition, ...]:
-    """Ready, Progressing, Paused and ClusterReachable, in this order."""
+    """Ready, Progressing, Paused, ClusterReachable and CrashLooping, in this order."""
+    before = {condition.type: condition for condition in deployment.conditions}
     want = deployment.spec.replicas
     ready = sum(state is ReplicaState.READY for state, _ in shown)
     reachable = own.reason is not Reason.CLUSTER_UNREACHABLE
@@ -69,11 +76,51 @@ def conditions_of(
             "" if reachable else own.message,
         ),
     ]
-    before = {condition.type: condition for condition in deployment.conditions}
+    looping = worst_loop(replicas)
+    message = crash_loop(looping) if looping is not None else ""
+    if not message and looping is not None and (said := before.get("CrashLooping")) is not None:
+        message = said.message  # The next try is under way, and how the last one ended has been said.
+    found.append(
+        (
+            "CrashLooping",
+            _is(looping is not None),
+            Reason.CRASH_LOOPING if looping is not None else own.reason,
+            message,
+        )
+    )
     return tuple(
         Condition(kind, status, reason.word, message, _since(before.get(kind), status, now))
         for kind, status, reason, message in found
     )
+
+
+def worst_loop(replicas: Sequence[Replica]) -> Replica | None:
+    """The replica with the most failures in a row, if they are many, and it is neither ready again nor to go."""
+    looping = [
+        replica
+        for replica in replicas
+        if replica.failures >= LOOP_FAILURES
+        and not replica.leaving
+        and replica.state not in (ReplicaState.READY, ReplicaState.REMOVED)
+    ]
+    return max(looping, key=lambda replica: (replica.failures, -replica.number), default=None)
+
+
+def crash_loop(replica: Replica) -> str:
+    """How often it failed, how its last attempt ended, and what its engine said last, on one line. Empty while an
+    attempt is live: what is recorded is of that one then."""
+    attempt = replica.attempt
+    if attempt is None or attempt.live:
+        return ""
+    code = f" with exit code {attempt.exit_code}" if attempt.exit_code is not None else ""
+    text = (
+        f"{replica.name} failed {replica.failures} times in a row, the last time{code}: {attempt.end_message}"
+    )
+    lines = [line.strip() for line in attempt.last_words.splitlines() if line.strip()][-LAST_LINES:]
+    said = " | ".join(lines)
+    if len(said) > LAST_CHARACTERS:
+        said = f"...{said[-LAST_CHARACTERS:]}"
+    return f"{text}; the engine's last lines: {said}" if said else text
 
 
 def _is(value: bool) -> ConditionStatus:

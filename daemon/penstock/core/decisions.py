@@ -42,6 +42,14 @@ class Reason(enum.Enum):
     # Replicas
     SUBMIT = ("Submit", "A new attempt is written down and submitted to Slurm.")
     BACK_OFF = ("BackOff", "The last attempt failed; the next one waits. Not now.")
+    BUDGET_SPENT = (
+        "BudgetSpent",
+        "As many attempts failed within an hour as the deployment may lose; no more is tried for a while. Not now.",
+    )
+    CRASH_LOOPING = (
+        "CrashLooping",
+        "Attempts of a replica failed several times in a row. Said of the deployment as a condition.",
+    )
     SUBMISSION_DOUBTFUL = (
         "SubmissionDoubtful",
         "It is not known whether Slurm took the submission; it is looked up first. Not now.",
@@ -116,6 +124,8 @@ class Submit:
     """
 
     replica_uid: str
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that it must not run on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,8 @@ class Resubmit:
 
     replica_uid: str
     token: str
+    exclude: tuple[str, ...] = ()
+    """As in Submit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +148,11 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class RecordJob:
-    """Write what Slurm says of the attempt's job. The database only."""
+    """Write what Slurm says of the attempt's job, and since when it has been seen to run. The database only."""
 
     token: str
     job: Job
+    running_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +175,8 @@ class EndAttempt:
     """The replica's failures in a row from now on."""
     next_attempt_at: datetime | None
     message: str
+    failed: bool = False
+    """Whether the revision or the node may be to blame: then it counts as a `Failure`."""
 
 
 @dataclass(frozen=True, slots=True)

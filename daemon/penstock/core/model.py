@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from penstock.core.jobs import Job
+from penstock.core.jobs import Cluster, Job, JobState
 from penstock.core.spec import Spec
 
 JOB_NAME_PREFIX = "penstock-"
@@ -65,6 +65,8 @@ class Attempt:
     """None: Slurm has not been seen to have it."""
     job: Job | None = None
     """As the controller last recorded it, for showing; the planner reads the listing."""
+    running_since: datetime | None = None
+    """Since when the job's processes have been seen to run without a halt, by our own clock: Slurm's may be another."""
     missing_since: datetime | None = None
     """Since when complete listings have not had the job."""
     phase: Phase = Phase.NONE
@@ -119,6 +121,20 @@ class Replica:
     @property
     def live_attempt(self) -> Attempt | None:
         return self.attempt if self.attempt is not None and self.attempt.live else None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A recorded attempt that ended unasked, and for which its revision or its node may be to blame."""
+
+    deployment: str
+    revision: int
+    replica: str
+    ended_at: datetime
+    state: JobState | None
+    """How its job ended. None: there was none, or it was lost."""
+    nodes: tuple[str, ...] = ()
+    """Where it ran, each by its name."""
 
 
 class ConditionStatus(enum.StrEnum):
@@ -205,6 +221,10 @@ class Observation:
     """Slurm's MessageTimeout; doubt about a submission lasts longer than this."""
     reports_open_since: datetime | None = None
     """Since when somebody could hear the agents' reports without a break; None: nobody can now."""
+    failures: tuple[Failure, ...] = ()
+    """Of the last hour."""
+    cluster: Cluster | None = None
+    """What nodes there are; None: not asked, or it did not answer."""
     known_tokens: frozenset[str] = frozenset()
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
 

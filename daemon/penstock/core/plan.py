@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
+from penstock.core.budget import held_back
 from penstock.core.conditions import conditions_of
-from penstock.core.decisions import Decision, Reason, RemoveDeployment
+from penstock.core.decisions import Decision, EndAttempt, Reason, RemoveDeployment
 from penstock.core.jobs import Job
 from penstock.core.model import (
     Attempt,
@@ -35,6 +37,7 @@ from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
 from penstock.core.rollout import plan_counts
 from penstock.core.sentences import clock
 from penstock.core.states import check_move
+from penstock.core.suspects import Suspect, avoided, suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,14 @@ def plan(observation: Observation) -> Plan:
     if isinstance(observation.slurm, Unknown):
         return _blind(observation, observation.slurm, replicas_by_deployment)
     jobs_by_token = _jobs_by_token(observation.slurm, observation.installation)
+    suspected = suspects(observation.failures, observation.now)
     known_ids = _known_ids(observation.replicas)
     decisions: list[Decision] = []
     replica_statuses: list[ReplicaStatus] = []
     deployment_statuses: list[DeploymentStatus] = []
     for deployment in observation.deployments:
         replicas = replicas_by_deployment.get(deployment.uid, [])
-        outcome = _plan_deployment(observation, deployment, replicas, jobs_by_token, known_ids)
+        outcome = _plan_deployment(observation, deployment, replicas, jobs_by_token, known_ids, suspected)
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
@@ -121,11 +125,15 @@ def _plan_deployment(
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
     known_ids: Mapping[int, str],
+    suspected: tuple[Suspect, ...],
 ) -> Plan:
     if deployment.deleted_at is not None and not replicas:
         message = "nothing of it is left; it is removed"
         decision = Decision(deployment.name, "", Reason.DELETED, message, (RemoveDeployment(deployment.uid),))
         return Plan((decision,), (), ())
+
+    held = held_back(deployment, replicas, observation.failures, observation.now)
+    avoiding = avoided(deployment.spec, suspected, observation.cluster)
 
     def look(replica: Replica) -> Outlook:
         attempt = replica.live_attempt
@@ -138,6 +146,8 @@ def _plan_deployment(
                 job=job,
                 message_timeout_s=observation.message_timeout_s,
                 reports_open_since=observation.reports_open_since,
+                held_back=held.get(replica.uid),
+                avoiding=avoiding,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
             )
         )
@@ -152,6 +162,7 @@ def _plan_deployment(
         check_move(replica.name, replica.state, outlooks[replica.uid].state)
     own = counts.decision or _standing(deployment, replicas, outlooks)
     shown = [(outlook.state, outlook.message) for outlook in outlooks.values()]
+    after = [_after(replica, outlooks[replica.uid], observation.now) for replica in replicas]
     return Plan(
         (own, *(outlook.decision for outlook in outlooks.values())),
         tuple(
@@ -159,8 +170,19 @@ def _plan_deployment(
             for replica in replicas
             if (replica.state, replica.message) != ((outlook := outlooks[replica.uid]).state, outlook.message)
         ),
-        _status_if_changed(deployment, conditions_of(deployment, own, shown, observation.now)),
+        _status_if_changed(deployment, conditions_of(deployment, own, shown, after, observation.now)),
     )
+
+
+def _after(replica: Replica, outlook: Outlook, now: datetime) -> Replica:
+    """The replica as this tick leaves it, as far as its deployment's conditions speak of it."""
+    for action in outlook.decision.actions:
+        if isinstance(action, EndAttempt) and replica.attempt is not None:
+            ended = replace(
+                replica.attempt, ended_at=now, end_message=action.message, exit_code=action.exit_code
+            )
+            return replace(replica, state=outlook.state, failures=action.failures, attempt=ended)
+    return replace(replica, state=outlook.state)
 
 
 def _standing(
@@ -190,8 +212,9 @@ def _blind(observation: Observation, unknown: Unknown, replicas: Mapping[str, Se
     decision = Decision("", "", Reason.CLUSTER_UNREACHABLE, message)
     statuses: list[DeploymentStatus] = []
     for deployment in observation.deployments:
-        shown = [(replica.state, replica.message) for replica in replicas.get(deployment.uid, [])]
-        conditions = conditions_of(deployment, decision, shown, observation.now)
+        its = replicas.get(deployment.uid, [])
+        shown = [(replica.state, replica.message) for replica in its]
+        conditions = conditions_of(deployment, decision, shown, its, observation.now)
         # The generation was not acted on, so it was not observed.
         if conditions != deployment.conditions:
             statuses.append(DeploymentStatus(deployment.uid, deployment.observed_generation, conditions))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from penstock.core import backoff
+from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
     Action,
     Adopt,
@@ -32,6 +33,7 @@ from penstock.core.decisions import (
 from penstock.core.jobs import ENDING_STATES, HALTED_STATES, Job, JobState
 from penstock.core.model import Attempt, Deployment, Phase, Replica, ReplicaState, job_name
 from penstock.core.sentences import clock, job_end, queue_wait
+from penstock.core.suspects import Suspect, told
 
 DOUBT_FACTOR = 3
 """Doubt about a submission lasts this many of Slurm's message time-outs: a reply may be late by one, and the accepted
@@ -70,6 +72,10 @@ class Scene:
     message_timeout_s: int
     reports_open_since: datetime | None
     """Since when somebody could hear the agents' reports without a break; None: nobody can."""
+    held_back: HeldBack | None = None
+    """The deployment's budget of failures does not allow this replica another attempt now."""
+    avoiding: tuple[Suspect, ...] = ()
+    """Nodes that a submission stays away from."""
     id_taken: bool = False
     """The job's id is another attempt's too. Slurm gives ids again after it has lost its state."""
 
@@ -114,9 +120,29 @@ def _without_attempt(scene: Scene) -> Outlook:
         how = f": {last.end_message}" if last is not None and last.end_message else ""
         message = f"{failed}{how}; next attempt {clock(replica.next_attempt_at, now)}"
         return scene.decide(Reason.BACK_OFF, ReplicaState.WAITING, message)
+    if scene.held_back is not None:
+        return _held_back(scene, scene.held_back)
     number = last.number + 1 if last is not None else 1
-    message = f"attempt {number} of revision {replica.revision} is submitted"
-    return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, Submit(replica.uid))
+    message = f"attempt {number} of revision {replica.revision} is submitted{told(scene.avoiding, now)}"
+    submit = Submit(replica.uid, _names(scene.avoiding))
+    return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
+
+
+def _held_back(scene: Scene, held: HeldBack) -> Outlook:
+    replica, last = scene.replica, scene.replica.attempt
+    how = f": {last.end_message}" if last is not None and last.end_message else ""
+    lost = f"{held.failed} of the {held.allowed} failures an hour that revision {replica.revision} may lose are spent"
+    then = (
+        f"next attempt {clock(held.until, scene.now)}, or at once when the deployment is restarted, its spec changed,"
+        " or its spec.restart.max_failures_per_hour raised"
+        if held.until is not None
+        else "next attempt when those under way are ready"
+    )
+    return scene.decide(Reason.BUDGET_SPENT, ReplicaState.WAITING, f"{lost}{how}; {then}")
+
+
+def _names(avoiding: tuple[Suspect, ...]) -> tuple[str, ...]:
+    return tuple(suspect.node for suspect in avoiding)
 
 
 def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
@@ -147,7 +173,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         message = f"attempt {attempt.number} never reached Slurm"
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
     message = f"Slurm does not have attempt {attempt.number}; it is submitted again under the same token"
-    resubmit = Resubmit(scene.replica.uid, attempt.token)
+    message += told(scene.avoiding, scene.now)
+    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene.avoiding))
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
 
 
@@ -179,13 +206,28 @@ def _speaks(scene: Scene, attempt: Attempt) -> bool:
 
 
 def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    outlook = _by_job_state(scene, _of_this_run(attempt, job), job)
+    running_since = _running_since(scene, attempt, job)
+    this_run = replace(_of_this_run(attempt, job), running_since=running_since)
+    outlook = _by_job_state(scene, this_run, job)
     decision = outlook.decision
     if attempt.missing_since is not None:
         decision = replace(decision, actions=(RecordMissing(attempt.token, None), *decision.actions))
-    if attempt.job != job and not job.ended:  # EndAttempt records an ended job itself.
-        decision = replace(decision, actions=(RecordJob(attempt.token, job), *decision.actions))
+    said = (attempt.job, attempt.running_since)
+    if said != (job, running_since) and not job.ended:  # EndAttempt records an ended job itself.
+        record = RecordJob(attempt.token, job, running_since)
+        decision = replace(decision, actions=(record, *decision.actions))
     return replace(outlook, decision=decision)
+
+
+def _running_since(scene: Scene, attempt: Attempt, job: Job) -> datetime | None:
+    """Since when this run has been seen to run, by our clock: Slurm's may be an hour off, and while a job was halted
+    neither its engine nor its agent could do anything."""
+    if job.waiting or job.state in HALTED_STATES or job.state is JobState.CONFIGURING:
+        return None
+    same_run = attempt.job is not None and attempt.job.restarts == job.restarts
+    if job.state is not JobState.RUNNING:
+        return attempt.running_since if same_run else None
+    return attempt.running_since if same_run and attempt.running_since is not None else scene.now
 
 
 def _of_this_run(attempt: Attempt, job: Job) -> Attempt:
@@ -232,17 +274,22 @@ def _end(
     scene: Scene, attempt: Attempt, job: Job | None, reason: Reason, message: str, *, failed: bool
 ) -> Outlook:
     replica, policy = scene.replica, scene.deployment.spec.restart
-    failures, next_attempt_at, then = replica.failures, None, ""
+    failures, next_attempt_at, then, blamed = replica.failures, None, "", False
     if failed:
         ended_at = min(scene.now, job.ends_at) if job is not None and job.ends_at is not None else scene.now
         failures = backoff.failures_after(replica, attempt, ended_at, policy)
-        next_attempt_at = scene.now + backoff.delay(failures, policy)
+        next_attempt_at = scene.now + backoff.delay(failures, policy, f"{replica.name}/{attempt.number}")
+        blamed = not backoff.has_served(attempt, ended_at, policy) and not _cancelled_by_hand(attempt, job)
         then = "" if scene.deployment.paused else f"; next attempt {clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
-    end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message)
+    end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message, blamed)
     if replica.leaving:
         return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, message, end, RemoveReplica(replica.uid))
     return scene.decide(reason, ReplicaState.WAITING, message + then, end)
+
+
+def _cancelled_by_hand(attempt: Attempt, job: Job | None) -> bool:
+    return job is not None and job.state is JobState.CANCELLED and attempt.cancelled_at is None
 
 
 def _cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: str) -> Outlook:
@@ -305,7 +352,8 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
 
 def _starting(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     limit_s = scene.deployment.spec.probes.startup_timeout_s
-    deadline = job.started_at + timedelta(seconds=limit_s) if job.started_at is not None else None
+    since = attempt.running_since
+    deadline = since + timedelta(seconds=limit_s) if since is not None else None
     if deadline is not None and scene.now >= deadline:
         message = f"job {job.job_id} generated no token within {limit_s} s of its start"
         return _give_up(scene, attempt, job, Reason.STARTUP_TIMEOUT, message, ReplicaState.STARTING)
@@ -343,5 +391,7 @@ def _silent_since(scene: Scene, attempt: Attempt) -> datetime | None:
     if attempt.reported_at is None or scene.reports_open_since is None:
         return None
     since = max(attempt.reported_at, scene.reports_open_since)
+    if attempt.running_since is not None:  # While the job was halted its agent was, too.
+        since = max(since, attempt.running_since)
     allowed = timedelta(seconds=scene.deployment.spec.probes.report_timeout_s)
     return since if scene.now - since > allowed else None

@@ -107,12 +107,23 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How long a replica whose job ended unasked waits: doubled from the first wait with each failure in a row."""
+    """How long a replica whose job ended unasked waits: doubled from the first wait with each failure in a row, less a
+    share that is another one for each attempt."""
 
     backoff_initial_s: int = 10
     backoff_max_s: int = 300
     reset_after_s: int = 600
     """An attempt that was ready for this long and then ended counts as the first failure of a new row."""
+    max_failures_per_hour: int | None = None
+    """Of a revision's attempts, over all replicas: so many failures in an hour, and no more is tried until the oldest
+    of them is an hour old. None: as `failures_allowed`."""
+
+    def failures_allowed(self, replicas: int) -> int:
+        """The budget of a deployment that wants so many replicas: by default 10, or 5 for each where that is more.
+
+        Five tries of one replica take ten minutes and more, longer than most outages that hit all of them at once.
+        """
+        return self.max_failures_per_hour if self.max_failures_per_hour is not None else max(10, 5 * replicas)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from penstock.rpc.avoided import avoided_nodes
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.cluster import cluster_out
 from penstock.rpc.convert.vital import vital_out
@@ -35,7 +36,9 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         seen = await self._view.read(AGE_S)
         if seen is None:
             raise Refused(grpc.StatusCode.UNAVAILABLE, f"Slurm does not answer: {self._view.error}")
-        return cluster_out(seen.cluster, self._view.backend, seen.at)
+        return cluster_out(
+            seen.cluster, self._view.backend, seen.at, await avoided_nodes(self._deps.db, self._deps.clock())
+        )
 
     async def GetSystem(self, request: pb.GetSystemRequest, context: Context) -> pb.GetSystemResponse:
         await self._vitals.check()

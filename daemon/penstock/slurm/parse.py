@@ -166,6 +166,14 @@ def expand_nodes(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def known_nodes(text: str) -> tuple[str, ...]:
+    """The same for a list that was stored: one that cannot be read names no node."""
+    try:
+        return expand_nodes(text)
+    except ParseError:
+        return ()
+
+
 def _outside_brackets(text: str) -> Iterator[str]:
     """Split at commas that stand outside brackets (and parentheses, for gres)."""
     depth, start = 0, 0

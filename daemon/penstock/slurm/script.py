@@ -9,12 +9,14 @@ secret passes through this file.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from penstock.core.jobs import Submission
 from penstock.core.model import job_comment, job_name
 from penstock.core.spec import Resources, Spec
+from penstock.slurm.parse import ParseError, expand_nodes
 
 OUTPUT_NAME = "job.out"
 """The job's output, in the attempt's folder."""
@@ -39,9 +41,10 @@ class JobPlan:
     """The interpreter that has `penstock_runtime`."""
 
 
-def render(job: JobPlan, spec: Spec) -> Submission:
-    """What to submit for one attempt of one replica."""
+def render(job: JobPlan, spec: Spec, exclude: tuple[str, ...] = ()) -> Submission:
+    """What to submit for one attempt of one replica, away from the nodes of `exclude`."""
     placement, resources = spec.placement, spec.resources
+    exclude, options = _exclusion(exclude, placement.options)
     return Submission(
         name=job_name(job.deployment, job.token),
         comment=job_comment(job.installation, job.token),
@@ -53,6 +56,7 @@ def render(job: JobPlan, spec: Spec) -> Submission:
         qos=placement.qos or None,
         constraint=placement.constraint or None,
         reservation=placement.reservation or None,
+        exclude_nodes=exclude,
         time_limit_s=placement.time_limit_s,
         nodes=resources.nodes,
         cpus_per_task=resources.cpus,
@@ -60,8 +64,26 @@ def render(job: JobPlan, spec: Spec) -> Submission:
         gres=_gres(resources),
         exclusive=placement.exclusive,
         warn_signal_s=_warning(spec),
-        extra_options=placement.options,
+        extra_options=options,
     )
+
+
+def _exclusion(
+    exclude: tuple[str, ...], options: Mapping[str, str]
+) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """Our nodes and those of the deployment's own `exclude` as one list, and the options without it; sbatch heeds only
+    the last --exclude that it is given. A list that is in a file is the deployment's alone."""
+    own = options.get("exclude")
+    if not exclude or own is None:
+        return exclude, options
+    try:
+        theirs = () if "/" in own else expand_nodes(own)
+    except ParseError:
+        theirs = ()
+    if not theirs:
+        return (), options
+    rest = {name: value for name, value in options.items() if name != "exclude"}
+    return tuple(dict.fromkeys((*theirs, *exclude))), rest
 
 
 def script(job: JobPlan) -> str:

@@ -103,6 +103,20 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt that counts as a failure, as far as it is recorded."""
+
+    deployment: str
+    revision: int
+    replica: str
+    ended_at: datetime
+    state: str
+    """Its job's last; empty: there was no job."""
+    nodes: str
+    """Slurm's own compressed list."""
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A process of ours that beats in the database."""
 

@@ -157,6 +157,7 @@ attempts = Table(
     Column("refusal", Text, nullable=False, server_default=text("''")),
     Column("job_id", BigInteger),
     Column("job", JSONB(none_as_null=True)),
+    Column("running_since", MOMENT),
     Column("missing_since", MOMENT),
     Column("phase", Text, nullable=False, server_default=text("'none'")),
     Column("phase_message", Text, nullable=False, server_default=text("''")),
@@ -173,6 +174,8 @@ attempts = Table(
     Column("end_message", Text, nullable=False, server_default=text("''")),
     Column("exit_code", Integer),
     Column("last_words", Text, nullable=False, server_default=text("''")),
+    # Its revision or its node may be to blame for its end.
+    Column("failed", Boolean, nullable=False, server_default=false()),
     Column("running_requests", Integer, nullable=False, server_default=text("0")),
     Column("waiting_requests", Integer, nullable=False, server_default=text("0")),
     Column("kv_cache_usage", Double, nullable=False, server_default=text("0")),
@@ -193,6 +196,7 @@ attempts = Table(
     CheckConstraint("ready_at IS NULL OR registered_at IS NOT NULL", name="ready_at"),
     CheckConstraint("submitted_at >= intended_at", name="submitted_at"),
     CheckConstraint("ended_at >= intended_at", name="ended_at"),
+    CheckConstraint("NOT failed OR ended_at IS NOT NULL", name="failed"),
     CheckConstraint("secret_hash <> ''", name="secret_hash"),
     CheckConstraint("running_requests >= 0 AND waiting_requests >= 0", name="requests"),
     CheckConstraint("kv_cache_usage BETWEEN 0 AND 1", name="kv_cache_usage"),
@@ -200,6 +204,8 @@ attempts = Table(
     # Rule 1: at most one live attempt a replica, and one live attempt a job.
     Index("attempts_live_index", "replica_uid", unique=True, postgresql_where=text("ended_at IS NULL")),
     Index("attempts_live_job_index", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+    # Each tick asks for the last hour's.
+    Index("attempts_failed_index", "ended_at", postgresql_where=text("failed")),
     # Heartbeats change no indexed column; with room in the page each is a heap-only update and leaves the
     # indexes alone.
     postgresql_with={"fillfactor": "70"},

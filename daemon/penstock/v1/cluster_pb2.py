@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from penstock.v1 import metadata_pb2 as penstock_dot_v1_dot_metadata__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/cluster.proto\x12\x0bpenstock.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1apenstock/v1/metadata.proto\"\xf4\x01\n\tPartition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x17\n\nmax_time_s\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_time_s\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tmax_nodes\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0btotal_nodes\x18\x07 \x01(\x05\x12\x12\n\ntotal_cpus\x18\x08 \x01(\x05\x12\x12\n\ntotal_gpus\x18\t \x01(\x05\x42\r\n\x0b_max_time_sB\x11\n\x0f_default_time_sB\x0c\n\n_max_nodes\"\xbc\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x63pus\x18\x04 \x01(\x05\x12\x16\n\x0e\x63pus_allocated\x18\x05 \x01(\x05\x12\x12\n\nmemory_mib\x18\x06 \x01(\x03\x12\x1c\n\x14memory_allocated_mib\x18\x07 \x01(\x03\x12\x0c\n\x04gpus\x18\x08 \x01(\x05\x12\x16\n\x0egpus_allocated\x18\t \x01(\x05\x12\x32\n\tgpu_types\x18\n \x03(\x0b\x32\x1f.penstock.v1.Node.GpuTypesEntry\x12\x12\n\npartitions\x18\x0b \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0c \x03(\t\x1a/\n\rGpuTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\x13\n\x11GetClusterRequest\"\xc9\x01\n\x12GetClusterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rslurm_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12*\n\npartitions\x18\x04 \x03(\x0b\x32\x16.penstock.v1.Partition\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.penstock.v1.Node\x12/\n\x0bobserved_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetSystemRequest\"h\n\x11GetSystemResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\t\x12*\n\nconditions\x18\x03 \x03(\x0b\x32\x16.penstock.v1.Condition2\xde\x01\n\x0e\x43lusterService\x12g\n\nGetCluster\x12\x1e.penstock.v1.GetClusterRequest\x1a\x1f.penstock.v1.GetClusterResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/apis/v1/cluster\x12\x63\n\tGetSystem\x12\x1d.penstock.v1.GetSystemRequest\x1a\x1e.penstock.v1.GetSystemResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/apis/v1/systemb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/cluster.proto\x12\x0bpenstock.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1apenstock/v1/metadata.proto\"\xf4\x01\n\tPartition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x17\n\nmax_time_s\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_time_s\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tmax_nodes\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0btotal_nodes\x18\x07 \x01(\x05\x12\x12\n\ntotal_cpus\x18\x08 \x01(\x05\x12\x12\n\ntotal_gpus\x18\t \x01(\x05\x42\r\n\x0b_max_time_sB\x11\n\x0f_default_time_sB\x0c\n\n_max_nodes\"\xcd\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x63pus\x18\x04 \x01(\x05\x12\x16\n\x0e\x63pus_allocated\x18\x05 \x01(\x05\x12\x12\n\nmemory_mib\x18\x06 \x01(\x03\x12\x1c\n\x14memory_allocated_mib\x18\x07 \x01(\x03\x12\x0c\n\x04gpus\x18\x08 \x01(\x05\x12\x16\n\x0egpus_allocated\x18\t \x01(\x05\x12\x32\n\tgpu_types\x18\n \x03(\x0b\x32\x1f.penstock.v1.Node.GpuTypesEntry\x12\x12\n\npartitions\x18\x0b \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0c \x03(\t\x12\x0f\n\x07\x61voided\x18\r \x01(\t\x1a/\n\rGpuTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\x13\n\x11GetClusterRequest\"\xc9\x01\n\x12GetClusterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rslurm_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12*\n\npartitions\x18\x04 \x03(\x0b\x32\x16.penstock.v1.Partition\x12 \n\x05nodes\x18\x05 \x03(\x0b\x32\x11.penstock.v1.Node\x12/\n\x0bobserved_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetSystemRequest\"h\n\x11GetSystemResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\t\x12*\n\nconditions\x18\x03 \x03(\x0b\x32\x16.penstock.v1.Condition2\xde\x01\n\x0e\x43lusterService\x12g\n\nGetCluster\x12\x1e.penstock.v1.GetClusterRequest\x1a\x1f.penstock.v1.GetClusterResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/apis/v1/cluster\x12\x63\n\tGetSystem\x12\x1d.penstock.v1.GetSystemRequest\x1a\x1e.penstock.v1.GetSystemResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/apis/v1/systemb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARTITION']._serialized_start=134
   _globals['_PARTITION']._serialized_end=378
   _globals['_NODE']._serialized_start=381
-  _globals['_NODE']._serialized_end=697
-  _globals['_NODE_GPUTYPESENTRY']._serialized_start=650
-  _globals['_NODE_GPUTYPESENTRY']._serialized_end=697
-  _globals['_GETCLUSTERREQUEST']._serialized_start=699
-  _globals['_GETCLUSTERREQUEST']._serialized_end=718
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=721
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=922
-  _globals['_GETSYSTEMREQUEST']._serialized_start=924
-  _globals['_GETSYSTEMREQUEST']._serialized_end=942
-  _globals['_GETSYSTEMRESPONSE']._serialized_start=944
-  _globals['_GETSYSTEMRESPONSE']._serialized_end=1048
-  _globals['_CLUSTERSERVICE']._serialized_start=1051
-  _globals['_CLUSTERSERVICE']._serialized_end=1273
+  _globals['_NODE']._serialized_end=714
+  _globals['_NODE_GPUTYPESENTRY']._serialized_start=667
+  _globals['_NODE_GPUTYPESENTRY']._serialized_end=714
+  _globals['_GETCLUSTERREQUEST']._serialized_start=716
+  _globals['_GETCLUSTERREQUEST']._serialized_end=735
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=738
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=939
+  _globals['_GETSYSTEMREQUEST']._serialized_start=941
+  _globals['_GETSYSTEMREQUEST']._serialized_end=959
+  _globals['_GETSYSTEMRESPONSE']._serialized_start=961
+  _globals['_GETSYSTEMRESPONSE']._serialized_end=1065
+  _globals['_CLUSTERSERVICE']._serialized_start=1068
+  _globals['_CLUSTERSERVICE']._serialized_end=1290
 # @@protoc_insertion_point(module_scope)

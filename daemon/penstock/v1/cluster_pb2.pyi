@@ -112,6 +112,7 @@ class Node(_message.Message):
     GPU_TYPES_FIELD_NUMBER: _builtins.int
     PARTITIONS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    AVOIDED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
     """Slurm's own words, such as `IDLE` or `DOWN+DRAIN`."""
@@ -122,6 +123,8 @@ class Node(_message.Message):
     memory_allocated_mib: _builtins.int
     gpus: _builtins.int
     gpus_allocated: _builtins.int
+    avoided: _builtins.str
+    """Why new replicas stay away from it, and until when; empty: they do not."""
     @_builtins.property
     def gpu_types(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """GPU type -> how many; the type is empty where the site names none."""
@@ -145,10 +148,11 @@ class Node(_message.Message):
         gpu_types: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         partitions: _abc.Iterable[_builtins.str] | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        avoided: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "cpus_allocated", b"cpus_allocated", "features", b"features", "gpu_types", b"gpu_types", "gpus", b"gpus", "gpus_allocated", b"gpus_allocated", "memory_allocated_mib", b"memory_allocated_mib", "memory_mib", b"memory_mib", "name", b"name", "partitions", b"partitions", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided", b"avoided", "cpus", b"cpus", "cpus_allocated", b"cpus_allocated", "features", b"features", "gpu_types", b"gpu_types", "gpus", b"gpus", "gpus_allocated", b"gpus_allocated", "memory_allocated_mib", b"memory_allocated_mib", "memory_mib", b"memory_mib", "name", b"name", "partitions", b"partitions", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

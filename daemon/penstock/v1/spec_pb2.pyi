@@ -618,33 +618,44 @@ class RestartPolicy(_message.Message):
     BACKOFF_INITIAL_S_FIELD_NUMBER: _builtins.int
     BACKOFF_MAX_S_FIELD_NUMBER: _builtins.int
     RESET_AFTER_S_FIELD_NUMBER: _builtins.int
+    MAX_FAILURES_PER_HOUR_FIELD_NUMBER: _builtins.int
     backoff_initial_s: _builtins.int
-    """The first wait; it doubles with each failure in a row. Unset: 10."""
+    """The first wait; it doubles with each failure in a row, and each wait is shortened by up to a quarter. Unset: 10."""
     backoff_max_s: _builtins.int
     """The longest wait. Unset: 300."""
     reset_after_s: _builtins.int
     """A replica that was ready for this long starts again from the first wait. Unset: 600."""
+    max_failures_per_hour: _builtins.int
+    """Attempts of one revision that may fail within an hour, over all replicas. Then no more is tried until the oldest of them is an
+    hour old, the deployment is restarted or its spec changed. An attempt that was ready for reset_after_s does not count.
+    Unset: 10, or 5 for each wanted replica where that is more.
+    """
     def __init__(
         self,
         *,
         backoff_initial_s: _builtins.int | None = ...,
         backoff_max_s: _builtins.int | None = ...,
         reset_after_s: _builtins.int | None = ...,
+        max_failures_per_hour: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_initial_s", b"_backoff_initial_s", "_backoff_max_s", b"_backoff_max_s", "_reset_after_s", b"_reset_after_s", "backoff_initial_s", b"backoff_initial_s", "backoff_max_s", b"backoff_max_s", "reset_after_s", b"reset_after_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_initial_s", b"_backoff_initial_s", "_backoff_max_s", b"_backoff_max_s", "_max_failures_per_hour", b"_max_failures_per_hour", "_reset_after_s", b"_reset_after_s", "backoff_initial_s", b"backoff_initial_s", "backoff_max_s", b"backoff_max_s", "max_failures_per_hour", b"max_failures_per_hour", "reset_after_s", b"reset_after_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_initial_s", b"_backoff_initial_s", "_backoff_max_s", b"_backoff_max_s", "_reset_after_s", b"_reset_after_s", "backoff_initial_s", b"backoff_initial_s", "backoff_max_s", b"backoff_max_s", "reset_after_s", b"reset_after_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_initial_s", b"_backoff_initial_s", "_backoff_max_s", b"_backoff_max_s", "_max_failures_per_hour", b"_max_failures_per_hour", "_reset_after_s", b"_reset_after_s", "backoff_initial_s", b"backoff_initial_s", "backoff_max_s", b"backoff_max_s", "max_failures_per_hour", b"max_failures_per_hour", "reset_after_s", b"reset_after_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_initial_s: _TypeAlias = _typing.Literal["backoff_initial_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_initial_s: _TypeAlias = _typing.Literal["_backoff_initial_s", b"_backoff_initial_s"]  # noqa: Y015
     _WhichOneofReturnType__backoff_max_s: _TypeAlias = _typing.Literal["backoff_max_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_max_s: _TypeAlias = _typing.Literal["_backoff_max_s", b"_backoff_max_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_failures_per_hour: _TypeAlias = _typing.Literal["max_failures_per_hour"]  # noqa: Y015
+    _WhichOneofArgType__max_failures_per_hour: _TypeAlias = _typing.Literal["_max_failures_per_hour", b"_max_failures_per_hour"]  # noqa: Y015
     _WhichOneofReturnType__reset_after_s: _TypeAlias = _typing.Literal["reset_after_s"]  # noqa: Y015
     _WhichOneofArgType__reset_after_s: _TypeAlias = _typing.Literal["_reset_after_s", b"_reset_after_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__backoff_initial_s) -> _WhichOneofReturnType__backoff_initial_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__backoff_max_s) -> _WhichOneofReturnType__backoff_max_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_failures_per_hour) -> _WhichOneofReturnType__max_failures_per_hour | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reset_after_s) -> _WhichOneofReturnType__reset_after_s | None: ...
 

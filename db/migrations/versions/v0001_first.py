@@ -158,6 +158,7 @@ CREATE TABLE attempts (
     refusal TEXT DEFAULT '' NOT NULL,
     job_id BIGINT,
     job JSONB,
+    running_since TIMESTAMP WITH TIME ZONE,
     missing_since TIMESTAMP WITH TIME ZONE,
     phase TEXT DEFAULT 'none' NOT NULL,
     phase_message TEXT DEFAULT '' NOT NULL,
@@ -174,6 +175,7 @@ CREATE TABLE attempts (
     end_message TEXT DEFAULT '' NOT NULL,
     exit_code INTEGER,
     last_words TEXT DEFAULT '' NOT NULL,
+    failed BOOLEAN DEFAULT false NOT NULL,
     running_requests INTEGER DEFAULT 0 NOT NULL,
     waiting_requests INTEGER DEFAULT 0 NOT NULL,
     kv_cache_usage DOUBLE PRECISION DEFAULT 0 NOT NULL,
@@ -196,6 +198,7 @@ CREATE TABLE attempts (
     CONSTRAINT attempts_ready_at_check CHECK (ready_at IS NULL OR registered_at IS NOT NULL),
     CONSTRAINT attempts_submitted_at_check CHECK (submitted_at >= intended_at),
     CONSTRAINT attempts_ended_at_check CHECK (ended_at >= intended_at),
+    CONSTRAINT attempts_failed_check CHECK (NOT failed OR ended_at IS NOT NULL),
     CONSTRAINT attempts_secret_hash_check CHECK (secret_hash <> ''),
     CONSTRAINT attempts_requests_check CHECK (running_requests >= 0 AND waiting_requests >= 0),
     CONSTRAINT attempts_kv_cache_usage_check CHECK (kv_cache_usage BETWEEN 0 AND 1),
@@ -204,6 +207,8 @@ CREATE TABLE attempts (
 ) WITH (fillfactor = 70);
 
 CREATE UNIQUE INDEX attempts_live_index ON attempts (replica_uid) WHERE ended_at IS NULL;
+
+CREATE INDEX attempts_failed_index ON attempts (ended_at) WHERE failed;
 
 CREATE UNIQUE INDEX attempts_live_job_index ON attempts (job_id) WHERE ended_at IS NULL;
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
     Action,
     Adopt,
@@ -23,6 +24,7 @@ from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState
 from penstock.core.replicas import Scene, jobs_of, plan_replica
 from penstock.core.states import check_move
+from penstock.core.suspects import Suspect
 from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica
 
 S, R, J = ReplicaState, Reason, JobState
@@ -61,8 +63,11 @@ def ended(
     of: Job | None = None,
     failures: int = 1,
     next_s: float | None = 10,
+    served: bool = False,
 ) -> EndAttempt:
-    return EndAttempt("r1", "tok1", exit_code, of, failures, None if next_s is None else at(next_s), message)
+    next_at = None if next_s is None else at(next_s)
+    failed = next_s is not None and not served
+    return EndAttempt("r1", "tok1", exit_code, of, failures, next_at, message, failed)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,16 @@ class Row:
     actions: tuple[Action, ...] = ()
     of: Deployment = CHAT
     reports_open_s: float | None = -3600
+    held_back: HeldBack | None = None
+    avoiding: tuple[Suspect, ...] = ()
 
+
+FAILED_BEFORE = replica(
+    its=attempt(ended_at=at(-70), end_message="job 7 ended as FAILED"),
+    failures=5,
+    next_attempt_at=at(-1),
+    state=S.WAITING,
+)
 
 ROWS = [
     # Without an attempt
@@ -118,6 +132,38 @@ ROWS = [
         R.BACK_OFF,
         S.WAITING,
         "3 attempts failed in a row; next attempt 14:00:40",
+    ),
+    Row(
+        "the budget is spent",
+        FAILED_BEFORE,
+        None,
+        R.BUDGET_SPENT,
+        S.WAITING,
+        "10 of the 10 failures an hour that revision 1 may lose are spent: job 7 ended as FAILED; next attempt"
+        " 14:10:00, or at once when the deployment is restarted, its spec changed, or its"
+        " spec.restart.max_failures_per_hour raised",
+        held_back=HeldBack(10, 10, at(600)),
+    ),
+    Row(
+        "the rest of the budget is under way",
+        FAILED_BEFORE,
+        None,
+        R.BUDGET_SPENT,
+        S.WAITING,
+        "9 of the 10 failures an hour that revision 1 may lose are spent: job 7 ended as FAILED;"
+        " next attempt when those under way are ready",
+        held_back=HeldBack(9, 10, None),
+    ),
+    Row(
+        "a node is avoided",
+        FAILED_BEFORE,
+        None,
+        R.SUBMIT,
+        S.SUBMITTING,
+        "attempt 2 of revision 1 is submitted; not on gpu1:"
+        " 3 attempts of chat failed there within an hour; avoided until 14:50:00",
+        (Submit("r1", ("gpu1",)),),
+        avoiding=(Suspect("gpu1", 3, ("chat",), at(3000)),),
     ),
     Row(
         "paused",
@@ -379,6 +425,41 @@ ROWS = [
         "job 7 is suspended in Slurm",
     ),
     Row(
+        "runs on after it was suspended: its silence counts from now",
+        replica(its=ready_attempt(job=held, running_since=None, reported_at=at(-900)), state=S.QUEUED),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        (RecordJob("tok1", RUNNING, NOW),),
+    ),
+    Row(
+        "runs on after it was suspended while it started",
+        replica(its=attempt(job=held, running_since=None), state=S.QUEUED),
+        slow_start := job(started_at=at(-9000)),
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: the agent has not registered yet; given up at 14:10:00",
+        (RecordJob("tok1", slow_start, NOW),),
+    ),
+    Row(
+        "Slurm's clock is an hour behind: the start is when it was seen",
+        known(behind := job(started_at=at(-3610), submitted_at=at(-3700)), running_since=at(-10)),
+        behind,
+        R.STARTING,
+        S.STARTING,
+        "job 7 runs on gpu1: the agent has not registered yet; given up at 14:09:50",
+    ),
+    Row(
+        "Slurm's clock is an hour ahead: the start is when it was seen",
+        known(ahead := job(started_at=at(3000), submitted_at=at(2900)), running_since=at(-600)),
+        ahead,
+        R.STARTUP_TIMEOUT,
+        S.STOPPING,
+        "job 7 generated no token within 600 s of its start",
+        (CANCEL,),
+    ),
+    Row(
         "a state of a later Slurm",
         served(odd := job(J.UNKNOWN, state_text="HIBERNATING")),
         odd,
@@ -449,7 +530,7 @@ ROWS = [
     ),
     Row(
         "silent",
-        served(reported_at=at(-61)),
+        served(reported_at=at(-61), running_since=at(-90)),
         RUNNING,
         R.REPORT_TIMEOUT,
         S.STOPPING,
@@ -458,7 +539,7 @@ ROWS = [
     ),
     Row(
         "silent while paused",
-        served(reported_at=at(-61)),
+        served(reported_at=at(-61), running_since=at(-90)),
         RUNNING,
         R.PAUSED,
         S.READY,
@@ -572,7 +653,14 @@ ROWS = [
         R.JOB_ENDED,
         S.WAITING,
         "job 7 ended as FAILED with exit code 1 (NonZeroExitCode); next attempt 14:00:10",
-        (ended("job 7 ended as FAILED with exit code 1 (NonZeroExitCode)", exit_code=1, of=FAILED),),
+        (
+            ended(
+                "job 7 ended as FAILED with exit code 1 (NonZeroExitCode)",
+                exit_code=1,
+                of=FAILED,
+                served=True,
+            ),
+        ),
     ),
     Row(
         "ended long ago, seen only now: the time after its end is no service",
@@ -744,7 +832,10 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_each_situation(row: Row) -> None:
     opened = None if row.reports_open_s is None else at(row.reports_open_s)
-    outlook = plan_replica(Scene(NOW, row.of, row.replica, row.job, 10, opened))
+    scene = Scene(
+        NOW, row.of, row.replica, row.job, 10, opened, held_back=row.held_back, avoiding=row.avoiding
+    )
+    outlook = plan_replica(scene)
     assert outlook.decision.subject == ("chat", "chat-1")
     assert (outlook.decision.reason, outlook.state) == (row.reason, row.state)
     assert outlook.message == row.says
@@ -760,7 +851,7 @@ def test_rows_have_names_of_their_own() -> None:
 def test_a_changed_job_is_written_down_beside_the_decision() -> None:
     row = replica(its=ready_attempt(job=PENDING, missing_since=at(-9)), state=S.QUEUED)
     outlook = plan_replica(Scene(NOW, CHAT, row, RUNNING, 10, None))
-    assert outlook.decision.actions == (RecordJob("tok1", RUNNING), RecordMissing("tok1", None))
+    assert outlook.decision.actions == (RecordJob("tok1", RUNNING, NOW), RecordMissing("tok1", None))
 
 
 def test_an_ended_job_is_written_down_once() -> None:
@@ -784,3 +875,15 @@ def test_which_job_is_the_attempts(
     jobs = tuple(job(state, job_id=number) for number, state in states)
     found = jobs_of(attempt(job_id=job_id), {"tok1": jobs})
     assert (found.job_id if found else None) == expected
+
+
+def test_what_someone_cancelled_by_hand_is_nobodys_fault() -> None:
+    by_hand = plan_replica(Scene(NOW, CHAT, known(RUNNING), job(J.CANCELLED), 10, None))
+    by_us = plan_replica(Scene(NOW, CHAT, known(RUNNING, cancelled_at=at(-9)), job(J.CANCELLED), 10, None))
+    ends = [
+        action
+        for outlook in (by_hand, by_us)
+        for action in outlook.decision.actions
+        if isinstance(action, EndAttempt)
+    ]
+    assert [(end.failures, end.failed) for end in ends] == [(1, False), (1, True)]

@@ -66,7 +66,12 @@ def rollouts(draw: st.DrawFn) -> core.Rollout:
 @st.composite
 def restarts(draw: st.DrawFn) -> core.RestartPolicy:
     first = draw(st.integers(1, 3600))
-    return core.RestartPolicy(first, draw(st.integers(first, 86400)), draw(st.integers(1, 86400)))
+    return core.RestartPolicy(
+        first,
+        draw(st.integers(first, 86400)),
+        draw(st.integers(1, 86400)),
+        draw(st.none() | st.integers(1, 10000)),
+    )
 
 
 specs = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from penstock.core import jobs as core
@@ -9,14 +10,16 @@ from penstock.rpc.convert.time import time_out
 from penstock.v1 import cluster_pb2
 
 
-def cluster_out(cluster: core.Cluster, backend: str, observed_at: datetime) -> cluster_pb2.GetClusterResponse:
-    """Partitions and nodes with what they have and what of it is taken."""
+def cluster_out(
+    cluster: core.Cluster, backend: str, observed_at: datetime, avoided: Mapping[str, str]
+) -> cluster_pb2.GetClusterResponse:
+    """Partitions and nodes with what they have and what of it is taken. `avoided`: node -> why replicas stay away."""
     return cluster_pb2.GetClusterResponse(
         name=cluster.name,
         slurm_version=cluster.slurm_version,
         backend=backend,
         partitions=[_partition_out(partition, cluster.nodes) for partition in cluster.partitions],
-        nodes=[_node_out(node) for node in cluster.nodes],
+        nodes=[_node_out(node, avoided.get(node.name, "")) for node in cluster.nodes],
         observed_at=time_out(observed_at),
     )
 
@@ -35,7 +38,7 @@ def _partition_out(partition: core.Partition, nodes: tuple[core.Node, ...]) -> c
     )
 
 
-def _node_out(node: core.Node) -> cluster_pb2.Node:
+def _node_out(node: core.Node, avoided: str) -> cluster_pb2.Node:
     return cluster_pb2.Node(
         name=node.name,
         state=node.state,
@@ -49,4 +52,5 @@ def _node_out(node: core.Node) -> cluster_pb2.Node:
         gpu_types=node.gpus,
         partitions=node.partitions,
         features=node.features,
+        avoided=avoided,
     )

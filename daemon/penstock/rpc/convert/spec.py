@@ -130,6 +130,7 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
                 backoff_initial_s=_unless(spec.restart.backoff_initial_s, default.restart.backoff_initial_s),
                 backoff_max_s=_unless(spec.restart.backoff_max_s, default.restart.backoff_max_s),
                 reset_after_s=_unless(spec.restart.reset_after_s, default.restart.reset_after_s),
+                max_failures_per_hour=spec.restart.max_failures_per_hour,
             )
         )
     return message
@@ -176,6 +177,7 @@ def _restart_in(restart: pb.RestartPolicy) -> core.RestartPolicy:
         backoff_initial_s=restart.backoff_initial_s or default.backoff_initial_s,
         backoff_max_s=restart.backoff_max_s or default.backoff_max_s,
         reset_after_s=restart.reset_after_s or default.reset_after_s,
+        max_failures_per_hour=restart.max_failures_per_hour or None,
     )
 
 

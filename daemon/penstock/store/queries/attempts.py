@@ -19,12 +19,15 @@ from penstock.core.model import Attempt
 from penstock.store.documents import encode
 from penstock.store.errors import NotFound
 from penstock.store.queries import notify, rows
-from penstock.store.records import Load
-from penstock.store.tables import attempts, replicas
+from penstock.store.records import FailedAttempt, Load
+from penstock.store.tables import attempts, deployments, replicas
 
 ATTEMPTS_KEPT = 100
 """A replica's newest. At the shortest back-off that is still longer than Slurm remembers an ended job
 (MinJobAge, 300 s)."""
+
+FAILURES_READ_MAX = 20_000
+"""The newest, in a tick. The budgets end most loops long before an hour holds so many."""
 
 NEXT_NUMBER = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
     attempts.c.replica_uid == bindparam("replica_uid")
@@ -52,6 +55,7 @@ END = _LIVE.values(
     exit_code=func.coalesce(bindparam("code", type_=attempts.c.exit_code.type), attempts.c.exit_code),
     job=func.coalesce(bindparam("final", type_=attempts.c.job.type), attempts.c.job),
     missing_since=None,
+    failed=bindparam("blamed"),
 ).returning(attempts.c.replica_uid)
 RECORD_FAILURES = (
     update(replicas)
@@ -63,6 +67,20 @@ LIST_FOR = (
     .where(attempts.c.replica_uid == bindparam("uid"))
     .order_by(attempts.c.number.desc())
     .limit(bindparam("count"))
+)
+FAILURES = (
+    select(
+        deployments.c.name.label("deployment"),
+        replicas.c.revision,
+        replicas.c.name.label("replica"),
+        attempts.c.ended_at,
+        attempts.c.job["state"].as_string().label("state"),
+        attempts.c.job["nodes"].as_string().label("nodes"),
+    )
+    .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid).join(deployments))
+    .where(attempts.c.failed, attempts.c.ended_at > bindparam("after"))
+    .order_by(attempts.c.ended_at.desc(), attempts.c.token)
+    .limit(FAILURES_READ_MAX)
 )
 SCRIPT = select(attempts.c.script).where(attempts.c.token == bindparam("token"))
 KNOWN = select(attempts.c.token).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
@@ -121,9 +139,11 @@ async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job
     return await _write(conn, RECORD.values(values), token)
 
 
-async def record_job(conn: AsyncConnection, token: str, job: Job) -> bool:
-    """Writes what Slurm says of the attempt's job."""
-    return await _write(conn, RECORD.values(job=encode(job)), token)
+async def record_job(
+    conn: AsyncConnection, token: str, job: Job, running_since: datetime | None = None
+) -> bool:
+    """Writes what Slurm says of the attempt's job, and since when it has been seen to run."""
+    return await _write(conn, RECORD.values(job=encode(job), running_since=running_since), token)
 
 
 async def record_missing(conn: AsyncConnection, token: str, since: datetime | None) -> bool:
@@ -156,8 +176,10 @@ async def end(
     failures: int,
     next_attempt_at: datetime | None,
     now: datetime,
+    failed: bool = False,
 ) -> bool:
-    """Writes that the attempt is over, and the failures in a row and the back-off of its replica.
+    """Writes that the attempt is over, whether it counts as a failure of its revision or node, and the failures in a
+    row and the back-off of its replica.
 
     `exit_code` and `job` None: what the agent and the last listing said stays.
     """
@@ -169,6 +191,7 @@ async def end(
             "sentence": message,
             "code": exit_code,
             "final": None if job is None else encode(job),
+            "blamed": failed,
         },
     )
     replica_uid = ended.scalar_one_or_none()
@@ -183,6 +206,17 @@ async def list_for(conn: AsyncConnection, replica_uid: str, limit: int = 20) -> 
     """The replica's attempts, newest first."""
     found = await conn.execute(LIST_FOR, {"uid": replica_uid, "count": limit})
     return tuple(rows.attempt(row) for row in found)
+
+
+async def failures(conn: AsyncConnection, after: datetime) -> tuple[FailedAttempt, ...]:
+    """The attempts that ended after this time and count as failures, newest first."""
+    found = await conn.execute(FAILURES, {"after": after})
+    return tuple(
+        FailedAttempt(
+            row.deployment, row.revision, row.replica, row.ended_at, row.state or "", row.nodes or ""
+        )
+        for row in found
+    )
 
 
 async def script(conn: AsyncConnection, token: str) -> str:

@@ -30,8 +30,8 @@ REPLICA = tuple(column.label(f"r_{column.name}") for column in replicas.c)
 ATTEMPT = tuple(
     attempts.c[name].label(f"a_{name}")
     for name in (
-        "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "missing_since", "phase",
-        "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at", "drain_at",
+        "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
+        "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at", "drain_at",
         "signalled_at", "cancelled_at", "ended_at", "end_message", "exit_code", "last_words",
     )
 )  # fmt: skip
@@ -102,6 +102,7 @@ def attempt(row: AnyRow) -> Attempt:
         refusal=row.a_refusal,
         job_id=row.a_job_id,
         job=None if row.a_job is None else decode(Job, row.a_job),
+        running_since=row.a_running_since,
         missing_since=row.a_missing_since,
         phase=Phase(row.a_phase),
         phase_message=row.a_phase_message,

@@ -1,0 +1,131 @@
+"""Nodes on which attempts fail again and again: who is suspected, and which of them a submission stays away from.
+
+A suspicion is counted from the recorded failures of the last hour, whichever deployments they were of, and ends as they
+grow old. It is bounded on all sides. A revision that fails on many nodes is broken itself and accuses none. Only so few
+nodes are left out that the job has room, and never one where a person has chosen the nodes: `nodelist`, a reservation,
+or a constraint that only Slurm can read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock.core.budget import WINDOW
+from penstock.core.jobs import Cluster, JobState, Node
+from penstock.core.model import Failure
+from penstock.core.sentences import clock, count
+from penstock.core.spec import Spec
+
+FAILURES = 3
+"""On one node within the window: once is chance, and twice may be."""
+NODES_OF_A_BROKEN_REVISION = 3
+"""A revision that failed on so many nodes is not the nodes' fault."""
+SHARE = 4
+"""At most one in so many of the nodes that could run the job is left out, though one always may be."""
+EXCLUDED_MAX = 16
+"""A command line of sbatch stays readable, and more broken nodes than that is not Penstock's to work around."""
+NAMED = 3
+
+_NOT_THE_NODES = frozenset({JobState.PREEMPTED, JobState.REVOKED, JobState.DEADLINE, JobState.TIMEOUT})
+_PLAIN_FEATURE = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A node that failed attempts repeatedly."""
+
+    node: str
+    failures: int
+    deployments: tuple[str, ...]
+    until: datetime
+    """When too few of the failures will be young enough, unless more come."""
+
+    def sentence(self, now: datetime) -> str:
+        """Such as `3 attempts of chat failed there within an hour; avoided until 14:50:10`."""
+        of = ", ".join(self.deployments[:NAMED]) + (", ..." if len(self.deployments) > NAMED else "")
+        return (
+            f"{count(self.failures, 'attempt')} of {of} failed there within an hour;"
+            f" avoided until {clock(self.until, now)}"
+        )
+
+
+def suspects(failures: Sequence[Failure], now: datetime) -> tuple[Suspect, ...]:
+    """The nodes under suspicion, those with the most failures first."""
+    young = [
+        failure
+        for failure in failures
+        if failure.ended_at > now - WINDOW and failure.nodes and failure.state not in _NOT_THE_NODES
+    ]
+    places: dict[tuple[str, int], set[str]] = {}
+    for failure in young:
+        places.setdefault((failure.deployment, failure.revision), set()).update(failure.nodes)
+    accused: dict[str, list[Failure]] = {}
+    for failure in young:
+        if len(places[failure.deployment, failure.revision]) < NODES_OF_A_BROKEN_REVISION:
+            for node in failure.nodes:
+                accused.setdefault(node, []).append(failure)
+    found = [
+        Suspect(
+            node,
+            len(against),
+            tuple(sorted({failure.deployment for failure in against})),
+            sorted(failure.ended_at for failure in against)[-FAILURES] + WINDOW,
+        )
+        for node, against in accused.items()
+        if len(against) >= FAILURES
+    ]
+    return tuple(sorted(found, key=lambda suspect: (-suspect.failures, suspect.node)))
+
+
+def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tuple[Suspect, ...]:
+    """Those of the suspects that a submission of this spec stays away from."""
+    if not found or cluster is None:
+        return ()
+    placement = spec.placement
+    if placement.reservation or placement.options.keys() & {
+        "nodelist",
+        "nodefile",
+        "constraint",
+        "partition",
+    }:
+        return ()
+    if placement.constraint and not _PLAIN_FEATURE.fullmatch(placement.constraint):
+        return ()
+    able = {node.name for node in cluster.nodes if _could_run(spec, node, cluster)}
+    usable = {node.name for node in cluster.nodes if node.name in able and node.usable}
+    left_out: list[Suspect] = []
+    limit = min(EXCLUDED_MAX, -(-len(able) // SHARE))
+    for suspect in found:
+        if (
+            len(left_out) < limit
+            and suspect.node in able
+            and len(usable - {suspect.node}) >= spec.resources.nodes
+        ):
+            left_out.append(suspect)
+            usable.discard(suspect.node)
+    return tuple(left_out)
+
+
+def _could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
+    resources, placement = spec.resources, spec.placement
+    wanted = {name for name in placement.partition.split(",") if name}
+    wanted = wanted or {partition.name for partition in cluster.partitions if partition.is_default}
+    gpus = node.gpus.get(resources.gpu_type, 0) if resources.gpu_type else node.total_gpus
+    return (
+        bool(wanted & set(node.partitions))
+        and gpus >= resources.gpus
+        and node.cpus >= (resources.cpus or 1)
+        and node.memory_mib >= (resources.memory_mib or 0)
+        and (not placement.constraint or placement.constraint in node.features)
+    )
+
+
+def told(avoiding: Sequence[Suspect], now: datetime) -> str:
+    """What a submission's sentence says of the nodes it stays away from; empty where there are none."""
+    if not avoiding:
+        return ""
+    named = "; ".join(f"not on {suspect.node}: {suspect.sentence(now)}" for suspect in avoiding[:NAMED])
+    return f"; {named}" + (f"; nor on {len(avoiding) - NAMED} more" if len(avoiding) > NAMED else "")
