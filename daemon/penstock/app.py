@@ -20,7 +20,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,6 +49,7 @@ from penstock.slurm.choose import choose
 from penstock.slurm.port import Slurm, SlurmUnavailable
 from penstock.slurm.script import JobPlan, script
 from penstock.store import migrate
+from penstock.store.clock import DatabaseClock, host_time
 from penstock.store.database import Database, driver_url, is_outage
 from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from penstock.store.errors import SchemaMismatch
@@ -64,11 +65,6 @@ BEAT_EVERY_S = 10.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
-def now() -> datetime:
-    """The time, in the daemon's own time zone: sentences are read by people who are where it is."""
-    return datetime.now(UTC).astimezone()
-
-
 # Controller ------------------------------------------------------------------------------------------------
 
 
@@ -80,19 +76,20 @@ async def run_controller(settings: Settings) -> None:
         identity = await _await_database(db, settings)
         folders = Folders(settings.attempts_folder)
         agents = AgentSettings(settings.control_addresses, settings.agent_bind, settings.agent_advertise)
-        lease = Lease(db, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")
+        clock = DatabaseClock()
+        lease = Lease(db, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", clock=clock)
         recorder = Recorder(identity, folders, agents, settings.agent_python)
         reconciler = Reconciler(
             db=db,
             installation=identity,
-            observer=Observer(slurm, now),
+            observer=Observer(slurm, clock),
             recorder=recorder,
-            executor=Executor(db, slurm, lease, folders, now),
+            executor=Executor(db, slurm, lease, folders, clock),
             lease=lease,
-            clock=now,
+            clock=clock,
             message_timeout_s=await _message_timeout_s(slurm),
         )
-        housekeeping = Housekeeping(db, folders, now, timedelta(days=settings.retention_days))
+        housekeeping = Housekeeping(db, folders, clock, timedelta(days=settings.retention_days))
         await Controller(db, lease, recorder, reconciler, housekeeping, settings.tick_interval_s).run()
     finally:
         await slurm.close()
@@ -115,6 +112,7 @@ async def run_gateway(settings: Settings) -> None:
     db = Database(_database_url(settings), application_name="penstock gateway")
     slurm = await choose_slurm(settings)
     door_settings = front_door_settings(settings)
+    clock = DatabaseClock()
     try:
         identity = await _await_database(db, settings)
         door = FrontDoor(door_settings, lambda name: _explain(db, name))
@@ -125,7 +123,7 @@ async def run_gateway(settings: Settings) -> None:
             installation=identity,
             attempts_folder=settings.attempts_folder,
             version=penstock.__version__,
-            clock=now,
+            clock=clock,
             render_script=lambda deployment: _script(settings, identity, deployment),
             on_routing_change=follower.changed,
             routing_applied=follower.applied,
@@ -141,7 +139,7 @@ async def run_gateway(settings: Settings) -> None:
                 group.create_task(api.run())
                 group.create_task(follower.run())
                 group.create_task(_nudge(db, follower.changed))
-                group.create_task(_beat(db, door_settings))
+                group.create_task(_beat(db, door_settings, clock))
     finally:
         await slurm.close()
         await db.close()
@@ -180,13 +178,14 @@ async def _nudge(db: Database, changed: Callable[[], None]) -> None:
         changed()
 
 
-async def _beat(db: Database, door_settings: FrontDoorSettings) -> None:
+async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseClock) -> None:
     """Says that agents' reports can be heard here, and keeps Envoy's log bounded."""
     identity = f"{socket.gethostname()}/{door_settings.state_folder}"
     while True:
         try:
             async with db.transaction() as connection:
                 await members.beat(connection, "gateway", identity, door_settings.listen)
+                await clock.sync(connection)
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -284,7 +283,7 @@ async def _await_database(db: Database, settings: Settings) -> str:
         try:
             await asyncio.to_thread(migrate.require_head, _database_url(settings))
             async with db.transaction() as connection:
-                return await installation.ensure(connection, now())
+                return await installation.ensure(connection, host_time())
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -337,7 +336,10 @@ def run(main: Callable[[Settings], Coroutine[Any, Any, None]], settings: Setting
     except (SchemaMismatch, Hopeless, AlreadyRunning, configuration.SettingsError) as error:
         log.error("%s", error)
         return FINAL_EXIT
-    except EmbeddedServerError as error:
+    except (
+        EmbeddedServerError,
+        SlurmUnavailable,
+    ) as error:  # A file system may be mounted late: worth another try.
         log.error("%s", error)
         return 1
     return 0

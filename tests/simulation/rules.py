@@ -38,6 +38,10 @@ WHERE action->>'action' = ANY(%(actions)s) AND action->>'target' = ANY(%(targets
 NEW_DECISIONS = """
 SELECT id, deployment, replica, reason, message, actions FROM decisions WHERE id > %s ORDER BY id
 """
+OPEN_ENDS = """
+SELECT action->>'action' AS action FROM decisions, jsonb_array_elements(actions) AS action
+WHERE id > %s AND action->>'outcome' = ''
+"""
 LEASE = "SELECT holder, term, expires_at FROM leases"
 DEPLOYMENTS = "SELECT uid, name, spec, revision, paused, deleted_at, force_delete FROM deployments"
 ROWS = """
@@ -50,7 +54,7 @@ ORDER BY 1, 2
 """Every row that a tick may write, with the transaction that wrote it last."""
 
 TIMEOUTS = (Reason.STARTUP_TIMEOUT.word, Reason.REPORT_TIMEOUT.word)
-PATIENCE = 0.45
+PATIENCE = 0.74
 """Of the doubled back-off at least this share must be waited: the rest may be jitter."""
 GRACE_S = 55
 """No job is younger than this when it is cancelled as nobody's."""
@@ -73,7 +77,7 @@ class Rules:
         self._replica_of: dict[str, str] = {}
         self._refused: set[str] = set()
         self._restored = False
-        self._last_decision = 0
+        self._last_decision = self._before = 0
         self.failed: set[str] = set()
         """Tokens of attempts whose job ended with an error of its own."""
         self._serving: Mapping[str, str] = {}
@@ -87,9 +91,6 @@ class Rules:
 
     def excuse(self, name: str) -> None:
         self._excused.add(name.rpartition("-")[2])
-
-    def refused(self, name: str) -> None:
-        self._refused.add(name.rpartition("-")[2])
 
     def restored(self) -> None:
         self._restored = True
@@ -127,7 +128,9 @@ class Rules:
         serving = {}
         for row in rows:
             job = there.get(row.job_id)
-            fit = job is not None and job.state is JobState.RUNNING and job.shown is None
+            # A state that nobody knows says nothing against the agent, which speaks.
+            plain = job is not None and (job.shown is None or job.shown[0] is JobState.UNKNOWN)
+            fit = job is not None and job.state is JobState.RUNNING and plain
             if not fit or job is None or job.restarts != row.restart_count or row.phase != "ready":
                 continue
             if not (row.leaving or row.drain_at or row.signalled_at or row.cancelled_at):
@@ -136,6 +139,7 @@ class Rules:
         self._waiting = frozenset(job.job_id for job in slurm.jobs() if job.state is JobState.PENDING)
         self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
         self._victims.clear()
+        self._before = self._last_decision
 
     async def effect(self, process: Process, kind: str, name: str, job_id: int | None = None) -> None:
         """A controller calls Slurm to change something: rules 2, 3, 5, 6, 7 and 9, before it is done."""
@@ -175,6 +179,11 @@ class Rules:
                     raise Violation("2", f"the attempt of job {live[row.token].job_id} was ended, and it lives")
         if not (process.disturbed or process.stale_s):
             self._enough_ready()
+        if process.listed and not process.disturbed:
+            self._refused |= process.refused
+            open_ends = await self._all(OPEN_ENDS, self._before)
+            if open_ends:
+                raise Violation("6", f"{process.name}: nothing says what came of {open_ends[0].action}")
 
     async def at_rest(self) -> None:
         """Faults are off and everything is as wanted: rule 2, and every end has its sentence (rule 6)."""

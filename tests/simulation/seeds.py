@@ -28,7 +28,7 @@ from penstock.store.embedded import EmbeddedServer
 from tests.databases import FAST, Databases
 from tests.simulation import chaos
 from tests.simulation.rules import Violation
-from tests.simulation.world import World
+from tests.simulation.world import STORMY, Risk, World
 
 STEPS = 70
 """Drawn steps in a seed; the end comes on top."""
@@ -52,11 +52,11 @@ class Ground:
     database: Database
     admin: psycopg.AsyncConnection[Any]
 
-    async def play(self, seed: str, steps: int = STEPS) -> World:
+    async def play(self, seed: str, steps: int = STEPS, risk: Risk = STORMY) -> World:
         """One story to its end. Raises Violation, with the story's end in it."""
         async with World.open(self.database, self.admin, seed) as world:
             try:
-                await chaos.run(world, steps)
+                await chaos.run(world, steps, risk)
             except Exception as error:
                 raise failed(world, error) from error
         return world

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.controller import execute
@@ -36,6 +37,7 @@ from penstock.core.jobs import Job, JobState, Node, Submission
 from penstock.core.model import Phase
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Rollout, Spec
 from penstock.slurm.port import SubmissionRefused, SubmissionUnknown
+from penstock.store.clock import DatabaseClock
 from penstock.store.database import Database
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, StoreError
 from penstock.store.queries import members, runtime
@@ -69,7 +71,7 @@ TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "de
 """What a backup holds, parents first."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Risk:
     """How likely each kind of bad luck is, for each time that it could strike. All zero: none."""
 
@@ -125,6 +127,8 @@ class Process:
         self.stale_s = 0.0
         self.disturbed = False
         """Whether anything befell this pass."""
+        self.refused: set[str] = set()
+        """Tokens that Slurm refused in this pass."""
         self.task: asyncio.Task[None] | None = None
         """A pass that is held still."""
         self.held_since = BEGIN
@@ -134,7 +138,10 @@ class Process:
         db = DatabasePort(world.database, self)
         slurm = SlurmPort(self)
         folders = MemoryFolders(Path("/simulated"))
-        self.lease = Lease(LeasePort(world.database, self), name, elapsed_s=lambda: world.elapsed_s)
+        self.clock = DatabaseClock(zone=UTC, host=self._host_time, elapsed_s=lambda: world.elapsed_s)
+        self.lease = Lease(
+            LeasePort(world.database, self), name, clock=self.clock, elapsed_s=lambda: world.elapsed_s
+        )
         self.recorder = Recorder(
             INSTALLATION,
             folders,
@@ -155,7 +162,7 @@ class Process:
         )
         self.controller = Controller(db, self.lease, self.recorder, reconciler, self.housekeeping, 5.0)
 
-    def clock(self) -> datetime:
+    def _host_time(self) -> datetime:
         return self.world.now + timedelta(seconds=self.skew_s)
 
     async def hold_lease(self) -> None:
@@ -169,6 +176,7 @@ class Process:
     async def tick(self) -> None:
         """One pass, until it ends or is held still."""
         self.points, self.passed, self.listed, self.disturbed, self.stale_s = 0, [], False, False, 0.0
+        self.refused = set()
         self.task = asyncio.create_task(self.controller.tick())
         await self._drive()
 
@@ -408,9 +416,8 @@ class World:
             return await self._accept(submission)
         kind = self.random.choice(("before", "after", "late", "refused"))
         self.say(f"the submission of {submission.name}: {kind}")
-        process.disturbed = True
         if kind == "refused":
-            self.rules.refused(submission.name)
+            process.refused.add(submission.name.rpartition("-")[2])
             raise SubmissionRefused("Job violates accounting/QOS policy (simulated)")
         if kind == "after":
             await self._accept(submission)
@@ -535,6 +542,10 @@ class World:
 
     async def _report(self, agent: Agent, phase: Phase, message: str = "") -> None:
         async def words(conn: AsyncConnection) -> None:
+            known = await runtime.authenticate(conn, agent.token)
+            if known is not None and known.attempt.registered_at is None:
+                agent.phase = Phase.NONE  # As the control API answers: register first.
+                return
             await runtime.report(
                 conn,
                 agent.token,
@@ -560,8 +571,8 @@ class World:
             self.say(f"the agent of job {agent.job_id} is told to leave: {error}")
             agent.exit_code = 0
             await self._leave(agent)
-        except psycopg.Error as error:  # pragma: no cover - a constraint would be a bug
-            raise Violation("bug", f"an agent's words cannot be written: {error}") from error
+        except IntegrityError:
+            self.say(f"the agent of job {agent.job_id} is refused: its job runs another live attempt")
 
     # People and machines ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The time, by the database's clock: the one clock that all hosts of an installation share.
 
-Hosts' clocks may be an hour apart, and may jump. A silence, a back-off or a doubt that was begun by one host's clock and
-ended by another's would be as wrong: healthy replicas cancelled for an hour of silence that never was, submissions
+Hosts' clocks may be an hour apart, and may jump. A silence, a back-off or a doubt that was begun by one host's clock
+and ended by another's would be as wrong: healthy replicas cancelled for an hour of silence that never was, submissions
 repeated too soon. So every time that is stored or compared is the database's, carried on between two looks at it by a
 clock that nobody sets.
 

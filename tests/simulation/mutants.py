@@ -1,0 +1,276 @@
+"""Bugs on purpose: each makes the production code break one promise, and the simulation must notice.
+
+What a simulation finds is worth what it would have found. Each mutant is a change that a tired programmer could
+make, laid over the real code while a story is played; `rules` names what may catch it, `risk` makes the weather in which
+it matters more frequent, so that few seeds suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from penstock.controller import execute, record
+from penstock.controller.execute import Executor
+from penstock.controller.lease import Lease
+from penstock.controller.observe import Observer
+from penstock.controller.record import Intent, Recorder
+from penstock.core import backoff, orphans, plan, replicas, rollout
+from penstock.core import decisions as acts
+from penstock.core.decisions import Reason
+from penstock.core.jobs import Job
+from penstock.core.model import Listing, ReplicaState, job_name
+from penstock.slurm.port import SlurmError, SlurmUnavailable
+from penstock.store.queries import attempts, decisions
+from tests.simulation.world import STORMY, Risk
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug. `rules`: those that may catch it."""
+
+    name: str
+    rules: tuple[str, ...]
+    apply: Callable[[Patch], None]
+    risk: Risk = STORMY
+
+
+def _intent_after_the_submission(patch: Patch) -> None:
+    insert, submit = attempts.insert, Executor._submit
+    waiting: dict[str, tuple[Any, ...]] = {}
+
+    async def remember(conn: Any, replica_uid: str, token: str, *rest: Any) -> None:
+        waiting[token] = (replica_uid, token, *rest)
+
+    async def submit_first(self: Executor, token: str, launch: Any) -> str:
+        outcome = await submit(self, token, launch)
+        if token in waiting:
+            async with self._db.transaction() as conn:
+                await insert(conn, *waiting.pop(token))
+        return outcome
+
+    patch.setattr(attempts, "insert", remember)
+    patch.setattr(Executor, "_submit", submit_first)
+
+
+def _unknown_is_absent(patch: Patch) -> None:
+    async def look(self: Observer) -> Listing:
+        try:
+            return Listing(await self._slurm.list_jobs())
+        except SlurmUnavailable:
+            return Listing(())
+
+    patch.setattr(Observer, "look", look)
+
+
+def _no_look_up(patch: Patch) -> None:
+    patch.setattr(Executor, "_resubmit", Executor._submit)
+
+
+def _no_doubt(patch: Patch) -> None:
+    patch.setattr(replicas, "DOUBT_FACTOR", 0)
+
+
+def _no_lease(patch: Patch) -> None:
+    _no_fence(patch)
+    patch.setattr(Lease, "require", lambda self: None)
+    patch.setattr(Lease, "held", property(lambda self: self._term is not None))
+
+
+def _no_fence(patch: Patch) -> None:
+    async def fence(self: Lease, connection: Any) -> None:
+        return
+
+    patch.setattr(Lease, "fence", fence)
+
+
+def _own_clock_not_asked(patch: Patch) -> None:
+    patch.setattr(Lease, "require", lambda self: None)
+
+
+def _back_off_forgotten(patch: Patch) -> None:
+    resume = Recorder.resume
+
+    async def forget(self: Recorder, connection: Any) -> None:
+        await resume(self, connection)
+        await connection.execute(text("UPDATE replicas SET failures = 0, next_attempt_at = NULL"))
+
+    patch.setattr(Recorder, "resume", forget)
+
+
+def _failures_not_counted(patch: Patch) -> None:
+    patch.setattr(backoff, "failures_after", lambda *given: 1)
+
+
+def _missing_at_once(patch: Patch) -> None:
+    patch.setattr(replicas, "MISSING_FOR_S", 0)
+
+
+def _name_not_compared(patch: Patch) -> None:
+    def marked(job: Job, installation: str) -> str | None:
+        words = job.comment.split(" ")
+        return words[2] if len(words) == 3 and words[:2] == ["penstock/1", installation] else None
+
+    patch.setattr(plan, "marked_token", marked)
+    patch.setattr(orphans, "marked_token", marked)
+
+
+def _installation_not_compared(patch: Patch) -> None:
+    original = plan.marked_token
+
+    def marked(job: Job, installation: str) -> str | None:
+        return original(job, job.comment.split(" ")[1] if job.comment.count(" ") == 2 else "")
+
+    patch.setattr(plan, "marked_token", marked)
+    patch.setattr(orphans, "marked_token", marked)
+
+
+def _no_grace(patch: Patch) -> None:
+    patch.setattr(orphans, "ORPHAN_GRACE_S", 0)
+
+
+def _orphans_stay(patch: Patch) -> None:
+    patch.setattr(orphans, "ORPHAN_GRACE_S", 10**8)
+
+
+def _retired_too_soon(patch: Patch) -> None:
+    patch.setattr(rollout, "available_floor", lambda *given: 0)
+
+
+def _not_drained(patch: Patch) -> None:
+    def leaving(scene: Any, attempt: Any, job: Job) -> Any:
+        return replicas._cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled")
+
+    patch.setattr(replicas, "_leaving", leaving)
+
+
+def _not_adopted(patch: Patch) -> None:
+    apply = record._apply
+
+    async def skip(connection: Any, now: Any, action: Any) -> None:
+        if not isinstance(action, acts.Adopt):
+            await apply(connection, now, action)
+
+    patch.setattr(record, "_apply", skip)
+
+
+def _new_token_on_doubt(patch: Patch) -> None:
+    intend = Recorder._intend
+
+    async def anew(self: Recorder, connection: Any, now: Any, row: int, position: int, action: Any, world: Any) -> Intent:  # fmt: skip
+        if isinstance(action, acts.Resubmit):
+            await attempts.end(
+                connection, action.token, message="again", exit_code=None, job=None, failures=0,
+                next_attempt_at=None, now=now,
+            )  # fmt: skip
+            action = acts.Submit(action.replica_uid)
+        return await intend(self, connection, now, row, position, action, world)
+
+    patch.setattr(Recorder, "_intend", anew)
+
+
+def _refusal_is_doubt(patch: Patch) -> None:
+    class Never(SlurmError):
+        reason = ""
+
+    patch.setattr(execute, "SubmissionRefused", Never)
+
+
+def _queue_time_out(patch: Patch) -> None:
+    by_state = replicas._by_job_state
+
+    def impatient(scene: Any, attempt: Any, job: Job) -> Any:
+        waited_s = (scene.now - attempt.submitted_at).total_seconds() if attempt.submitted_at else 0
+        if job.waiting and waited_s > 30:
+            message = f"job {job.job_id} waits for too long"
+            return replicas._cancel(scene, attempt, job, Reason.STARTUP_TIMEOUT, message)
+        return by_state(scene, attempt, job)
+
+    patch.setattr(replicas, "_by_job_state", impatient)
+
+
+def _outcome_not_written(patch: Patch) -> None:
+    async def nothing(*given: Any) -> None:
+        return
+
+    patch.setattr(decisions, "record_outcome", nothing)
+
+
+def _unknown_state_is_an_end(patch: Patch) -> None:
+    by_state = replicas._by_job_state
+
+    def ended(scene: Any, attempt: Any, job: Job) -> Any:
+        if job.state == "UNKNOWN":
+            return replicas._ended(scene, attempt, job)
+        return by_state(scene, attempt, job)
+
+    patch.setattr(replicas, "_by_job_state", ended)
+
+
+def _said_each_time(patch: Patch) -> None:
+    patch.setattr(Recorder, "_stands", lambda self, decision: False)
+
+
+def _ids_without_names(patch: Patch) -> None:
+    def by_id(attempt: Any, jobs_by_token: Any) -> Job | None:
+        if attempt.job_id is None:
+            return next(iter(jobs_by_token.get(attempt.token, ())), None)
+        every = [job for jobs in jobs_by_token.values() for job in jobs]
+        return next((job for job in every if job.job_id == attempt.job_id), None)
+
+    patch.setattr(plan, "jobs_of", by_id)
+
+
+def _silence_without_ears(patch: Patch) -> None:
+    """Agents count as silent though nobody was there to hear them."""
+
+    def since(scene: Any, attempt: Any) -> Any:
+        if attempt.reported_at is None:
+            return None
+        silent_s = (scene.now - attempt.reported_at).total_seconds()
+        return attempt.reported_at if silent_s > 25 else None
+
+    patch.setattr(replicas, "_silent_since", since)
+
+
+LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
+STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
+LOST_AND_STALE = replace(LOST, submit=0.85, stale=0.6, slurm_call=0.1)
+SLEEPY = replace(STORMY, pause=0.05)
+FRAIL = replace(STORMY, agent=1.0, crash=0.02, submit=0.0)
+
+MUTANTS = (
+    Mutant("the intent is written after the submission", ("6",), _intent_after_the_submission),
+    Mutant("unknown is read as absent", ("3",), _unknown_is_absent),
+    Mutant("no look-up by token on doubt", ("1",), _no_look_up, LOST_AND_STALE),
+    Mutant("no time for doubt", ("1",), _no_doubt, LOST),
+    Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
+    Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
+    Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, SLEEPY),
+    Mutant("back-off is forgotten at a restart", ("back-off",), _back_off_forgotten, FRAIL),
+    Mutant("failures are not counted", ("back-off",), _failures_not_counted, FRAIL),
+    Mutant("a missing job is believed at once", ("1", "2"), _missing_at_once, STALE),
+    Mutant("a mark is believed whatever the name", ("2",), _name_not_compared),
+    Mutant("another installation's jobs count as ours", ("2",), _installation_not_compared),
+    Mutant("an orphan has no grace", ("2",), _no_grace),
+    Mutant("orphans stay", ("2", "4"), _orphans_stay),
+    Mutant("a healthy replica goes before its successor is ready", ("5",), _retired_too_soon),
+    Mutant("a serving replica is cancelled without a drain", ("5",), _not_drained),
+    Mutant("a job found again is not adopted", ("1", "4"), _not_adopted, LOST),
+    Mutant("doubt leads to a new token", ("1", "2"), _new_token_on_doubt, LOST_AND_STALE),
+    Mutant("a refusal is taken for doubt", ("6",), _refusal_is_doubt, LOST),
+    Mutant("a queued job is timed out", ("9",), _queue_time_out),
+    Mutant("an outcome is not written", ("6",), _outcome_not_written),
+    Mutant("a state nobody knows is taken for an end", ("1", "2"), _unknown_state_is_an_end),
+    Mutant("a decision that stands is written each time", ("4",), _said_each_time),
+    Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names),
+    Mutant("silence counts while nobody listens", ("5",), _silence_without_ears),
+)
+
+__all__ = ["MUTANTS", "Mutant", "ReplicaState", "job_name"]
