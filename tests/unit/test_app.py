@@ -34,6 +34,17 @@ def test_an_address_that_cannot_be_is_one_sentence(
     assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
 
 
+def test_a_host_without_slurm_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = Settings(database_url="postgresql://db/penstock", slurm_backend="cli")
+    assert app.run(app.run_controller, settings) == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "there is no sbatch in the PATH; no Python with pyslurm is configured"
+    ]
+
+
 def test_a_second_supervisor_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with only_one(tmp_path / "run"):
         assert app.run(app.run_all, Settings(state_dir=tmp_path)) == FINAL_EXIT
