@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from penstock.controller.lease import Lease, elapsed
+from penstock.controller.lease import Lease
+from penstock.store.clock import elapsed
 from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import leases

@@ -207,6 +207,7 @@ def worlds(draw: st.DrawFn) -> Observation:
         slurm=Listing(tuple(listed)),
         message_timeout_s=10,
         reports_open_since=draw(maybe(past)),
+        strays_since={job.job_id: draw(past) for job in listed},
     )
 
 

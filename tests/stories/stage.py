@@ -23,16 +23,18 @@ from sqlalchemy import text
 
 from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
-from penstock.controller.lease import Lease, elapsed
+from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
 from penstock.core.jobs import Submission
 from penstock.core.model import Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
+from penstock.store.clock import elapsed
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, leases, replicas, runtime
 from penstock.store.records import DecidedAction, Load
+from penstock.store.tables import metadata
 from penstock.testing.slurm import FakeJob, FakeSlurm
 
 INSTALLATION = "story"
@@ -160,6 +162,31 @@ class Stage:
         assert self.slurm.calls - calls == {"list_jobs": 1}
         assert await self._rows() == rows
         await self._write_tick(quiet="nothing new: one listing, nothing written")
+
+    # The database ----------------------------------------------------------------------------------------------
+
+    async def back_up(self) -> None:
+        self.say("the database is backed up")
+        async with self.database.transaction() as conn:
+            await conn.execute(text("CREATE SCHEMA backup"))
+            for table in metadata.sorted_tables:
+                await conn.execute(text(f"CREATE TABLE backup.{table.name} AS TABLE {table.name}"))
+
+    async def restore(self) -> None:
+        """What was written since the backup was never written: rows, and ids that were given."""
+        self.say("the database is restored from the backup")
+        async with self.database.transaction() as conn:
+            await conn.execute(text(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"))
+            for table in metadata.sorted_tables:
+                await conn.execute(
+                    text(
+                        f"INSERT INTO {table.name} OVERRIDING SYSTEM VALUE SELECT * FROM backup.{table.name}"
+                    )
+                )
+            await conn.execute(text("UPDATE leases SET expires_at = now() - interval '1 day'"))
+            newest = "(SELECT max(id) FROM decisions)"
+            await conn.execute(text(f"SELECT setval(pg_get_serial_sequence('decisions', 'id'), {newest})"))
+            self._last_decision = (await conn.execute(text(f"SELECT {newest}"))).scalar_one()
 
     # People ----------------------------------------------------------------------------------------------------
 

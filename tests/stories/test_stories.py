@@ -336,17 +336,20 @@ async def test_requeued(stage: Stage) -> None:
 async def test_orphans_and_strangers(stage: Stage) -> None:
     stage.tell("""Of the same user's jobs some are nobody's: one bears our mark, but no attempt has its token (a
         database restored from an old backup, say). It is given a minute, then cancelled. Jobs without our
-        mark, or with another installation's, or with a copy of ours under a name of their own, are not even
-        mentioned.""")
+        mark, or with another installation's, or with a copy of ours under a name of their own, or one that is
+        not quite as we write it, are not even mentioned.""")
     await serve(stage)
     await stage.submit_foreign("training-run")
     await stage.submit_foreign("penstock-chat-elsewhere1", "penstock/1 elsewhere elsewhere1")
     await stage.submit_foreign("resumed-run", f"penstock/1 {INSTALLATION} forgotten1")
     await stage.submit_foreign("penstock-chat-forgotten1", f"penstock/1 {INSTALLATION} forgotten1")
+    mark = f"penstock/1 {INSTALLATION} forgotten2"
+    await stage.submit_foreign("penstock-chat-forgotten2", f"{mark}\n{mark}")
+    await stage.submit_foreign("penstock-chat,chat-forgotten2", mark)
     await stage.tick(5)
     await stage.quiet_tick(5)
     stage.drains_on_term = False
-    await stage.tick(51)
+    await stage.tick(55)
     await stage.tick(5)
     await stage.quiet_tick()
     assert stage.running() == [
@@ -354,6 +357,8 @@ async def test_orphans_and_strangers(stage: Stage) -> None:
         "training-run",
         "penstock-chat-elsewhere1",
         "resumed-run",
+        "penstock-chat-forgotten2",
+        "penstock-chat,chat-forgotten2",
     ]
 
 
@@ -479,3 +484,32 @@ async def test_suspended_and_resumed(stage: Stage) -> None:
     await stage.tick(1)
     await stage.report("chat-1", Phase.READY, silently=True)
     await stage.quiet_tick(59)
+
+
+async def test_database_restored_from_a_backup(stage: Stage) -> None:
+    stage.tell("""The database is restored from yesterday's backup while jobs run. What it says of yesterday's job is
+        found out to be over, and the replica is made anew under a token that nobody had. The jobs that were
+        submitted since bear our mark, and nobody knows them: that is said, with what a human can still do, and
+        after a minute they are cancelled.""")
+    await serve(stage)
+    await stage.back_up()
+    await stage.finish("chat-1", exit_code=1)
+    await stage.scale(2)
+    await stage.tick()
+    await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1", "chat-2")
+    await stage.tick()
+    await stage.stop_controller()
+    await stage.restore()
+    await stage.start_controller()
+    stage.drains_on_term = False
+    await stage.tick(5)
+    await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.tick(48)
+    await stage.tick(5)
+    await stage.quiet_tick()
+    assert stage.running() == ["penstock-chat-<token 4>"]

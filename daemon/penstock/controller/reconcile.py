@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -61,6 +61,8 @@ class Reconciler:
         self._lease = lease
         self._clock = clock
         self._message_timeout_s = message_timeout_s
+        self._strays_since: dict[int, datetime] = {}
+        """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
 
     async def tick(self) -> Outcome:
         """Runs one pass. Raises NotLeader, the database's outages, and bugs; Slurm's failures are
@@ -91,8 +93,10 @@ class Reconciler:
             reports_open_since = await members.reports_open_since(connection)
             failed = await attempts.failures(connection, self._clock() - WINDOW)
             strays = self._strays(seen, stored.replicas)
-            known = await world.ended_tokens(connection, strays) if strays else frozenset[str]()
+            known = await world.ended_tokens(connection, strays.values()) if strays else frozenset[str]()
         now = self._clock()
+        if isinstance(seen, Listing):  # A listing that failed tells nothing of who is gone.
+            self._strays_since = {job_id: self._strays_since.get(job_id, now) for job_id in strays}
         return Observation(
             now=now,
             installation=self._installation,
@@ -102,20 +106,26 @@ class Reconciler:
             message_timeout_s=self._message_timeout_s,
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
+            strays_since=self._strays_since,
             known_tokens=known,
         )
 
-    def _strays(self, seen: Listing | Unknown, replicas: Sequence[Replica]) -> frozenset[str]:
-        """Tokens of running jobs that bear our mark and belong to no live attempt."""
+    def _strays(self, seen: Listing | Unknown, replicas: Sequence[Replica]) -> Mapping[int, str]:
+        """The running jobs that bear our mark and are not known as a live attempt's, each with its token."""
         if isinstance(seen, Unknown):
-            return frozenset()
-        marked = (marked_token(job, self._installation) for job in seen.jobs if not job.ended)
-        live = {
-            replica.attempt.token
+            return {}
+        owned = {
+            (attempt.token, attempt.job_id)
             for replica in replicas
-            if replica.attempt is not None and replica.attempt.live
+            if (attempt := replica.live_attempt) is not None
         }
-        return frozenset(token for token in marked if token is not None and token not in live)
+        return {
+            job.job_id: token
+            for job in seen.jobs
+            if not job.ended
+            and (token := marked_token(job, self._installation)) is not None
+            and not owned & {(token, job.job_id), (token, None)}
+        }
 
     async def _record(self, tick: str, observation: Observation, decided: Plan) -> tuple[Intent, ...]:
         before = World(

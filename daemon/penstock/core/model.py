@@ -8,6 +8,7 @@ rule guarded here: a source that failed is a value of its own, so that nothing c
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +21,10 @@ JOB_NAME_PREFIX = "penstock-"
 
 MARK = "penstock/1"
 """First word of the comment of every job of ours: `penstock/1 <installation> <token>`."""
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9-]+")
+"""What deployments' names and tokens consist of."""
 
 
 class ReplicaState(enum.StrEnum):
@@ -225,6 +230,9 @@ class Observation:
     """Of the last hour."""
     cluster: Cluster | None = None
     """What nodes there are; None: not asked, or it did not answer."""
+    strays_since: Mapping[int, datetime] = field(default_factory=dict)
+    """Job id -> when a listing first showed the job with our mark and without a live attempt; one that is not here was
+    seen only now. By our own clock, since Slurm's may be another."""
     known_tokens: frozenset[str] = frozenset()
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
 
@@ -242,7 +250,8 @@ def job_comment(installation: str, token: str) -> str:
 def marked_token(job: Job, installation: str) -> str | None:
     """The attempt's token if the job bears this installation's mark in its comment and its name agrees; else None.
 
-    A mark whose name does not agree was copied or forged: such a job is not ours and is never touched.
+    A mark whose name does not agree, or that is not written exactly as we write it, was copied or forged: such a job is
+    not ours and is never touched.
     """
     words = job.comment.split(" ")
     if len(words) != 3 or words[:2] != [MARK, installation] or not words[2]:
@@ -250,5 +259,5 @@ def marked_token(job: Job, installation: str) -> str | None:
     token = words[2]
     # What stands between the prefix and the token is the deployment's name, and it is never empty.
     rest = job.name.removeprefix(JOB_NAME_PREFIX)
-    ours = rest != job.name and rest.endswith(f"-{token}") and len(rest) > len(token) + 1
-    return token if ours else None
+    agrees = rest != job.name and rest.endswith(f"-{token}") and len(rest) > len(token) + 1
+    return token if agrees and _PLAIN.fullmatch(rest) else None

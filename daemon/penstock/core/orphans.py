@@ -1,9 +1,11 @@
 """Jobs that bear our mark and belong to no attempt: where they come from, and when they go.
 
 A mark without a row means that the database forgot (restored from an old backup), or that Slurm accepted late what was
-given up, or that the job was submitted twice. Such a job holds GPUs and serves nobody. It is cancelled when it has been
-there for a while, never at once: the row may be in the very transaction that this listing overtook. A job without the
-mark is nobody's here and is never touched (rule 2).
+given up, or that the job was submitted twice. Such a job holds GPUs and serves nobody: its agent's token is nobody's, so
+it can be neither adopted nor routed to. It is cancelled when it has been seen for a while, never at once: a human who has
+just restored the wrong backup must have the time to notice. How long it has been seen is counted from the first listing
+that showed it, not from its submission, which is by Slurm's clock. A job without the mark is nobody's here and is never
+touched (rule 2); nor is one whose mark and name disagree, which somebody copied or forged.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from penstock.core.model import Observation, marked_token
 from penstock.core.sentences import clock
 
 ORPHAN_GRACE_S = 60
-"""Longer than any submission takes from Slurm's acceptance to the row's update."""
+"""Time for a human to stop the controller; and longer than any commit that a listing may have overtaken."""
 
 NAMED = 3
 """Of many orphans the sentence names the first few: a restored backup may leave hundreds."""
@@ -27,15 +29,19 @@ def plan_orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job
     """The cluster's decision for a tick in which Slurm answered: which marked jobs are nobody's, and what is done."""
     orphans = sorted(_orphans(observation, jobs_by_token), key=lambda job: job.job_id)
     now = observation.now
-    due = [job for job in orphans if (at := _cancel_at(job)) is not None and now >= at]
+    due = [job for job in orphans if now >= _cancel_at(observation, job)]
     if due:
         message = f"{_described(observation, due)}; cancelled"
         actions = tuple(CancelOrphan(job.job_id, job.name) for job in due)
         return Decision("", "", Reason.ORPHAN_CANCELLED, message, actions)
     if orphans:
-        moments = [at for job in orphans if (at := _cancel_at(job)) is not None]
-        then = f"cancelled at {clock(min(moments), now)}" if moments else "Slurm does not say since when"
-        return Decision("", "", Reason.ORPHAN_FOUND, f"{_described(observation, orphans)}; {then}")
+        first = clock(min(_cancel_at(observation, job) for job in orphans), now)
+        message = f"{_described(observation, orphans)}; cancelled at {first}"
+        if any(_is_forgotten(observation, job) for job in orphans):
+            message += (
+                ", unless the controller is stopped before then and the database that knows them is restored"
+            )
+        return Decision("", "", Reason.ORPHAN_FOUND, message)
     message = "Slurm answers, and every job of ours belongs to an attempt"
     return Decision("", "", Reason.CLUSTER_REACHABLE, message)
 
@@ -56,8 +62,17 @@ def _orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job, ..
                 yield job
 
 
-def _cancel_at(job: Job) -> datetime | None:
-    return None if job.submitted_at is None else job.submitted_at + timedelta(seconds=ORPHAN_GRACE_S)
+def _cancel_at(observation: Observation, job: Job) -> datetime:
+    seen_since = observation.strays_since.get(job.job_id, observation.now)
+    return seen_since + timedelta(seconds=ORPHAN_GRACE_S)
+
+
+def _is_forgotten(observation: Observation, job: Job) -> bool:
+    """Whether no attempt, live or ended, has the job's token."""
+    token = marked_token(job, observation.installation)
+    return token not in observation.known_tokens and not any(
+        replica.live_attempt and replica.live_attempt.token == token for replica in observation.replicas
+    )
 
 
 def _described(observation: Observation, orphans: list[Job]) -> str:

@@ -31,8 +31,8 @@ ATTEMPT = tuple(
     attempts.c[name].label(f"a_{name}")
     for name in (
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
-        "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at", "drain_at",
-        "signalled_at", "cancelled_at", "ended_at", "end_message", "exit_code", "last_words",
+        "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
+        "drain_at", "signalled_at", "cancelled_at", "ended_at", "end_message", "exit_code", "last_words",
     )
 )  # fmt: skip
 """All but the script and the secret's hash, which few need and which are long."""
