@@ -139,14 +139,16 @@ async def test_a_second_job_with_the_same_token_is_refused(
     assert message == "attempt token1 is carried on elsewhere: job 7 runs it, not job 8"
 
 
-async def test_a_job_that_runs_another_attempt_is_refused(api: ControlApi, agent: RuntimeServiceStub) -> None:
+async def test_a_job_that_is_another_attempts_is_to_try_again(
+    api: ControlApi, agent: RuntimeServiceStub
+) -> None:
     await make_attempt(api, "a")
     await make_attempt(api, "a", "token2")
     await agent.Register(register(), metadata=PROOF)
     code, message, _ = await refused(agent.Register(register("token2", port=4001), metadata=PROOF))
     assert (code, message) == (
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "job 7 runs another live attempt than token2",
+        grpc.StatusCode.UNAVAILABLE,
+        "job 7 is still recorded as another live attempt's; attempt token2 is to register again in a while",
     )
 
 

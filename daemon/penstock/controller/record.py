@@ -65,6 +65,11 @@ class World:
     deployments: Mapping[str, Deployment]
     replicas: Mapping[str, Replica]
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What they are called, by uid."""
+        return {uid: one.name for known in (self.deployments, self.replicas) for uid, one in known.items()}
+
 
 @dataclass(slots=True)
 class _Standing:
@@ -115,7 +120,7 @@ class Recorder:
         self, connection: AsyncConnection, tick: str, now: datetime, plan: Plan, world: World
     ) -> tuple[Intent, ...]:
         """Writes the plan down. The caller commits, and carries the intents out only then."""
-        rows = await self._log(connection, tick, now, plan)
+        rows = await self._log(connection, tick, now, plan, world.names)
         intents: list[Intent] = []
         for decision in plan.decisions:
             for position, action in enumerate(decision.actions):
@@ -165,7 +170,12 @@ class Recorder:
         )
 
     async def _log(
-        self, connection: AsyncConnection, tick: str, now: datetime, plan: Plan
+        self,
+        connection: AsyncConnection,
+        tick: str,
+        now: datetime,
+        plan: Plan,
+        names: Mapping[str, str],
     ) -> Mapping[tuple[str, str], int]:
         """Writes the decisions that are new; the others are counted. Returns the row of each new one's
         subject."""
@@ -177,7 +187,7 @@ class Recorder:
             self._standing[decision.subject] for decision in fresh if decision.subject in self._standing
         ]
         await decisions.bump(connection, [count for standing in replaced for count in standing.take()])
-        written = await decisions.insert(connection, tick, fresh, now)
+        written = await decisions.insert(connection, tick, fresh, now, names)
         for row in written:
             self._standing[row.subject] = _Standing(row.id, row.reason, row.message, now)
         return {row.subject: row.id for row in written}

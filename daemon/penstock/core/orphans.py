@@ -1,11 +1,11 @@
 """Jobs that bear our mark and belong to no attempt: where they come from, and when they go.
 
 A mark without a row means that the database forgot (restored from an old backup), or that Slurm accepted late what was
-given up, or that the job was submitted twice. Such a job holds GPUs and serves nobody: its agent's token is nobody's, so
-it can be neither adopted nor routed to. It is cancelled when it has been seen for a while, never at once: a human who has
-just restored the wrong backup must have the time to notice. How long it has been seen is counted from the first listing
-that showed it, not from its submission, which is by Slurm's clock. A job without the mark is nobody's here and is never
-touched (rule 2); nor is one whose mark and name disagree, which somebody copied or forged.
+given up, or that the job was submitted twice. Such a job holds GPUs and serves nobody: its agent's token is nobody's,
+so it can be neither adopted nor routed to. It is cancelled when it has been seen for a while, never at once: a human
+who has just restored the wrong backup must have the time to notice. How long it has been seen is counted from the first
+listing that showed it, not from its submission, which is by Slurm's clock. A job without the mark is nobody's here and
+is never touched (rule 2); nor is one whose mark and name disagree, which somebody copied or forged.
 """
 
 from __future__ import annotations

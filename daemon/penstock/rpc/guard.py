@@ -149,7 +149,7 @@ def refusal_of(error: Exception) -> Refused | None:
             return Refused(grpc.StatusCode.ABORTED, str(error))
         case store.BeingDeleted() | store.AttemptEnded() | store.AttemptSuperseded():
             return Refused(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        case store.SchemaMismatch():
+        case store.SchemaMismatch() | store.JobTaken():
             return Refused(grpc.StatusCode.UNAVAILABLE, str(error))
     if is_outage(error):
         return Refused(

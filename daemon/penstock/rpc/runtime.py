@@ -13,7 +13,6 @@ import hmac
 from typing import Any
 
 import grpc
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.rpc.convert.replica import load_in, phase_in
@@ -40,22 +39,18 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
         self._db = deps.db
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
-        try:
-            async with self._db.transaction() as conn:
-                agent = await _authenticate(conn, request.attempt, context)
-                # The controller may not have written the job's id down yet: then the agent is the first to say it.
-                await runtime.register(
-                    conn,
-                    request.attempt,
-                    job_id=request.job_id,
-                    restart_count=request.restart_count,
-                    host=_storable(request.host),
-                    port=request.port,
-                    now=self._deps.clock(),
-                )
-        except IntegrityError as error:
-            message = f"job {request.job_id} runs another live attempt than {request.attempt}"
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message) from error
+        async with self._db.transaction() as conn:
+            agent = await _authenticate(conn, request.attempt, context)
+            # The controller may not have written the job's id down yet: then the agent is the first to say it.
+            await runtime.register(
+                conn,
+                request.attempt,
+                job_id=request.job_id,
+                restart_count=request.restart_count,
+                host=_storable(request.host),
+                port=request.port,
+                now=self._deps.clock(),
+            )
         # A requeued job's run is not ready, although the run before it was.
         self._deps.on_routing_change()
         return pb.RegisterResponse(

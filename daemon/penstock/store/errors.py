@@ -84,6 +84,18 @@ class AttemptSuperseded(StoreError):
         self.token = token
 
 
+class JobTaken(StoreError):
+    """An agent's job is still recorded as another live attempt's: Slurm lost its state and gave the id again. The
+    controller ends that attempt soon; until then the agent is to try again."""
+
+    def __init__(self, token: str, job_id: int) -> None:
+        super().__init__(
+            f"job {job_id} is still recorded as another live attempt's; attempt {token} is to register again in a while"
+        )
+        self.token = token
+        self.job_id = job_id
+
+
 class LeaseLost(StoreError):
     """The term is not the current one, or has run out: its holder may touch Slurm no more."""
 

@@ -5,6 +5,7 @@ Frozen, like core's. Nothing here touches the database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -128,13 +129,17 @@ class Member:
     seen_at: datetime
 
 
-def decided(action: core.Action) -> DecidedAction:
-    """An action of the planner as the log shows it."""
+def decided(action: core.Action, names: Mapping[str, str] | None = None) -> DecidedAction:
+    """An action of the planner as the log shows it. `names`: what replicas and deployments are called, by uid."""
+
+    def name(uid: str) -> str:
+        return (names or {}).get(uid, uid)
+
     match action:
         case core.CreateReplica(revision=revision):
             return DecidedAction("create-replica", f"revision {revision}")
         case core.Submit(replica_uid=uid):
-            return DecidedAction("submit", f"replica {uid}")
+            return DecidedAction("submit", f"replica {name(uid)}")
         case core.Resubmit(token=token):
             return DecidedAction("resubmit", f"attempt {token}")
         case core.Adopt(job=job):
@@ -152,8 +157,8 @@ def decided(action: core.Action) -> DecidedAction:
         case core.CancelOrphan(job_id=job_id):
             return DecidedAction("cancel-orphan", f"job {job_id}")
         case core.Leave(replica_uid=uid):
-            return DecidedAction("leave", f"replica {uid}")
+            return DecidedAction("leave", f"replica {name(uid)}")
         case core.RemoveReplica(replica_uid=uid):
-            return DecidedAction("remove-replica", f"replica {uid}")
+            return DecidedAction("remove-replica", f"replica {name(uid)}")
         case core.RemoveDeployment(deployment_uid=uid):
-            return DecidedAction("remove-deployment", f"deployment {uid}")
+            return DecidedAction("remove-deployment", f"deployment {name(uid)}")

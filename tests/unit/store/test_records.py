@@ -30,3 +30,12 @@ SHOWN: dict[core.Action, DecidedAction] = {
 def test_each_action_is_shown() -> None:
     assert {type(action) for action in SHOWN} == set(typing.get_args(core.Action))
     assert {action: decided(action) for action in SHOWN} == SHOWN
+
+
+def test_by_name_where_it_is_known() -> None:
+    names = {"r": "chat-1", "d": "chat"}
+    targets = [
+        decided(action, names).target
+        for action in (core.Submit("r"), core.Leave("r"), core.RemoveDeployment("d"))
+    ]
+    assert targets == ["replica chat-1", "replica chat-1", "deployment chat"]

@@ -28,12 +28,14 @@ def decision_out(record: DecisionRecord) -> decision_pb2.Decision:
 
 def planned_out(decision: core.Decision, now: datetime) -> decision_pb2.Decision:
     """A decision that is not in the log: no id, no tick."""
+    uids = {uid for action in decision.actions if (uid := getattr(action, "replica_uid", None)) is not None}
+    names = dict.fromkeys(uids, decision.replica) if decision.replica else {}
     return decision_pb2.Decision(
         deployment=decision.deployment,
         replica=decision.replica,
         reason=decision.reason.word,
         message=decision.message,
-        actions=[_action_out(decided(action)) for action in decision.actions],
+        actions=[_action_out(decided(action, names)) for action in decision.actions],
         first_at=time_out(now),
         last_at=time_out(now),
         count=1,

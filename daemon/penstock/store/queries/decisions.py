@@ -111,10 +111,14 @@ PRUNE = delete(decisions).where(
 
 
 async def insert(
-    conn: AsyncConnection, tick: str, made: Sequence[Decision], now: datetime
+    conn: AsyncConnection,
+    tick: str,
+    made: Sequence[Decision],
+    now: datetime,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[DecisionRecord, ...]:
     """Writes the decisions of a tick, before their effects. Returns them as they stand in the log, in the
-    same order."""
+    same order. `names`: what replicas and deployments are called, by uid; the log outlives their rows."""
     if not made:
         return ()
     values: list[dict[str, Any]] = [
@@ -124,7 +128,7 @@ async def insert(
             "replica": decision.replica,
             "reason": decision.reason.word,
             "message": decision.message,
-            "actions": encode(_written(decision)),
+            "actions": encode(_written(decision, names)),
             "first_at": now,
             "last_at": now,
         }
@@ -141,7 +145,7 @@ async def insert(
             replica=decision.replica,
             reason=decision.reason.word,
             message=decision.message,
-            actions=_written(decision),
+            actions=_written(decision, names),
             count=1,
             first_at=now,
             last_at=now,
@@ -150,11 +154,12 @@ async def insert(
     )
 
 
-def _written(decision: Decision) -> tuple[DecidedAction, ...]:
+def _written(decision: Decision, names: Mapping[str, str] | None) -> tuple[DecidedAction, ...]:
     """The decision's actions as the log shows them: those of the database alone are done with the row."""
     return tuple(
-        decided(action) if isinstance(action, EFFECTS) else replace(decided(action), outcome=DONE)
+        shown if isinstance(action, EFFECTS) else replace(shown, outcome=DONE)
         for action in decision.actions
+        for shown in (decided(action, names),)
     )
 
 

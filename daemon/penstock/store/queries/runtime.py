@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import bindparam, case, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.decisions import Reason
 from penstock.core.model import Attempt, Phase, ReplicaState
 from penstock.core.routing import Endpoint, Route, RoutingState
-from penstock.store.errors import AttemptEnded, AttemptSuperseded
+from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
 from penstock.store.records import Agent, Load
 from penstock.store.tables import attempts, deployments, replicas
@@ -157,7 +158,8 @@ async def register(
 ) -> Attempt:
     """The first word of an agent, or the same word again; a requeued job's run starts over from nothing.
 
-    Raises AttemptEnded, and AttemptSuperseded for another job than the recorded one or an older run of it.
+    Raises AttemptEnded, AttemptSuperseded for another job than the recorded one or an older run of it, and JobTaken
+    while the job's id is another live attempt's.
     """
     row = (await conn.execute(LOCK, {"token": token})).one_or_none()
     if row is None or row.a_ended_at is not None:
@@ -169,10 +171,19 @@ async def register(
     if (row.restart_count, row.a_host, row.a_port) == (restart_count, host, port):
         await conn.execute(TOUCH, {"at": token, "now": now})
         return rows.attempt(row)
-    written = await conn.execute(
-        REGISTER,
-        {"at": token, "in_job": job_id, "run": restart_count, "to_host": host, "to_port": port, "now": now},
-    )
+    given = {
+        "at": token,
+        "in_job": job_id,
+        "run": restart_count,
+        "to_host": host,
+        "to_port": port,
+        "now": now,
+    }
+    try:
+        async with conn.begin_nested():
+            written = await conn.execute(REGISTER, given)
+    except IntegrityError as error:
+        raise JobTaken(token, job_id) from error
     await notify.changed_attempt(conn, token)
     return rows.attempt(written.one())
 
