@@ -708,7 +708,8 @@ class TestDecisions:
         (record,) = await decisions.insert(conn, "t", [Decision("", "", Reason.STEADY, "ok")], NOW)
         await decisions.bump(conn, [])
         await decisions.bump(conn, [(record.id, 5, later(60))])
-        assert await decisions.list_page(conn, limit=9) == (replace(record, count=5, last_at=later(60)),)
+        await decisions.bump(conn, [(record.id, 2, later(30))])
+        assert await decisions.list_page(conn, limit=9) == (replace(record, count=8, last_at=later(60)),)
 
     async def test_the_newest_of_each_subject_that_is_there(self, conn: AsyncConnection) -> None:
         await a_replica(conn)

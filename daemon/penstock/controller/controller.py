@@ -11,6 +11,7 @@ from penstock.controller.lease import Lease
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
 from penstock.controller.ticks import Ticks
+from penstock.store.clock import elapsed
 from penstock.store.database import Database, is_outage
 from penstock.store.errors import LeaseLost
 from penstock.store.tables import CHANNEL
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_AFTER_S = 1.0
 """After a tick that acted on Slurm: by then Slurm shows what became of it."""
 
+HOUSEKEEPING_LOOK_S = 30.0
+"""The first round comes so soon after the lease was taken, when the ticks have begun."""
 HOUSEKEEPING_EVERY_S = 3600.0
 """What is kept for days need not be pruned to the minute."""
 
@@ -76,10 +79,12 @@ class Controller:
         self._ticks.nudge()
 
     async def _keep_house(self) -> None:
+        due_at = 0.0  # A controller that is restarted every half hour must keep house, too.
         while True:
-            await asyncio.sleep(HOUSEKEEPING_EVERY_S)
-            if not self._lease.held:
+            await asyncio.sleep(HOUSEKEEPING_LOOK_S)
+            if not self._lease.held or elapsed() < due_at:
                 continue
+            due_at = elapsed() + HOUSEKEEPING_EVERY_S
             try:
                 await self._housekeeping.run()
             except Exception as error:

@@ -120,6 +120,7 @@ class ReportRequest(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     LAST_WORDS_FIELD_NUMBER: _builtins.int
     READY_AFTER_S_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     phase: Global___AgentPhase.ValueType
     message: _builtins.str
@@ -130,6 +131,8 @@ class ReportRequest(_message.Message):
     """With FAILED: the engine's last lines, at most 16 KiB."""
     ready_after_s: _builtins.float
     """With READY, seconds from the agent's start to the first token."""
+    restart_count: _builtins.int
+    """SLURM_RESTART_COUNT, as in RegisterRequest: an earlier run of a requeued job speaks for nobody."""
     @_builtins.property
     def load(self) -> _replica_pb2.Load: ...
     def __init__(
@@ -142,10 +145,11 @@ class ReportRequest(_message.Message):
         exit_code: _builtins.int | None = ...,
         last_words: _builtins.str | None = ...,
         ready_after_s: _builtins.float | None = ...,
+        restart_count: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt", b"attempt", "exit_code", b"exit_code", "last_words", b"last_words", "load", b"load", "message", b"message", "phase", b"phase", "ready_after_s", b"ready_after_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt", b"attempt", "exit_code", b"exit_code", "last_words", b"last_words", "load", b"load", "message", b"message", "phase", b"phase", "ready_after_s", b"ready_after_s", "restart_count", b"restart_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -179,18 +183,22 @@ class DrainRequest(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     message: _builtins.str
     """One sentence: why."""
+    restart_count: _builtins.int
+    """As in ReportRequest."""
     def __init__(
         self,
         *,
         attempt: _builtins.str | None = ...,
         message: _builtins.str | None = ...,
+        restart_count: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "restart_count", b"restart_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,8 @@ class RuntimeServiceStub:
     `x-penstock-attempt-secret` the attempt's secret, which the agent read from its folder.
 
     Errors: UNAUTHENTICATED for a wrong secret; FAILED_PRECONDITION for an attempt that has ended or was superseded (the agent stops
-    then); UNAVAILABLE when PostgreSQL does not answer (the agent tries again and goes on serving meanwhile).
+    then); UNAVAILABLE when PostgreSQL does not answer, or the job's id is still another attempt's (the agent tries again and goes on
+    serving meanwhile).
     """
 
     def __init__(self, channel):
@@ -61,7 +62,8 @@ class RuntimeServiceServicer:
     `x-penstock-attempt-secret` the attempt's secret, which the agent read from its folder.
 
     Errors: UNAUTHENTICATED for a wrong secret; FAILED_PRECONDITION for an attempt that has ended or was superseded (the agent stops
-    then); UNAVAILABLE when PostgreSQL does not answer (the agent tries again and goes on serving meanwhile).
+    then); UNAVAILABLE when PostgreSQL does not answer, or the job's id is still another attempt's (the agent tries again and goes on
+    serving meanwhile).
     """
 
     def Register(self, request, context):
@@ -116,7 +118,8 @@ class RuntimeService:
     `x-penstock-attempt-secret` the attempt's secret, which the agent read from its folder.
 
     Errors: UNAUTHENTICATED for a wrong secret; FAILED_PRECONDITION for an attempt that has ended or was superseded (the agent stops
-    then); UNAVAILABLE when PostgreSQL does not answer (the agent tries again and goes on serving meanwhile).
+    then); UNAVAILABLE when PostgreSQL does not answer, or the job's id is still another attempt's (the agent tries again and goes on
+    serving meanwhile).
     """
 
     @staticmethod

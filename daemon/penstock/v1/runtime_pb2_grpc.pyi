@@ -17,7 +17,8 @@ class RuntimeServiceStub:
     `x-penstock-attempt-secret` the attempt's secret, which the agent read from its folder.
 
     Errors: UNAUTHENTICATED for a wrong secret; FAILED_PRECONDITION for an attempt that has ended or was superseded (the agent stops
-    then); UNAVAILABLE when PostgreSQL does not answer (the agent tries again and goes on serving meanwhile).
+    then); UNAVAILABLE when PostgreSQL does not answer, or the job's id is still another attempt's (the agent tries again and goes on
+    serving meanwhile).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -33,7 +34,8 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     `x-penstock-attempt-secret` the attempt's secret, which the agent read from its folder.
 
     Errors: UNAUTHENTICATED for a wrong secret; FAILED_PRECONDITION for an attempt that has ended or was superseded (the agent stops
-    then); UNAVAILABLE when PostgreSQL does not answer (the agent tries again and goes on serving meanwhile).
+    then); UNAVAILABLE when PostgreSQL does not answer, or the job's id is still another attempt's (the agent tries again and goes on
+    serving meanwhile).
     """
 
     @_abc_1.abstractmethod

@@ -37,7 +37,10 @@ INSERT = insert_into(decisions).returning(decisions.c.id, sort_by_parameter_orde
 BUMP = (
     update(decisions)
     .where(decisions.c.id == bindparam("at"))
-    .values(count=bindparam("times"), last_at=func.greatest(bindparam("seen"), decisions.c.last_at))
+    .values(
+        count=decisions.c.count + bindparam("times", type_=decisions.c.count.type),
+        last_at=func.greatest(bindparam("seen"), decisions.c.last_at),
+    )
 )
 RECORD_OUTCOME = (
     update(decisions)
@@ -164,7 +167,7 @@ def _written(decision: Decision, names: Mapping[str, str] | None) -> tuple[Decid
 
 
 async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetime]]) -> None:
-    """Writes of decisions made again (id, count, last time) how often and when. Wakes nobody."""
+    """Writes of decisions made again (id, how many more times, last time) how often and when. Wakes nobody."""
     if repeated:
         await conn.execute(
             BUMP, [{"at": id_, "times": count, "seen": last_at} for id_, count, last_at in repeated]

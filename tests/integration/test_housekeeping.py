@@ -1,0 +1,116 @@
+"""What is kept for a time and no longer, and what must not grow at all (rule 11)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import func, select
+
+from penstock.controller import controller as controller_module
+from penstock.controller import housekeeping as housekeeping_module
+from penstock.controller.controller import Controller
+from penstock.controller.folders import AgentSettings, Folders
+from penstock.controller.housekeeping import FOLDER_AGE_S, Housekeeping
+from penstock.controller.record import Recorder, World
+from penstock.core.decisions import Decision, Reason
+from penstock.core.plan import Plan
+from penstock.core.spec import Model, Spec
+from penstock.store.database import Database
+from penstock.store.queries import attempts, decisions, deployments, replicas
+from penstock.store.tables import decisions as decisions_table
+from tests.worlds import NOW, at
+
+DAY_S = 86_400
+
+
+def recorder(folder: Path) -> Recorder:
+    return Recorder("here", Folders(folder), AgentSettings(("127.0.0.1:1",), "127.0.0.1", ""), "python3")
+
+
+async def rows(database: Database) -> list[tuple[str, int]]:
+    async with database.snapshot() as conn:
+        found = await decisions.list_page(conn, limit=1000)
+    return [(record.message, record.count) for record in found]
+
+
+async def test_a_decision_repeated_a_million_times_is_one_row(database: Database, tmp_path: Path) -> None:
+    book = recorder(tmp_path)
+    steady = Plan((Decision("chat", "", Reason.STEADY, "1 of 1 ready"),), (), ())
+    async with database.transaction() as conn:
+        await book.record(conn, "t", NOW, steady, World({}, {}))
+    for _ in range(1_000_000 - 2):
+        assert book.has_nothing_new(steady)
+        book.count(steady, NOW)
+    book.count(steady, at(3600))
+    other = Plan((Decision("chat", "", Reason.PROGRESSING, "0 of 1 ready"),), (), ())
+    async with database.transaction() as conn:
+        await book.record(conn, "t", at(3601), other, World({}, {}))
+    assert await rows(database) == [("0 of 1 ready", 1), ("1 of 1 ready", 1_000_000)]
+    async with database.snapshot() as conn:
+        (_, first) = await decisions.list_page(conn, limit=2)
+    assert (first.first_at, first.last_at) == (NOW, at(3600))
+
+
+async def test_a_round_forgets_what_is_old_in_batches(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping_module, "BATCH", 10)
+    old, young = at(-31 * DAY_S), at(-29 * DAY_S)
+    folders = Folders(tmp_path)
+    async with database.transaction() as conn:
+        deployment = await deployments.create(conn, "chat", {}, Spec(Model(path="/m")), old)
+        for number in range(25):
+            when = old if number < 20 else young
+            gone = Decision("gone", "", Reason.STEADY, f"number {number}")
+            await decisions.insert(conn, "t", [gone], when)
+            replica = await replicas.create(conn, deployment.uid, 1, old)
+            token = f"token{number}"
+            await attempts.insert(conn, replica.uid, token, "#!", "hash", old)
+            await attempts.end(
+                conn, token, message="", exit_code=0, job=None, failures=0, next_attempt_at=None, now=when
+            )
+            await replicas.remove(conn, replica.uid, when)
+            folder = folders.prepare(token, {}, "secret")
+            long_ago = folder.stat().st_mtime - FOLDER_AGE_S - 60
+            os.utime(folder, (long_ago, long_ago))
+    (tmp_path / "not-an-attempts").mkdir()
+    await Housekeeping(database, folders, lambda: NOW, timedelta(days=30)).run()
+    async with database.snapshot() as conn:
+        left = (await conn.execute(select(func.count()).select_from(decisions_table))).scalar_one()
+        kept = await attempts.known(conn, [f"token{number}" for number in range(25)])
+    assert left == 5
+    assert kept == {f"token{number}" for number in range(20, 25)}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"not-an-attempts"}
+
+
+async def test_the_first_round_comes_soon_after_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "HOUSEKEEPING_LOOK_S", 0.01)
+    lease, kept = SimpleNamespace(held=False), asyncio.Event()
+    rounds = 0
+
+    async def run() -> None:
+        nonlocal rounds
+        rounds += 1
+        kept.set()
+
+    nothing = cast(Any, None)
+    made = Controller(
+        nothing, cast(Any, lease), nothing, nothing, cast(Any, SimpleNamespace(run=run)), interval_s=5
+    )
+    task = asyncio.create_task(made._keep_house())
+    try:
+        await asyncio.sleep(0.1)
+        assert rounds == 0, "only the holder keeps house"
+        lease.held = True
+        await asyncio.wait_for(kept.wait(), 10)
+        await asyncio.sleep(0.1)
+        assert rounds == 1, "and then once an hour"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
