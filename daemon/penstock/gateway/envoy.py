@@ -145,7 +145,8 @@ def command(settings: FrontDoorSettings, bootstrap_path: Path) -> list[str]:
 def bound_log(settings: FrontDoorSettings, limit_bytes: int = LOG_BYTES) -> None:
     """Keeps Envoy's log at most about twice `limit_bytes`; to be called now and then while Envoy runs.
 
-    Envoy appends, so its file can be copied and cut under it. What it writes between the two is lost.
+    Envoy appends, so its file can be copied and cut under it. What it writes between the two is lost. Raises
+    OSError; a log that could not be copied, because the disk is full, has been cut all the same.
     """
     path = settings.state_folder / LOG_FILE
     try:
@@ -153,7 +154,9 @@ def bound_log(settings: FrontDoorSettings, limit_bytes: int = LOG_BYTES) -> None
             return
     except FileNotFoundError:
         return
-    with path.open("rb") as log:
-        log.seek(-limit_bytes, os.SEEK_END)
-        path.with_suffix(".log.1").write_bytes(log.read(limit_bytes))
-    os.truncate(path, 0)
+    try:
+        with path.open("rb") as log:
+            log.seek(-limit_bytes, os.SEEK_END)
+            path.with_suffix(".log.1").write_bytes(log.read(limit_bytes))
+    finally:
+        os.truncate(path, 0)

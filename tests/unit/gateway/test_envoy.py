@@ -58,3 +58,14 @@ def test_the_log_is_bounded_and_its_end_is_kept(tmp_path: Path) -> None:
         writer.flush()
         envoy.bound_log(mine, 100)
         assert log.read_text() == "more"
+
+
+def test_a_log_that_cannot_be_copied_is_cut_all_the_same(tmp_path: Path) -> None:
+    mine = settings(tmp_path)
+    mine.state_folder.mkdir()
+    log = mine.state_folder / envoy.LOG_FILE
+    log.write_text("x" * 500)
+    log.with_suffix(".log.1").mkdir()
+    with pytest.raises(IsADirectoryError):
+        envoy.bound_log(mine, 100)
+    assert log.stat().st_size == 0
