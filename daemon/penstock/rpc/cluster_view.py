@@ -7,6 +7,7 @@ no answer only where there never was one. Knows core and the port, not the proto
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from penstock.core.spec import Spec
 from penstock.rpc import limits
 from penstock.rpc.refusals import refuse
 from penstock.slurm.port import Slurm, SlurmUnavailable
+
+log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 20.0
 """Twice Slurm's own MessageTimeout by default."""
@@ -90,6 +93,11 @@ class ClusterView:
                 cluster = await self._slurm.cluster()
         except (SlurmUnavailable, TimeoutError) as error:
             self.error = str(error) or f"Slurm did not answer within {ASK_TIMEOUT_S:.0f} s"
+        except Exception as error:  # A bug of ours, which must not end the gateway.
+            said = f"Slurm's description of the cluster could not be read: {error!r}"
+            if said != self.error:
+                log.exception("the description of the cluster could not be read")
+            self.error = said
         else:
             self.seen, self.error = Seen(cluster, self._clock()), ""
         self._asked_at = time.monotonic()

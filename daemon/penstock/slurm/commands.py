@@ -173,7 +173,12 @@ class CommandLine:
         """The accounts of this user where slurmctld enforces associations; None where any account is accepted."""
         if "associations" not in settings.get("AccountingStorageEnforce", ""):
             return None
-        user = pwd.getpwuid(os.geteuid()).pw_name
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            raise SlurmUnavailable(
+                f"the accounts cannot be asked for: user id {os.geteuid()} has no name on this host"
+            ) from None
         output = await self._ask(
             "sacctmgr", "--noheader", "--parsable2", "show", "associations", f"users={user}", "format=Account"
         )

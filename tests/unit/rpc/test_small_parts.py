@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.core.jobs import Cluster
 from penstock.rpc import masks, pages
+from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.logs import CHUNK_BYTES, stream_output
 from penstock.rpc.refusals import Refused
 from penstock.rpc.watch import Change, Changes
+from penstock.testing.slurm import FakeSlurm
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import metadata_pb2, spec_pb2
 
@@ -196,3 +200,20 @@ class TestLogs:
             file.write(b"two")
         ended.set()
         assert await asyncio.wait_for(_all(stream), 10) == b"two"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _Broken(FakeSlurm):
+    """A backend with a bug."""
+
+    async def cluster(self) -> Cluster:
+        raise KeyError("ClusterName")
+
+
+async def test_a_bug_below_the_view_of_the_cluster_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    view = ClusterView(_Broken(clock=_now), _now)
+    assert await view.read(0) is None
+    assert view.error == "Slurm's description of the cluster could not be read: KeyError('ClusterName')"

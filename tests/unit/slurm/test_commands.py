@@ -177,3 +177,11 @@ async def test_accounts_are_asked_for_where_they_are_enforced(program: Program) 
     assert enforced.accounts == ("chemistry", "physics")
     free = await program.does(answer.replace("ENFORCED", "none")).cluster()
     assert free.accounts is None
+
+
+async def test_accounts_of_a_user_without_a_name_cannot_be_asked_for(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
+    with pytest.raises(SlurmUnavailable, match="user id 4000000000 has no name on this host"):
+        await program.does("exit 0")._accounts({"AccountingStorageEnforce": "associations,limits"})
