@@ -84,3 +84,24 @@ async def test_one_that_slept_through_its_lease_knows_before_it_acts(database: D
     assert not lease.held
     with pytest.raises(LeaseLost):
         lease.require()
+
+
+async def test_only_the_change_is_logged_and_never_without_a_cause(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "penstock.controller.lease")
+
+    async def silent(*_: object) -> None:
+        raise TimeoutError
+
+    lease, taken = Lease(database, "only"), asyncio.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(leases, "acquire", silent)
+        await lease.hold(taken)
+        await lease.hold(taken)
+    await lease.hold(taken)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the lease cannot be taken or renewed; tried again until it can: no answer in 5 s",
+        "the lease can be asked for again",
+        "the lease is ours (term 1)",
+    ]

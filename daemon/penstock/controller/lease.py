@@ -49,6 +49,7 @@ class Lease:
         self._holder = holder
         self._term: int | None = None
         self._sure_until = 0.0
+        self._failing = False
 
     @property
     def held(self) -> bool:
@@ -89,8 +90,14 @@ class Lease:
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 raise
-            log.warning("the lease could not be renewed: %s", error)
+            if not self._failing:
+                why = str(error) or f"no answer in {TTL_S / 2:g} s"
+                log.warning("the lease cannot be taken or renewed; tried again until it can: %s", why)
+            self._failing = True
             return
+        if self._failing:
+            log.info("the lease can be asked for again")
+            self._failing = False
         if term is not None:
             self._sure_until = asked_at + TTL_S
         if term != self._term:
