@@ -38,15 +38,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="forbid", frozen=True)
 
     state_dir: Path = Path(platformdirs.user_state_dir("penstock"))
-    """Everything that the daemon keeps: sockets, logs, the embedded database. Mode 0700."""
+    """Everything that the daemon keeps: sockets, logs, the embedded database. Made with mode 0700, or 0711 as
+    root, whose PostgreSQL runs under an account of its own; one that others may write to is refused."""
     attempts_dir: Path | None = None
     """The attempts' folders; the compute nodes must see it under the same path. Unset: `attempts` under
     state_dir."""
     database_url: str | None = Field(default=None, repr=False)
     """`postgresql+psycopg://user@host/name`. Unset: an embedded PostgreSQL under state_dir."""
     listen: str = "127.0.0.1:8600"
-    """The front door: IP:port. Anyone who reaches it may use and change everything, so it is loopback by
-    default."""
+    """The front door: IP:port. Whoever reaches it can run code as Penstock's user, by a deployment of their
+    own, so it is loopback by default."""
     runtime_listen: str | None = None
     """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
     control: tuple[str, ...] = ()
