@@ -11,22 +11,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 
 from deploy.cluster.cluster import Cluster
-from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from tests.chaos.controllers import Controllers
+from tests.chaos.postgresql import PostgreSQL
 from tests.chaos.watch import FORGED_FOLDER, SeenJob, Watch
 from tests.chaos.worker import Worker
 from tests.penstocks import Penstock
 
 FOREIGN_MAX = 12
 """Foreign jobs at most: they stay to the end."""
-START_AGAIN_WITHIN_S = 60
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ class PlaneFaults(Worker):
     """The gateway's, PostgreSQL's, and those of the leader that kill -9 does not cover."""
 
     def __init__(
-        self, penstock: Penstock, postgresql: EmbeddedServer, controllers: Controllers, seed: int
+        self, penstock: Penstock, postgresql: PostgreSQL, controllers: Controllers, seed: int
     ) -> None:
         super().__init__("plane-faults", seed)
         self._penstock = penstock
@@ -215,23 +213,11 @@ class PlaneFaults(Worker):
             return False
         os.kill(pid, signal.SIGKILL)
         self.pause(0, 5)
-        self._start_postgresql()
+        self._postgresql.start()
         return True
 
     def _restart_postgresql(self) -> bool:
         self._postgresql.stop()
         self.pause(1, 6)
-        self._start_postgresql()
+        self._postgresql.start()
         return True
-
-    def _start_postgresql(self) -> None:
-        """What the killed one's children still hold is let go of within moments."""
-        deadline = time.monotonic() + START_AGAIN_WITHIN_S
-        while True:
-            try:
-                self._postgresql.start()
-                return
-            except EmbeddedServerError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.5)

@@ -31,11 +31,11 @@ import psycopg
 
 from deploy.cluster.cluster import Cluster, Settings
 from penstock.store import migrate
-from penstock.store.embedded import EmbeddedServer
 from tests.chaos import verdict
 from tests.chaos.controllers import Controllers
 from tests.chaos.driver import Driver, spec
 from tests.chaos.faults import PlaneFaults, SlurmFaults
+from tests.chaos.postgresql import PostgreSQL
 from tests.chaos.streams import Streams
 from tests.chaos.watch import Watch
 from tests.chaos.worker import Worker
@@ -107,12 +107,12 @@ def run(*, kills: int, seed: int, at_most_s: float, each_once: bool = False) -> 
 
 
 @contextlib.contextmanager
-def installation() -> Iterator[tuple[Cluster, Penstock, EmbeddedServer, str]]:
+def installation() -> Iterator[tuple[Cluster, Penstock, PostgreSQL, str]]:
     """A cluster, a PostgreSQL that is nobody's child, and a Penstock that uses both."""
     root = Path(tempfile.mkdtemp(prefix="penstock-chaos-"))
     # Under root the server runs as another account, which must pass through.
     root.chmod(0o711)
-    cluster, postgresql = Cluster(root / "slurm", CLUSTER), EmbeddedServer(root / "postgres")
+    cluster, postgresql = Cluster(root / "slurm", CLUSTER), PostgreSQL(root / "postgres")
     try:
         cluster.up()
         database = postgresql.start()
@@ -129,7 +129,7 @@ class Run:
     """The parts of one run, put together."""
 
     def __init__(
-        self, report: Report, cluster: Cluster, penstock: Penstock, postgresql: EmbeddedServer, database: str
+        self, report: Report, cluster: Cluster, penstock: Penstock, postgresql: PostgreSQL, database: str
     ) -> None:
         self.report = report
         self.penstock = penstock
@@ -190,9 +190,13 @@ class Run:
             if killed >= shown + 10:
                 shown = killed
                 print(
-                    f"{killed} kills, {len(self.watch.ours())} jobs, {self.report.violated or 'no violation'}"
+                    f"{killed} kills, {len(self.watch.ours())} jobs, {len(self._so_far())} violations so far"
                 )
             time.sleep(0.2)
+
+    def _so_far(self) -> list[str]:
+        cut = [line for stream in self.streams for line in stream.violations]
+        return [*self.watch.violations.values(), *cut, *self.driver.violations]
 
     def _converge(self, wish: dict[str, int]) -> str:
         """Waits until all is as wished and stays so; what stood in the way, or nothing."""
