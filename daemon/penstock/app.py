@@ -74,7 +74,8 @@ async def run_controller(settings: Settings) -> None:
     slurm = await choose_slurm(settings)
     try:
         identity = await _await_database(db, settings)
-        folders = Folders(settings.attempts_folder)
+        folders = Folders(_attempts_folder(settings, identity))
+        folders.root.mkdir(mode=0o700, exist_ok=True)
         agents = AgentSettings(settings.control_addresses, settings.agent_bind, settings.agent_advertise)
         clock = DatabaseClock()
         lease = Lease(db, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", clock=clock)
@@ -121,7 +122,7 @@ async def run_gateway(settings: Settings) -> None:
             db=db,
             slurm=slurm,
             installation=identity,
-            attempts_folder=settings.attempts_folder,
+            attempts_folder=_attempts_folder(settings, identity),
             version=penstock.__version__,
             clock=clock,
             render_script=lambda deployment: _script(settings, identity, deployment),
@@ -205,8 +206,13 @@ async def _explain(db: Database, name: str) -> str:
     return summary(deployment, [(replica.state, replica.message) for replica in found])
 
 
+def _attempts_folder(settings: Settings, identity: str) -> Path:
+    """This installation's own: several may share a file system, and each forgets only what is its own."""
+    return settings.attempts_folder / identity
+
+
 def _script(settings: Settings, identity: str, deployment: Deployment) -> str:
-    folder = PurePosixPath(settings.attempts_folder / "TOKEN")
+    folder = PurePosixPath(_attempts_folder(settings, identity) / "TOKEN")
     python = settings.agent_python
     name = f"{deployment.name}-N"
     return script(JobPlan(identity, deployment.name, name, deployment.revision, "TOKEN", folder, python))

@@ -83,12 +83,11 @@ class Agent:
         self._config = config
         self._engine = engine
         self._job_id = job_id
-        self._restart_count = restart_count
         self._version = version
         self._begun = time.monotonic()
         self._gate = Gate(f"replica {config.replica} is still starting")
         self._server = AgentServer()
-        self._control = Control(config.control, config.attempt, secret)
+        self._control = Control(config.control, config.attempt, secret, restart_count)
         self._standing = Standing(AGENT_PHASE_STARTING, f"starting the engine {config.engine.name}")
         self._reporter = Reporter(self._control, self._standing, load=self._load, leave=self.leave)
         self._reporting: asyncio.Task[None] | None = None
@@ -216,7 +215,6 @@ class Agent:
             try:
                 answer = await self._control.register(
                     job_id=self._job_id,
-                    restart_count=self._restart_count,
                     advertise=self._config.advertise,
                     port=self._server.port,
                     version=self._version,

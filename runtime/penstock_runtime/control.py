@@ -83,15 +83,16 @@ def address_towards(endpoint: str) -> str:
 class Control:
     """The control plane, seen by one attempt."""
 
-    def __init__(self, endpoints: tuple[str, ...], attempt: str, secret: str) -> None:
+    def __init__(self, endpoints: tuple[str, ...], attempt: str, secret: str, restart_count: int = 0) -> None:
         self._endpoints = endpoints
         self._attempt = attempt
+        self._restart_count = restart_count
         self._metadata = ((SECRET_KEY, secret),)
         self._at = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def register(
-        self, *, job_id: int, restart_count: int, advertise: str, port: int, version: str
+        self, *, job_id: int, advertise: str, port: int, version: str
     ) -> runtime_pb2.RegisterResponse:
         """One try to register.
 
@@ -106,7 +107,7 @@ class Control:
         request = runtime_pb2.RegisterRequest(
             attempt=self._attempt,
             job_id=job_id,
-            restart_count=restart_count,
+            restart_count=self._restart_count,
             host=host,
             port=port,
             agent_version=version,
@@ -118,6 +119,7 @@ class Control:
     async def report(self, request: runtime_pb2.ReportRequest) -> runtime_pb2.ReportResponse:
         """One try to report."""
         request.attempt = self._attempt
+        request.restart_count = self._restart_count
         return await self._call(
             lambda stub: stub.Report(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
@@ -127,7 +129,9 @@ class Control:
 
         Raises Refused or Unreachable.
         """
-        request = runtime_pb2.DrainRequest(attempt=self._attempt, message=message)
+        request = runtime_pb2.DrainRequest(
+            attempt=self._attempt, message=message, restart_count=self._restart_count
+        )
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 for left in reversed(range(len(self._endpoints))):

@@ -136,7 +136,7 @@ class Bench:
         spec.engine.name = "standin"
         spec.resources.cpus = 1
         spec.resources.memory = "64MiB"
-        spec.restart.backoff_initial_s = 1
+        spec.restart.backoff_initial_s = spec.restart.backoff_max_s = 1
         deployment = deployment_pb2.Deployment(spec=spec)
         deployment.metadata.name = name
         self._deployments.ApplyDeployment(deployment_pb2.ApplyDeploymentRequest(deployment=deployment))

@@ -152,6 +152,23 @@ async def test_a_job_that_is_another_attempts_is_to_try_again(
     )
 
 
+async def test_an_earlier_run_speaks_for_nobody(api: ControlApi, agent: RuntimeServiceStub) -> None:
+    """A node that was cut off does not know that its job was requeued elsewhere."""
+    await make_attempt(api, "a")
+    await agent.Register(register(), metadata=PROOF)
+    await agent.Register(register(restart_count=1, port=4001), metadata=PROOF)
+    for call in (
+        agent.Report(report(pb.AGENT_PHASE_READY), metadata=PROOF),
+        agent.Drain(pb.DrainRequest(attempt="token1"), metadata=PROOF),
+    ):
+        code, message, _ = await refused(call)
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "run 1 of its job has registered since run 0" in message
+    assert not (await api.stored(runtime.routing_state)).routes[0].endpoints
+    await agent.Report(report(pb.AGENT_PHASE_READY, restart_count=1), metadata=PROOF)
+    assert (await api.stored(runtime.routing_state)).routes[0].endpoints
+
+
 async def test_a_requeued_run_starts_over(api: ControlApi, agent: RuntimeServiceStub) -> None:
     await make_attempt(api, "a")
     await agent.Register(register(), metadata=PROOF)

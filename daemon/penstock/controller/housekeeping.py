@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000
 """Rows in one transaction: none of them is held for long."""
-FOLDER_AGE_S = 86_400.0
-"""A folder younger than this may belong to an attempt whose row is not there yet."""
 
 
 class Housekeeping:
@@ -42,7 +40,9 @@ class Housekeeping:
         await self._folders_of_nobody()
 
     async def _folders_of_nobody(self) -> None:
-        tokens = await asyncio.to_thread(self._folders.older_than, time.time() - FOLDER_AGE_S)
+        tokens = await asyncio.to_thread(
+            self._folders.older_than, time.time() - self._retention.total_seconds()
+        )
         for start in range(0, len(tokens), BATCH):
             some = tokens[start : start + BATCH]
             async with self._db.snapshot() as connection:

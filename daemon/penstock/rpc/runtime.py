@@ -8,6 +8,7 @@ report that changes the phase is committed and told to the front door before it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 from typing import Any
@@ -47,7 +48,7 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
                 request.attempt,
                 job_id=request.job_id,
                 restart_count=request.restart_count,
-                host=_storable(request.host),
+                host=request.host,
                 port=request.port,
                 now=self._deps.clock(),
             )
@@ -67,11 +68,12 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
             reported = await runtime.report(
                 conn,
                 request.attempt,
+                restart_count=request.restart_count,
                 phase=phase_in(request.phase),
-                message=_storable(request.message),
+                message=request.message,
                 load=load_in(request.load),
                 exit_code=request.exit_code if request.HasField("exit_code") else None,
-                last_words=_storable(request.last_words),
+                last_words=request.last_words,
                 now=self._deps.clock(),
             )
         if reported.phase_changed:
@@ -89,19 +91,18 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
             await runtime.report(
                 conn,
                 request.attempt,
+                restart_count=request.restart_count,
                 phase=phase_in(pb.AGENT_PHASE_DRAINING),
-                message=_storable(request.message),
+                message=request.message,
                 load=loads[request.attempt],
                 exit_code=None,
                 last_words="",
                 now=self._deps.clock(),
             )
         self._deps.on_routing_change()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_WAIT_S):
                 await self._deps.routing_applied(DRAIN_WAIT_S)
-        except TimeoutError:
-            pass
         return pb.DrainResponse()
 
 
@@ -111,7 +112,7 @@ async def _authenticate(conn: AsyncConnection, token: str, context: Context) -> 
     """
     given = [value for key, value in context.invocation_metadata() or () if key == SECRET_KEY]
     secret = given[0] if len(given) == 1 else ""
-    found = await runtime.authenticate(conn, _storable(token))
+    found = await runtime.authenticate(conn, token)
     digest = hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
     # Compared for an unknown token too, so that the time it takes tells nothing.
     if not hmac.compare_digest(digest, found.secret_hash if found else "0" * len(digest)) or found is None:
@@ -122,8 +123,3 @@ async def _authenticate(conn: AsyncConnection, token: str, context: Context) -> 
     if not found.attempt.live:
         raise AttemptEnded(token)
     return found
-
-
-def _storable(text: str) -> str:
-    """An engine's words may hold anything; PostgreSQL's text cannot hold NUL."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

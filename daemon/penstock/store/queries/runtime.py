@@ -138,7 +138,7 @@ class Reported:
 
 async def authenticate(conn: AsyncConnection, token: str) -> Agent | None:
     """Whom the token speaks for, with the hash to check its secret against; None: nobody has or had this token."""
-    row = (await conn.execute(AUTHENTICATE, {"token": token})).one_or_none()
+    row = (await conn.execute(AUTHENTICATE, {"token": _storable(token)})).one_or_none()
     if row is None:
         return None
     attempt = rows.attempt(row)
@@ -175,7 +175,7 @@ async def register(
         "at": token,
         "in_job": job_id,
         "run": restart_count,
-        "to_host": host,
+        "to_host": _storable(host),
         "to_port": port,
         "now": now,
     }
@@ -198,11 +198,16 @@ async def report(
     exit_code: int | None,
     last_words: str,
     now: datetime,
+    restart_count: int = 0,
 ) -> Reported:
-    """Where an agent stands. Raises AttemptEnded."""
+    """Where an agent stands. Raises AttemptEnded, and AttemptSuperseded for a run that is not the last to register."""
     row = (await conn.execute(LOCK, {"token": token})).one_or_none()
     if row is None or row.a_ended_at is not None:
         raise AttemptEnded(token)
+    if restart_count != (row.restart_count or 0):
+        raise AttemptSuperseded(
+            token, f"run {row.restart_count} of its job has registered since run {restart_count}"
+        )
     await conn.execute(
         REPORT,
         {
