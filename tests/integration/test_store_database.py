@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,6 +65,13 @@ async def soon(heard: AsyncIterator[str]) -> str:
 async def select_one(database: Database) -> int:
     async with database.transaction() as conn:
         return int((await conn.execute(text("SELECT 1"))).scalar_one())
+
+
+def _raises(error: Exception) -> Callable[..., Awaitable[None]]:
+    async def never(*_: object, **__: object) -> None:
+        raise error
+
+    return never
 
 
 class TestUrls:
@@ -155,6 +162,16 @@ class TestOutages:
         await asyncio.to_thread(server.start)
         assert await select_one(restartable) == 1
 
+    async def test_what_this_machine_says_to_a_connection_is_an_outage(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(psycopg.AsyncConnection, "connect", _raises(OSError(24, "Too many open files")))
+            with pytest.raises(sqlalchemy.exc.OperationalError, match="Too many open files") as caught:
+                await select_one(database)
+        assert is_outage(caught.value)
+        assert await select_one(database) == 1
+
     async def test_a_connection_cut_in_use_is_an_outage(self, database: Database) -> None:
         with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
             async with database.transaction() as conn:
@@ -220,7 +237,9 @@ class TestOutages:
                     await conn.execute(text(statement))
             assert not is_outage(caught.value), statement
         assert not is_outage(ValueError())
-        assert is_outage(ConnectionRefusedError())
+        # A file, or Slurm: other things than PostgreSQL do not answer either.
+        assert not is_outage(ConnectionRefusedError())
+        assert not is_outage(TimeoutError())
         assert is_outage(psycopg.OperationalError("connection refused"))
 
 
@@ -269,6 +288,22 @@ class TestListening:
             async with restartable.transaction() as conn:
                 await notify.changed(conn, "again")
             assert await soon(heard) == "again"
+
+    async def test_whatever_the_server_sends_it_goes_on(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for error in (psycopg.InterfaceError("lost synchronization"), psycopg.DatabaseError("?"), OSError(5)):
+            with monkeypatch.context() as patched:
+                patched.setattr(psycopg.AsyncConnection, "execute", _raises(error))
+                async with contextlib.aclosing(database.listen(CHANNEL)) as heard:
+                    waiting = asyncio.ensure_future(soon(heard))
+                    async with asyncio.timeout(SOON_S):
+                        while not caplog.records:
+                            await asyncio.sleep(0.01)
+                    patched.undo()
+                    assert await waiting == ""
+            assert "trying again until it works" in caplog.records[0].getMessage()
+            caplog.clear()
 
     async def test_closing_it_lets_the_connection_go(self, database: Database) -> None:
         listeners = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'penstock listener'")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import select
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -81,7 +81,8 @@ def is_outage(error: BaseException) -> bool:
             return error.sqlstate[:2] in _OUTAGE_CLASSES or error.sqlstate in _OUTAGE_STATES
         # Without a state the words are libpq's own: it could not connect, or the connection broke.
         return isinstance(error, psycopg.OperationalError)
-    return isinstance(error, sqlalchemy.exc.TimeoutError | OSError)
+    # No OSError: one that met the driver was made psycopg's (`_connect`), any other has nothing to do with PostgreSQL.
+    return isinstance(error, sqlalchemy.exc.TimeoutError)
 
 
 class Database:
@@ -105,6 +106,7 @@ class Database:
                 **_KEEPALIVE,
             },
         )
+        event.listen(self._engine.sync_engine, "do_connect", _connect)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
 
     @contextlib.asynccontextmanager
@@ -129,8 +131,10 @@ class Database:
         have been missed, and nothing will be from here on. Close the iterator (`contextlib.aclosing`) to let
         the connection go.
         """
-        wait = LISTEN_BACKOFF_S[0]
+        wait, failing = LISTEN_BACKOFF_S[0], False
+        loop = asyncio.get_running_loop()
         while True:
+            made_at = float("inf")
             try:
                 async with await psycopg.AsyncConnection.connect(
                     self._conninfo,
@@ -140,22 +144,33 @@ class Database:
                     **_KEEPALIVE,
                 ) as conn:
                     await conn.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-                    if wait > LISTEN_BACKOFF_S[0]:
+                    if failing:
                         log.info("listening on %s again", channel)
-                    wait = LISTEN_BACKOFF_S[0]
+                    failing, made_at = False, loop.time()
                     yield ""
                     async for notification in conn.notifies():
                         yield notification.payload
-            except psycopg.OperationalError as error:
+            except Exception as error:  # Whatever the server or a proxy before it sends: who listens goes on.
                 # The change is logged, not each try.
-                if wait == LISTEN_BACKOFF_S[0]:
+                if not failing:
                     log.warning("listening on %s: %s; trying again until it works", channel, _one_line(error))
+                failing = True
+            if loop.time() - made_at > LISTEN_BACKOFF_S[1]:
+                wait = LISTEN_BACKOFF_S[0]
             await asyncio.sleep(wait)
             wait = min(2 * wait, LISTEN_BACKOFF_S[1])
 
     async def close(self) -> None:
         """Closes the pool's connections. Those in use are closed when their users give them back."""
         await self._engine.dispose()
+
+
+def _connect(dialect: Any, _record: object, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """Connects as the pool would, but that an error of this machine's network is one of PostgreSQL's not answering."""
+    try:
+        return dialect.connect(*args, **options)
+    except OSError as error:
+        raise psycopg.OperationalError(f"cannot connect: {error!r}") from error
 
 
 def _refuse_closed(dbapi_connection: Any, record: Any, _proxy: object) -> None:
@@ -181,4 +196,4 @@ def _refuse_closed(dbapi_connection: Any, record: Any, _proxy: object) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or repr(error)
