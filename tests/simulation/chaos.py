@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,8 @@ async def run(world: World, steps: int, risk: Risk = STORMY) -> None:
 
 
 async def step(world: World) -> None:
-    (chosen,) = world.random.choices(list(STEPS), weights=list(STEPS.values()))
+    weights = [world.risk.steps.get(each.__name__, usual) for each, usual in STEPS.items()]
+    (chosen,) = world.random.choices(list(STEPS), weights=weights)
     await chosen(world)
 
 
@@ -57,7 +58,7 @@ async def settle(world: World) -> None:
         await process.tick()
         world.steps += 1
         why = await world.rules.unsettled()
-        if not why and not world.undelivered:
+        if not why and process.listed and not world.undelivered:
             break
     else:
         raise Violation("4", f"not as wanted after {SETTLE_TICKS} passes without a fault: {why}")
@@ -258,7 +259,9 @@ async def foreign_job(world: World) -> None:
             (job_name("chat", token), job_comment(INSTALLATION, token)),
         )
     )
-    submission = Submission(name, comment, "#!/bin/bash\n", "/tmp", "/tmp/out", cpus_per_task=1, singleton=False)
+    submission = Submission(
+        name, comment, "#!/bin/bash\n", "/tmp", "/tmp/out", cpus_per_task=1, singleton=False
+    )
     job_id = await world.slurm.submit(submission)
     world.say(f"someone submits job {job_id}: {name!r}, {comment!r}")
 
@@ -291,7 +294,7 @@ async def edit(world: World) -> None:
     for name in (await names(world))[:1]:
         arg = str(world.random.randint(1, 9))
 
-        async def change(conn: AsyncConnection, name: str = name) -> None:
+        async def change(conn: AsyncConnection, name: str = name, arg: str = arg) -> None:
             old = (await deployments.get(conn, name)).spec
             new = replace(old, engine=Engine(args=(arg,)))
             await deployments.update_spec(
@@ -346,7 +349,7 @@ async def drain_by_hand(world: World) -> None:
         await world.people(f"someone drains {row.name}", change)
 
 
-STEPS: dict[Callable[[World], Awaitable[None]], float] = {
+STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     tick: 60,
     another_controller: 3,
     kill: 1,

@@ -1,20 +1,20 @@
 """Bugs on purpose: each makes the production code break one promise, and the simulation must notice.
 
 What a simulation finds is worth what it would have found. Each mutant is a change that a tired programmer could
-make, laid over the real code while a story is played; `rules` names what may catch it, `risk` makes the weather in which
-it matters more frequent, so that few seeds suffice.
+make, laid over the real code while a story is played; `rules` names what may catch it, `risk` makes the weather in
+which it matters more frequent, so that few seeds suffice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from penstock.controller import execute, record
+from penstock.controller import execute, reconcile
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
@@ -23,10 +23,10 @@ from penstock.core import backoff, orphans, plan, replicas, rollout
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
-from penstock.core.model import Listing, ReplicaState, job_name
+from penstock.core.model import Listing
 from penstock.slurm.port import SlurmError, SlurmUnavailable
 from penstock.store.queries import attempts, decisions
-from tests.simulation.world import STORMY, Risk
+from tests.simulation.world import CALM, STORMY, Risk
 
 Patch = pytest.MonkeyPatch
 
@@ -38,7 +38,7 @@ class Mutant:
     name: str
     rules: tuple[str, ...]
     apply: Callable[[Patch], None]
-    risk: Risk = STORMY
+    risk: Risk = field(default_factory=lambda: STORMY)
 
 
 def _intent_after_the_submission(patch: Patch) -> None:
@@ -117,8 +117,7 @@ def _name_not_compared(patch: Patch) -> None:
         words = job.comment.split(" ")
         return words[2] if len(words) == 3 and words[:2] == ["penstock/1", installation] else None
 
-    patch.setattr(plan, "marked_token", marked)
-    patch.setattr(orphans, "marked_token", marked)
+    _mark(patch, marked)
 
 
 def _installation_not_compared(patch: Patch) -> None:
@@ -127,8 +126,12 @@ def _installation_not_compared(patch: Patch) -> None:
     def marked(job: Job, installation: str) -> str | None:
         return original(job, job.comment.split(" ")[1] if job.comment.count(" ") == 2 else "")
 
-    patch.setattr(plan, "marked_token", marked)
-    patch.setattr(orphans, "marked_token", marked)
+    _mark(patch, marked)
+
+
+def _mark(patch: Patch, marked: Callable[[Job, str], str | None]) -> None:
+    for module in (plan, orphans, reconcile):
+        patch.setattr(module, "marked_token", marked)
 
 
 def _no_grace(patch: Patch) -> None:
@@ -151,19 +154,21 @@ def _not_drained(patch: Patch) -> None:
 
 
 def _not_adopted(patch: Patch) -> None:
-    apply = record._apply
+    jobs_of = plan.jobs_of
 
-    async def skip(connection: Any, now: Any, action: Any) -> None:
-        if not isinstance(action, acts.Adopt):
-            await apply(connection, now, action)
+    def known_only(attempt: Any, jobs_by_token: Any) -> Job | None:
+        return None if attempt.job_id is None else jobs_of(attempt, jobs_by_token)
 
-    patch.setattr(record, "_apply", skip)
+    patch.setattr(plan, "jobs_of", known_only)
+    _no_look_up(patch)
 
 
 def _new_token_on_doubt(patch: Patch) -> None:
     intend = Recorder._intend
 
-    async def anew(self: Recorder, connection: Any, now: Any, row: int, position: int, action: Any, world: Any) -> Intent:  # fmt: skip
+    async def anew(
+        self: Recorder, connection: Any, now: Any, row: int, position: int, action: Any, world: Any
+    ) -> Intent:
         if isinstance(action, acts.Resubmit):
             await attempts.end(
                 connection, action.token, message="again", exit_code=None, job=None, failures=0,
@@ -241,14 +246,21 @@ def _silence_without_ears(patch: Patch) -> None:
 
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
-LOST_AND_STALE = replace(LOST, submit=0.85, stale=0.6, slurm_call=0.1)
-SLEEPY = replace(STORMY, pause=0.05)
-FRAIL = replace(STORMY, agent=1.0, crash=0.02, submit=0.0)
+LATE = replace(LOST, submit=0.9, stale=0.7, slurm_call=0.0, submissions=("late",), mute=True)
+SLEEPY = replace(STORMY, pause=0.06)
+FRAIL = replace(
+    CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "clock_jump": 0, "restore": 0}
+)
+CROWDED = replace(STORMY, crash=0.0, steps={"foreign_job": 20, "long_wait": 8})
+BUSY = replace(CALM, steps={"edit": 15, "scale": 15, "delete": 0, "pause": 0})
+FULL = replace(CALM, steps={"job_changes": 20, "node_changes": 15, "long_wait": 8})
+FORGETFUL = replace(CALM, steps={"reset": 12, "scale": 10})
+DEAF = replace(CALM, steps={"control_outage": 10, "long_wait": 8, "delete": 0})
 
 MUTANTS = (
     Mutant("the intent is written after the submission", ("6",), _intent_after_the_submission),
     Mutant("unknown is read as absent", ("3",), _unknown_is_absent),
-    Mutant("no look-up by token on doubt", ("1",), _no_look_up, LOST_AND_STALE),
+    Mutant("no look-up by token on doubt", ("1",), _no_look_up, LATE),
     Mutant("no time for doubt", ("1",), _no_doubt, LOST),
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
@@ -256,21 +268,19 @@ MUTANTS = (
     Mutant("back-off is forgotten at a restart", ("back-off",), _back_off_forgotten, FRAIL),
     Mutant("failures are not counted", ("back-off",), _failures_not_counted, FRAIL),
     Mutant("a missing job is believed at once", ("1", "2"), _missing_at_once, STALE),
-    Mutant("a mark is believed whatever the name", ("2",), _name_not_compared),
-    Mutant("another installation's jobs count as ours", ("2",), _installation_not_compared),
-    Mutant("an orphan has no grace", ("2",), _no_grace),
-    Mutant("orphans stay", ("2", "4"), _orphans_stay),
-    Mutant("a healthy replica goes before its successor is ready", ("5",), _retired_too_soon),
-    Mutant("a serving replica is cancelled without a drain", ("5",), _not_drained),
-    Mutant("a job found again is not adopted", ("1", "4"), _not_adopted, LOST),
-    Mutant("doubt leads to a new token", ("1", "2"), _new_token_on_doubt, LOST_AND_STALE),
+    Mutant("a mark is believed whatever the name", ("2",), _name_not_compared, CROWDED),
+    Mutant("another installation's jobs count as ours", ("2",), _installation_not_compared, CROWDED),
+    Mutant("an orphan has no grace", ("2",), _no_grace, CROWDED),
+    Mutant("orphans stay", ("2", "4"), _orphans_stay, CROWDED),
+    Mutant("a healthy replica goes before its successor is ready", ("5",), _retired_too_soon, BUSY),
+    Mutant("a serving replica is cancelled without a drain", ("5",), _not_drained, BUSY),
+    Mutant("a job found again is not adopted", ("1",), _not_adopted, replace(LOST, mute=True)),
+    Mutant("doubt leads to a new token", ("1", "2"), _new_token_on_doubt, LATE),
     Mutant("a refusal is taken for doubt", ("6",), _refusal_is_doubt, LOST),
-    Mutant("a queued job is timed out", ("9",), _queue_time_out),
+    Mutant("a queued job is timed out", ("9",), _queue_time_out, FULL),
     Mutant("an outcome is not written", ("6",), _outcome_not_written),
     Mutant("a state nobody knows is taken for an end", ("1", "2"), _unknown_state_is_an_end),
     Mutant("a decision that stands is written each time", ("4",), _said_each_time),
-    Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names),
-    Mutant("silence counts while nobody listens", ("5",), _silence_without_ears),
+    Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names, FORGETFUL),
+    Mutant("silence counts while nobody listens", ("5",), _silence_without_ears, DEAF),
 )
-
-__all__ = ["MUTANTS", "Mutant", "ReplicaState", "job_name"]

@@ -8,7 +8,7 @@ after it (failing there, everything was written and nobody knows).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -94,6 +94,11 @@ class SlurmPort:
         found = await self._world.slurm.find(name)
         await self._process.point("found")
         return found
+
+    async def history(self, job_ids: Sequence[int]) -> tuple[Job, ...]:
+        await self._process.point("history")
+        self._reach("history")
+        return await self._world.slurm.history(job_ids)
 
     async def submit(self, submission: Submission) -> int:
         world = self._world

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = """
 SELECT a.token, a.number, a.replica_uid, a.job_id, a.phase, a.restart_count, a.refusal, a.intended_at, a.submitted_at,
-       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, d.uid, d.paused
+       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, r.name, d.uid, d.paused
 FROM attempts a JOIN replicas r ON r.uid = a.replica_uid JOIN deployments d ON d.uid = r.deployment_uid
 """
 EFFECT = """
@@ -176,7 +176,9 @@ class Rules:
             for row in gone:
                 never_seen = row.job_id is None and (row.leaving or row.paused)
                 if not never_seen:
-                    raise Violation("2", f"the attempt of job {live[row.token].job_id} was ended, and it lives")
+                    raise Violation(
+                        "2", f"the attempt of job {live[row.token].job_id} was ended, and it lives"
+                    )
         if not (process.disturbed or process.stale_s):
             self._enough_ready()
         if process.listed and not process.disturbed:
@@ -190,7 +192,9 @@ class Rules:
         owned = {row.token for row in await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")}
         for job in self._ours():
             if not job.ended and job.submission.name.rpartition("-")[2] not in owned:
-                raise Violation("2", f"job {job.job_id} ({job.submission.name}) bears our mark and is nobody's")
+                raise Violation(
+                    "2", f"job {job.job_id} ({job.submission.name}) bears our mark and is nobody's"
+                )
         silent = await self._all("SELECT token FROM attempts WHERE ended_at IS NOT NULL AND end_message = ''")
         if silent:
             raise Violation("6", f"attempt {silent[0].token} ended without a word")
@@ -234,7 +238,7 @@ class Rules:
         if not rows or rows[0].ended_at is not None or rows[0].submitted_at is None:
             raise Violation("6", f"{what}, and no live attempt says so")
         (row,) = rows
-        targets = [f"replica {row.replica_uid}", f"attempt {token}"]
+        targets = [f"replica {row.name}", f"attempt {token}"]
         if not await self._intent(["submit", "resubmit"], targets):
             raise Violation("6", f"{what}, and no decision says so")
         if row.refusal or token in self._refused:
@@ -263,7 +267,8 @@ class Rules:
             waited_s = (row.intended_at - earlier[0].ended_at).total_seconds()
             if waited_s < due_s * PATIENCE:
                 raise Violation(
-                    "back-off", f"{what} {waited_s:.1f} s after failure {failures} in a row; {due_s} s were due"
+                    "back-off",
+                    f"{what} {waited_s:.1f} s after failure {failures} in a row; {due_s} s were due",
                 )
 
     async def _mutation(self, process: Process, kind: str, name: str, job_id: int, what: str) -> None:

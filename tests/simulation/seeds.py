@@ -1,7 +1,7 @@
 """Playing seeds: one database for all of them, and the story of the one that failed.
 
-    make sim               fresh seeds until it is stopped, or for SECONDS=...
-    make sim SEED=...      that story again, in full
+make sim               fresh seeds until it is stopped, or for SECONDS=...
+make sim SEED=...      that story again, in full
 """
 
 from __future__ import annotations

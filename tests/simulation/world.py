@@ -15,13 +15,12 @@ import contextlib
 import enum
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.controller import execute
@@ -39,7 +38,7 @@ from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolic
 from penstock.slurm.port import SubmissionRefused, SubmissionUnknown
 from penstock.store.clock import DatabaseClock
 from penstock.store.database import Database
-from penstock.store.errors import AttemptEnded, AttemptSuperseded, StoreError
+from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken, StoreError
 from penstock.store.queries import members, runtime
 from penstock.store.records import Load
 from penstock.testing.slurm import FakeJob, FakeSlurm
@@ -64,7 +63,10 @@ SPEC = Spec(
     placement=Placement(time_limit="8h", time_limit_s=28_800),
     probes=Probes(startup_timeout_s=90, report_timeout_s=60),
     rollout=Rollout(),
-    restart=RestartPolicy(backoff_initial_s=4, backoff_max_s=32, reset_after_s=60),
+    # A whole hour's budget: the end of a story must not wait for the next hour.
+    restart=RestartPolicy(
+        backoff_initial_s=4, backoff_max_s=32, reset_after_s=60, max_failures_per_hour=1000
+    ),
     drain_timeout_s=20,
 )
 TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases")
@@ -82,6 +84,13 @@ class Risk:
     submit: float = 0.0
     stale: float = 0.0
     agent: float = 0.0
+    submissions: tuple[str, ...] = ("before", "after", "late", "refused")
+    """What becomes of those that do not go well."""
+    agents: tuple[str, ...] = ("fails", "dies", "silent", "stuck", "deaf")
+    mute: bool = False
+    """No agent gets through to the control API."""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    """Steps of `chaos` by name -> their weights, where they are not the usual ones."""
 
 
 STORMY = Risk(
@@ -285,6 +294,7 @@ class World:
             nodes=nodes,
             limits={"gpu": (None, 28_800)},
             kill_wait_s=10.0,
+            keeps_history=self.random.random() < 0.5,
             on_start=self._started,
             on_end=self._ended,
             on_signal=self._signalled,
@@ -301,11 +311,15 @@ class World:
         self._late: list[tuple[datetime, Submission]] = []
         self._listings: list[tuple[datetime, tuple[Job, ...]]] = []
         self._born = 0
+        self._taken: set[str] = set()
+        """Names of the jobs that controllers submitted."""
         self._open_since = self._database_down_since = BEGIN
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, database: Database, admin: psycopg.AsyncConnection[Any], seed: str) -> AsyncIterator[World]:
+    async def open(
+        cls, database: Database, admin: psycopg.AsyncConnection[Any], seed: str
+    ) -> AsyncIterator[World]:
         """A world with nothing in it; what an earlier one left in the database is gone."""
         await admin.execute(f"TRUNCATE {', '.join(TABLES)}, members RESTART IDENTITY CASCADE".encode())
         await admin.execute(
@@ -400,7 +414,7 @@ class World:
     async def listing(self) -> tuple[tuple[Job, ...], float]:
         """The queue, or a whole one of some seconds ago; and how old it is."""
         if self._listings and self.chance(self.risk.stale):
-            at, jobs = self.random.choice(self._listings)
+            at, jobs = self._listings[0] if self.chance(0.5) else self.random.choice(self._listings)
             self.say(f"the listing is {self._age_s(at):.0f} s old")
             return jobs, self._age_s(at)
         return await self.slurm.list_jobs(), 0.0
@@ -414,7 +428,7 @@ class World:
         """What becomes of a submission that reached slurmctld, and of its reply."""
         if not self.chance(self.risk.submit):
             return await self._accept(submission)
-        kind = self.random.choice(("before", "after", "late", "refused"))
+        kind = self.random.choice(self.risk.submissions)
         self.say(f"the submission of {submission.name}: {kind}")
         if kind == "refused":
             process.refused.add(submission.name.rpartition("-")[2])
@@ -427,6 +441,7 @@ class World:
         raise SubmissionUnknown(f"sbatch: no reply ({kind}, simulated)")
 
     async def _accept(self, submission: Submission) -> int:
+        self._taken.add(submission.name)
         job_id = await self.slurm.submit(submission)
         self.say(f"Slurm takes job {job_id} ({submission.name})")
         self.rules.jobs()
@@ -455,7 +470,7 @@ class World:
     # Agents ----------------------------------------------------------------------------------------------------
 
     def _started(self, job: FakeJob) -> None:
-        if not self.is_ours(job):
+        if job.submission.name not in self._taken:  # Somebody's script; no agent of ours is in it.
             return
         soon = self.random.uniform
         agent = Agent(
@@ -467,7 +482,7 @@ class World:
             ready_at=self.now + timedelta(seconds=soon(6, 25)),
         )
         if self.chance(self.risk.agent):
-            kind = self.random.choice(("fails", "dies", "silent", "stuck", "deaf"))
+            kind = self.random.choice(self.risk.agents)
             later = self.now + timedelta(seconds=soon(1, 60))
             if kind in ("fails", "dies"):
                 agent.ends_at, agent.exit_code = later, 1
@@ -562,7 +577,7 @@ class World:
         await self._tell(agent, words)
 
     async def _tell(self, agent: Agent, words: Any) -> None:
-        if self.database_down or self.control_down:
+        if self.database_down or self.control_down or self.risk.mute:
             return
         try:
             async with self.database.transaction() as conn:
@@ -571,7 +586,7 @@ class World:
             self.say(f"the agent of job {agent.job_id} is told to leave: {error}")
             agent.exit_code = 0
             await self._leave(agent)
-        except IntegrityError:
+        except JobTaken:
             self.say(f"the agent of job {agent.job_id} is refused: its job runs another live attempt")
 
     # People and machines ---------------------------------------------------------------------------------------
