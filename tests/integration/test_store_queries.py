@@ -541,10 +541,18 @@ class TestAttempts:
 
 
 async def ready(
-    conn: AsyncConnection, token: str, *, now: datetime = NOW, load: Load = IDLE
+    conn: AsyncConnection, token: str, *, now: datetime = NOW, load: Load = IDLE, run: int = 0
 ) -> runtime.Reported:
     return await runtime.report(
-        conn, token, phase=Phase.READY, message="ok", load=load, exit_code=None, last_words="", now=now
+        conn,
+        token,
+        phase=Phase.READY,
+        message="ok",
+        load=load,
+        exit_code=None,
+        last_words="",
+        now=now,
+        restart_count=run,
     )
 
 
@@ -669,7 +677,7 @@ class TestRuntime:
         assert (await ready(conn, "t2")).drain
         await runtime.register(conn, "t3", job_id=3, restart_count=1, host="n1", port=3, now=NOW)
         assert await routable() == []
-        await ready(conn, "t3")
+        await ready(conn, "t3", run=1)
         assert await routable() == ["t3"]
         requeued = Job(3, "n", "c", JobState.PENDING, restarts=2)
         await attempts.record_job(conn, "t3", requeued)
