@@ -117,6 +117,7 @@ class FakeLane:
 
     def __init__(self) -> None:
         self.slurm: FakeSlurm = FakeSlurm(
+            keeps_history=True,
             clock=lambda: datetime.now(UTC),
             start_delay_s=0.05,
             requeue_delay_s=0.2,

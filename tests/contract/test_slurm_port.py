@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from penstock.core.jobs import JobState
-from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import (
+    NoAccounting,
+    NoSuchJob,
+    SlurmUnavailable,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
 from tests.contract import lanes
 from tests.contract.lanes import FakeLane, Lane, job_when, until
 
@@ -410,3 +416,17 @@ async def test_a_submission_without_an_answer_may_have_made_a_job(lane: Lane) ->
     await job_when(
         lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs although nobody was told"
     )
+
+
+async def test_the_history_of_a_job_or_none_at_all(lane: Lane) -> None:
+    """A site without accounting says so; one with it tells how a job ended, and nothing of ids that it never gave."""
+    wanted = lane.submission("exit 3")
+    job_id = await lane.slurm.submit(wanted)
+    await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
+    try:
+        found = await lane.slurm.history([job_id, 4_000_000])
+    except NoAccounting:
+        return
+    (job,) = found
+    assert (job.job_id, job.name, job.state) == (job_id, wanted.name, JobState.FAILED)
+    assert (job.exit_code, job.exit_signal) == (3, None)

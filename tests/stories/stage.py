@@ -266,7 +266,7 @@ class Stage:
         exit_code: int | None = None,
         last_words: str = "",
     ) -> None:
-        token, _ = await self._attempt(replica)
+        token, job = await self._attempt(replica)
         if not silently:
             self.say(f"the agent of {replica} reports {phase}" + (f": {message}" if message else ""))
         async with self.database.transaction() as conn:
@@ -279,6 +279,7 @@ class Stage:
                 exit_code=exit_code,
                 last_words=last_words,
                 now=self.now,
+                restart_count=job.restarts,
             )
 
     async def becomes_ready(self, *names: str) -> None:

@@ -513,3 +513,22 @@ async def test_database_restored_from_a_backup(stage: Stage) -> None:
     await stage.tick(5)
     await stage.quiet_tick()
     assert stage.running() == ["penstock-chat-<token 4>"]
+
+
+async def test_forgotten_job_is_looked_up(stage: Stage) -> None:
+    stage.tell("""The controller is away for longer than Slurm remembers an ended job. Where the site keeps accounting,
+        the second listing without the job makes it ask there, once: then the end is known at once, with its
+        exit code, and nobody waits until a job that is only missing counts as gone.""")
+    stage.slurm.keeps_history = True
+    await serve(stage)
+    await stage.finish("chat-1", exit_code=137)
+    stage.pass_time(400)
+    stage.say("Slurm forgets job 1")
+    await stage.tick()
+    await stage.tick(5)
+    assert stage.slurm.calls["history"] == 1
+    await stage.tick(10)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.quiet_tick()

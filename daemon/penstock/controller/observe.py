@@ -7,19 +7,23 @@ nothing to do costs one call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from penstock.core.jobs import Cluster
+from penstock.core.jobs import Cluster, Job
 from penstock.core.model import Failure, Listing, Unknown
 from penstock.slurm import parse
-from penstock.slurm.port import Slurm, SlurmUnavailable
+from penstock.slurm.port import HISTORY_MAX, NoAccounting, Slurm, SlurmUnavailable
 from penstock.store.records import FailedAttempt
 
 log = logging.getLogger(__name__)
 
 NODES_STAND_FOR = timedelta(minutes=5)
 """Sites add nodes by the day; and how many there are only bounds how many may be left out."""
+
+HISTORY_EVERY = timedelta(seconds=10)
+"""slurmdbd may be a minute behind slurmctld, so what it does not know now is asked again."""
+NO_HISTORY_FOR = timedelta(hours=1)
 
 
 class Observer:
@@ -29,6 +33,8 @@ class Observer:
         self._slurm = slurm
         self._clock = clock
         self._silent_since: datetime | None = None
+        self._past: dict[str, Job] = {}
+        self._ask_history_at: datetime | None = None
         self._nodes: Cluster | None = None
         self._ask_nodes_at: datetime | None = None
 
@@ -63,6 +69,34 @@ class Observer:
                 )
                 self._nodes = None
         return self._nodes
+
+    async def history(self, vanished: Mapping[str, tuple[int, str]]) -> Mapping[str, Job]:
+        """What accounting says of jobs that a full listing lacks; `vanished`: token -> job id and name.
+
+        An answer is remembered while its job is asked for. Asked at most every HISTORY_EVERY, and an hour after a
+        site said that it keeps none; a question that fails leaves the job unknown, as on a site without.
+        """
+        self._past = {token: job for token, job in self._past.items() if token in vanished}
+        names = {
+            job_id: (token, name) for token, (job_id, name) in vanished.items() if token not in self._past
+        }
+        now = self._clock()
+        if not names or (self._ask_history_at is not None and now < self._ask_history_at):
+            return self._past
+        self._ask_history_at = now + HISTORY_EVERY
+        try:
+            found = await self._slurm.history(sorted(names)[:HISTORY_MAX])
+        except NoAccounting as error:
+            self._ask_history_at = now + NO_HISTORY_FOR
+            log.info("forgotten jobs are not looked up: %s", error)
+        except SlurmUnavailable as error:
+            log.warning("accounting does not answer: %s", error)
+        else:
+            for job in found:  # Of several runs the last one counts.
+                token, name = names.get(job.job_id, ("", ""))
+                if job.name == name and job.ended:
+                    self._past[token] = job
+        return self._past
 
 
 def failures_of(found: Sequence[FailedAttempt]) -> tuple[Failure, ...]:

@@ -20,11 +20,12 @@ from penstock.controller.observe import Observer, failures_of
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
 from penstock.core.decisions import CreateReplica, Resubmit, Submit
-from penstock.core.model import Listing, Observation, Replica, Unknown, marked_token
+from penstock.core.model import Listing, Observation, Replica, Unknown, job_name, marked_token
 from penstock.core.plan import Plan, plan
 from penstock.core.suspects import suspects
 from penstock.store.database import Database
 from penstock.store.queries import attempts, members, world
+from penstock.store.records import World as StoredWorld
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Reconciler:
             message_timeout_s=self._message_timeout_s,
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
+            history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},
             strays_since=self._strays_since,
             known_tokens=known,
         )
@@ -138,6 +140,22 @@ class Reconciler:
         async with self._db.transaction() as connection:
             await self._lease.fence(connection)
             return await self._recorder.record(connection, tick, observation.now, decided, before)
+
+
+def _vanished(stored: StoredWorld, seen: Listing | Unknown) -> Mapping[str, tuple[int, str]]:
+    """Token -> job id and name of the jobs that this full listing and one before it lacked."""
+    if isinstance(seen, Unknown):
+        return {}
+    listed = {(job.job_id, job.name) for job in seen.jobs}
+    names = {deployment.uid: deployment.name for deployment in stored.deployments}
+    return {
+        attempt.token: (attempt.job_id, name)
+        for replica in stored.replicas
+        if (attempt := replica.live_attempt) is not None
+        and attempt.job_id is not None
+        and attempt.missing_since is not None
+        and (attempt.job_id, name := job_name(names[replica.deployment_uid], attempt.token)) not in listed
+    }
 
 
 def _submits(decided: Plan) -> bool:

@@ -228,6 +228,8 @@ class Observation:
     """Since when somebody could hear the agents' reports without a break; None: nobody can now."""
     failures: tuple[Failure, ...] = ()
     """Of the last hour."""
+    history: Mapping[str, Job] = field(default_factory=dict)
+    """Attempt's token -> what accounting says of its job, where that has vanished; none: not asked, or not known."""
     cluster: Cluster | None = None
     """What nodes there are; None: not asked, or it did not answer."""
     strays_since: Mapping[int, datetime] = field(default_factory=dict)

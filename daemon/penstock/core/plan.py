@@ -146,6 +146,7 @@ def _plan_deployment(
                 job=job,
                 message_timeout_s=observation.message_timeout_s,
                 reports_open_since=observation.reports_open_since,
+                past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),
                 avoiding=avoiding,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),

@@ -72,6 +72,8 @@ class Scene:
     message_timeout_s: int
     reports_open_since: datetime | None
     """Since when somebody could hear the agents' reports without a break; None: nobody can."""
+    past: Job | None = None
+    """What accounting says of the attempt's job, where it has vanished and accounting was asked."""
     held_back: HeldBack | None = None
     """The deployment's budget of failures does not allow this replica another attempt now."""
     avoiding: tuple[Suspect, ...] = ()
@@ -179,6 +181,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
 
 
 def _missing(scene: Scene, attempt: Attempt) -> Outlook:
+    if scene.past is not None and scene.past.ended and not _speaks(scene, attempt):
+        return _ended_in_the_past(scene, attempt, scene.past)
     if scene.id_taken:
         message = f"job {attempt.job_id} is gone from Slurm, and its id is another job's now"
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=not scene.replica.leaving)
@@ -194,8 +198,20 @@ def _missing(scene: Scene, attempt: Attempt) -> Outlook:
             f" if that lasts until {clock(believed_at, scene.now)}, it is gone"
         )
         return scene.decide(Reason.JOB_MISSING, scene.replica.state, message, *actions)
-    message = f"job {attempt.job_id} is gone from Slurm"
+    message = f"job {attempt.job_id} is gone from Slurm{_last_word(attempt)}"
     return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=not scene.replica.leaving)
+
+
+def _ended_in_the_past(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    """Slurm has forgotten the job, and accounting has not."""
+    how = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
+    message = f"{how}, as accounting says{_last_word(attempt)}"
+    return _end(scene, attempt, job, Reason.JOB_ENDED, message, failed=not scene.replica.leaving)
+
+
+def _last_word(attempt: Attempt) -> str:
+    said = attempt.phase in (Phase.FAILED, Phase.ENDED) and attempt.phase_message
+    return f": {attempt.phase_message}" if said else ""
 
 
 def _speaks(scene: Scene, attempt: Attempt) -> bool:

@@ -24,7 +24,13 @@ from dataclasses import dataclass
 from penstock.core.jobs import Cluster, Job, JobState, Submission
 from penstock.slurm import options, parse
 from penstock.slurm.environment import clean_environment
-from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import (
+    NoAccounting,
+    NoSuchJob,
+    SlurmUnavailable,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
 
 COMMAND_TIMEOUT_S = 30.0
 """Three times Slurm's default MessageTimeout: a command retries by itself, and one that is later than this hangs."""
@@ -41,6 +47,9 @@ NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 """Complaints of sbatch after which a job may exist: the request may have arrived and only its answer been lost."""
+
+NO_ACCOUNTING = re.compile(r"accounting storage is disabled", re.IGNORECASE)
+"""sacct's complaint where slurm.conf names no AccountingStorageType."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,29 @@ class CommandLine:
     async def find(self, name: str) -> tuple[Job, ...]:
         # squeue's --name filters in squeue itself, after loading the same rows, and splits the name at commas.
         return tuple(job for job in await self.list_jobs() if job.name == name)
+
+    async def history(self, job_ids: Sequence[int]) -> tuple[Job, ...]:
+        if not job_ids:
+            return ()
+        mark = _marks().field
+        outcome = await self._change(
+            "sacct",
+            "--parsable2",
+            f"--delimiter={mark}",
+            "--allocations",
+            "--duplicates",
+            f"--user={os.geteuid()}",
+            f"--jobs={','.join(map(str, job_ids))}",
+            f"--format={','.join(parse.HISTORY_FIELDS)}",
+        )
+        if outcome.status != 0 and NO_ACCOUNTING.search(outcome.complaint):
+            raise NoAccounting(f"sacct: {outcome.complaint}")
+        if outcome.status != 0:
+            raise SlurmUnavailable(f"sacct: {outcome.complaint}")
+        try:
+            return parse.parse_history(outcome.stdout, mark)
+        except parse.ParseError as error:
+            raise SlurmUnavailable(f"sacct printed what cannot be read: {error}") from error
 
     async def submit(self, submission: Submission) -> int:
         wrong = options.problems(submission)

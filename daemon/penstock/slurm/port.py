@@ -9,9 +9,13 @@ less than the truth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.core.jobs import Cluster, Job, Submission
+
+HISTORY_MAX = 200
+"""Ids in one question to accounting: slurmdbd looks each of them up."""
 
 
 class SlurmError(Exception):
@@ -41,6 +45,11 @@ class NoSuchJob(SlurmError):
     """Slurm knows no such job, or the job with that id bears another name (ids are reused after a state reset)."""
 
 
+class NoAccounting(SlurmError):
+    """Nobody can be asked for jobs that slurmctld has forgotten: the site keeps no accounting, or the backend does not
+    ask it."""
+
+
 class Slurm(Protocol):
     """A Slurm cluster, seen by the one user that Penstock runs as."""
 
@@ -60,6 +69,15 @@ class Slurm(Protocol):
 
     async def find(self, name: str) -> tuple[Job, ...]:
         """The jobs of this user with exactly this name, ended ones too. Raises SlurmUnavailable."""
+        ...
+
+    async def history(self, job_ids: Sequence[int]) -> tuple[Job, ...]:
+        """What accounting (slurmdbd) remembers of this user's jobs with these ids, at most HISTORY_MAX of them.
+
+        One row for each run that it knows, the earlier first; a job it does not know has none. An id that Slurm has
+        given twice shows both jobs: the name tells them apart. Comments and restarts are not told.
+        Raises NoAccounting, and SlurmUnavailable when slurmdbd does not answer in full. slurmctld is not asked.
+        """
         ...
 
     async def submit(self, submission: Submission) -> int:

@@ -19,7 +19,13 @@ from penstock.core.jobs import ENDED_STATES, Cluster, Job, Node, Partition, Subm
 from penstock.slurm import options, parse
 from penstock.slurm.bridge import Bridge, BridgeBroken
 from penstock.slurm.environment import clean_environment
-from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import (
+    NoAccounting,
+    NoSuchJob,
+    SlurmUnavailable,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
 
 SERVER = Path(__file__).with_name("pyslurm_server.py")
 """The script for the site's Python."""
@@ -71,6 +77,10 @@ class PySlurm:
 
     async def find(self, name: str) -> tuple[Job, ...]:
         return tuple(job for job in await self.list_jobs() if job.name == name)
+
+    async def history(self, job_ids: Sequence[int]) -> tuple[Job, ...]:
+        """Not supported: pyslurm's way to slurmdbd was never tried."""
+        raise NoAccounting("the pyslurm backend does not ask slurmdbd")
 
     async def submit(self, submission: Submission) -> int:
         wrong = options.problems(submission)

@@ -30,7 +30,13 @@ from datetime import datetime, timedelta
 
 from penstock.core.jobs import ENDED_STATES, Cluster, Job, JobState, Node, Partition, Submission
 from penstock.slurm import options, parse
-from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import (
+    NoAccounting,
+    NoSuchJob,
+    SlurmUnavailable,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
 
 DEFAULT_NODES = (
     Node(
@@ -127,6 +133,7 @@ class FakeSlurm:
         nodes: Sequence[Node] = DEFAULT_NODES,
         limits: Mapping[str, tuple[int | None, int | None]] = DEFAULT_LIMITS,
         accounts: tuple[str, ...] | None = None,
+        keeps_history: bool = False,
         name: str = "fake",
         slurm_version: str = "26.05.5",
         message_timeout_s: int = 10,
@@ -143,6 +150,7 @@ class FakeSlurm:
         """`clock` gives the time, aware and never going back.
 
         `nodes`: as idle; which partitions they are in is theirs to say. `limits`: as DEFAULT_LIMITS.
+        `keeps_history`: there is a slurmdbd, which forgets nothing.
         `start_delay_s`: from submission to the earliest start; `requeue_delay_s`: the same after a requeue.
         `kill_wait_s`: from SIGTERM to SIGKILL; `min_job_age_s`: how long an ended job is remembered.
 
@@ -170,6 +178,9 @@ class FakeSlurm:
         self.before_call = before_call
         self.after_call = after_call
         self._jobs: dict[int, FakeJob] = {}
+        self.keeps_history = keeps_history
+        self._history: dict[tuple[int, datetime], Job] = {}
+        """By id and submission, as accounting tells runs apart."""
         self._advancing = False
         self._next_id = 1
         self.faults = Faults()
@@ -193,6 +204,16 @@ class FakeSlurm:
         rows = tuple(self._row(job) for job in self._jobs.values() if job.submission.name == name)
         await self._end("find")
         return rows
+
+    async def history(self, job_ids: Sequence[int]) -> tuple[Job, ...]:
+        await self._begin("history")
+        if not self.keeps_history:
+            raise NoAccounting("Slurm accounting storage is disabled")
+        for job in self._jobs.values():
+            self._remember(job)
+        wanted = [row for (job_id, _), row in sorted(self._history.items()) if job_id in job_ids]
+        await self._end("history")
+        return tuple(wanted)
 
     async def submit(self, submission: Submission) -> int:
         fault = self.faults.submits.popleft() if self.faults.submits else None
@@ -308,6 +329,7 @@ class FakeSlurm:
         """Slurm forgets the job; whatever ran of it is gone."""
         self.advance()
         job = self._jobs.pop(job_id)
+        self._remember(job)
         if job.active:
             self._gone(job)
 
@@ -587,8 +609,15 @@ class FakeSlurm:
         job.exit_code, job.exit_signal, job.shown = exit_code, exit_signal, None
         default = {JobState.FAILED: "NonZeroExitCode", JobState.TIMEOUT: "TimeLimit"}.get(state, "")
         job.reason = default if reason is None else reason
+        self._remember(job)
         if ran:
             self._gone(job)
+
+    def _remember(self, job: FakeJob) -> None:
+        """As slurmdbd would tell of it now."""
+        if self.keeps_history:
+            row = replace(self._row(job), comment="", reason="", time_limit_s=None, restarts=0)
+            self._history[job.job_id, job.submitted_at] = row
 
     def _row(self, job: FakeJob) -> Job:
         started_at, ends_at = job.started_at, job.ended_at or job.limit_at

@@ -83,6 +83,7 @@ class Row:
     reports_open_s: float | None = -3600
     held_back: HeldBack | None = None
     avoiding: tuple[Suspect, ...] = ()
+    past: Job | None = None
 
 
 FAILED_BEFORE = replica(
@@ -327,6 +328,55 @@ ROWS = [
         S.WAITING,
         "job 7 is gone from Slurm; next attempt 14:00:10",
         (ended("job 7 is gone from Slurm"),),
+    ),
+    Row(
+        "gone, and accounting knows how",
+        known(RUNNING, missing_since=at(-5)),
+        None,
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as OUT_OF_MEMORY with exit code 1, as accounting says; next attempt 14:00:10",
+        (
+            ended(
+                "job 7 ended as OUT_OF_MEMORY with exit code 1, as accounting says",
+                exit_code=1,
+                of=(killed := job(J.OUT_OF_MEMORY, comment="", exit_code=1)),
+            ),
+        ),
+        past=killed,
+    ),
+    Row(
+        "gone, and accounting says that it runs",
+        known(RUNNING, missing_since=at(-5)),
+        None,
+        R.JOB_MISSING,
+        S.STARTING,
+        "Slurm does not list job 7; if that lasts until 14:00:25, it is gone",
+        past=job(comment=""),
+    ),
+    Row(
+        "gone, accounting says that it ended, but its agent speaks",
+        served(missing_since=at(-5)),
+        None,
+        R.JOB_MISSING,
+        S.READY,
+        "Slurm does not list job 7, but its agent reports; it is left alone",
+        past=job(J.NODE_FAIL, comment=""),
+    ),
+    Row(
+        "gone, and its agent had said why",
+        known(
+            RUNNING,
+            missing_since=at(-31),
+            phase=Phase.FAILED,
+            phase_message="CUDA out of memory",
+            exit_code=70,
+        ),
+        None,
+        R.JOB_LOST,
+        S.WAITING,
+        "job 7 is gone from Slurm: CUDA out of memory; next attempt 14:00:10",
+        (ended("job 7 is gone from Slurm: CUDA out of memory", exit_code=70),),
     ),
     Row(
         "gone while leaving",
@@ -833,7 +883,15 @@ ROWS = [
 def test_each_situation(row: Row) -> None:
     opened = None if row.reports_open_s is None else at(row.reports_open_s)
     scene = Scene(
-        NOW, row.of, row.replica, row.job, 10, opened, held_back=row.held_back, avoiding=row.avoiding
+        NOW,
+        row.of,
+        row.replica,
+        row.job,
+        10,
+        opened,
+        held_back=row.held_back,
+        avoiding=row.avoiding,
+        past=row.past,
     )
     outlook = plan_replica(scene)
     assert outlook.decision.subject == ("chat", "chat-1")

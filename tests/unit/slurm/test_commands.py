@@ -6,14 +6,15 @@ import asyncio
 import os
 import stat
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from penstock.core.jobs import Submission
+from penstock.core.jobs import JobState, Submission
 from penstock.slurm import commands
 from penstock.slurm.commands import CommandLine
-from penstock.slurm.port import SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import NoAccounting, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
 
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\necho hello\n", work_dir="/w", output="/w/out")
 
@@ -185,3 +186,55 @@ async def test_accounts_of_a_user_without_a_name_cannot_be_asked_for(
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
     with pytest.raises(SlurmUnavailable, match="user id 4000000000 has no name on this host"):
         await program.does("exit 0")._accounts({"AccountingStorageEnforce": "associations,limits"})
+
+
+SACCT = """
+for argument; do case $argument in --delimiter=*) mark=${argument#--delimiter=};; esac; done
+echo "$@" > asked
+row() { line=$1; shift; for field; do line="$line$mark$field"; done; echo "$line"; }
+row JobIDRaw State ExitCode Partition NodeList Submit Start End JobName
+row 7 "CANCELLED by 1000" 0:15 gpu "None assigned" 2026-03-02T14:00:00 Unknown 2026-03-02T14:00:05 penstock-a-t1
+row 7 FAILED 3:0 gpu gpu[01-02] 2026-03-02T15:00:00 2026-03-02T15:00:01 2026-03-02T15:09:00 penstock-a-t2
+"""
+
+
+async def test_history_is_read_from_sacct(program: Program) -> None:
+    slurm = program.does(SACCT)
+    found = await slurm.history([7, 8])
+    asked = (program.folder / "asked").read_text()
+    assert "--jobs=7,8" in asked
+    assert f"--user={os.geteuid()}" in asked
+    assert [
+        (job.job_id, job.name, job.state, job.exit_code, job.exit_signal, job.nodes) for job in found
+    ] == [
+        (7, "penstock-a-t1", JobState.CANCELLED, None, 15, ""),
+        (7, "penstock-a-t2", JobState.FAILED, 3, None, "gpu[01-02]"),
+    ]
+    assert found[0].started_at is None
+    assert found[1].ends_at == datetime(2026, 3, 2, 15, 9, tzinfo=UTC)
+
+
+async def test_nothing_asked_of_history_starts_no_command(program: Program) -> None:
+    slurm = program.does("touch asked")
+    assert await slurm.history([]) == ()
+    assert not (program.folder / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "sentence"),
+    [
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", NoAccounting, "storage is disabled"),
+        (
+            "echo 'sacct: error: Problem talking to the database' >&2; exit 1",
+            SlurmUnavailable,
+            "Problem talking",
+        ),
+        ("exit 0", SlurmUnavailable, "expected sacct's header"),
+        (SACCT + "echo half a row", SlurmUnavailable, "expected 9 fields, got 1"),
+    ],
+)
+async def test_a_history_that_cannot_be_had(
+    program: Program, script: str, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        await program.does(script).history([7])
