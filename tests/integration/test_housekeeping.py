@@ -16,7 +16,7 @@ from penstock.controller import controller as controller_module
 from penstock.controller import housekeeping as housekeeping_module
 from penstock.controller.controller import Controller
 from penstock.controller.folders import AgentSettings, Folders
-from penstock.controller.housekeeping import FOLDER_AGE_S, Housekeeping
+from penstock.controller.housekeeping import Housekeeping
 from penstock.controller.record import Recorder, World
 from penstock.core.decisions import Decision, Reason
 from penstock.core.plan import Plan
@@ -77,7 +77,7 @@ async def test_a_round_forgets_what_is_old_in_batches(
             )
             await replicas.remove(conn, replica.uid, when)
             folder = folders.prepare(token, {}, "secret")
-            long_ago = folder.stat().st_mtime - FOLDER_AGE_S - 60
+            long_ago = folder.stat().st_mtime - 31 * DAY_S
             os.utime(folder, (long_ago, long_ago))
     (tmp_path / "not-an-attempts").mkdir()
     await Housekeeping(database, folders, lambda: NOW, timedelta(days=30)).run()
