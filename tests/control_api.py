@@ -41,6 +41,8 @@ class ControlApi:
     slurm: FakeSlurm
     attempts_folder: Path
     routing_changes: list[datetime] = field(default_factory=list)
+    commits: list[datetime] = field(default_factory=list)
+    """When a commit was heard of."""
     routing_waits: list[float] = field(default_factory=list)
 
     async def stored(self, query: Any, *arguments: Any, **named: Any) -> Any:
@@ -106,7 +108,7 @@ async def control_api(database: Database, folder: Path, **changes: Any) -> Async
     }
     background = add_servicers(server, Deps(**(deps | changes)))
     await server.start()
-    running = asyncio.create_task(background.run())
+    running = asyncio.create_task(background.run(lambda: api.commits.append(now())))
     try:
         yield api
     finally:

@@ -15,11 +15,10 @@ import contextlib
 import logging
 import os
 import shlex
-import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import grpc
 
 import penstock
+from penstock import process
 from penstock import settings as configuration
 from penstock.controller.controller import Controller
 from penstock.controller.execute import Executor
@@ -36,13 +36,13 @@ from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
-from penstock.core.conditions import summary
 from penstock.core.model import Deployment
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
-from penstock.gateway.settings import AddressError, FrontDoorSettings, envoy_address
+from penstock.gateway.settings import FrontDoorSettings
 from penstock.rpc.api import add_servicers
+from penstock.rpc.decisions import state_of
 from penstock.rpc.deps import Deps
 from penstock.settings import Settings
 from penstock.slurm.choose import choose
@@ -50,18 +50,18 @@ from penstock.slurm.port import Slurm, SlurmUnavailable
 from penstock.slurm.script import JobPlan, script
 from penstock.store import migrate
 from penstock.store.clock import DatabaseClock, host_time
-from penstock.store.database import Database, driver_url, is_outage
+from penstock.store.database import Database, is_outage
 from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
-from penstock.store.errors import SchemaMismatch
-from penstock.store.queries import deployments, installation, members, replicas, runtime
-from penstock.store.tables import CHANNEL
-from penstock.supervisor import FINAL_EXIT, AlreadyRunning, Child, Hopeless, Supervisor, only_one
+from penstock.store.queries import installation, members, runtime
+from penstock.supervisor import Child, Supervisor, only_one
 
 log = logging.getLogger("penstock")
 
 DATABASE_RETRY_S = 1.0
 BEAT_EVERY_S = 10.0
 """A gateway's sign of life: a third of the gap after which silence is no agent's fault."""
+EMBEDDED_LOOK_S = 1.0
+"""Between two looks whether the embedded PostgreSQL runs: a file is read and a pid asked for."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
@@ -116,7 +116,7 @@ async def run_gateway(settings: Settings) -> None:
     clock = DatabaseClock()
     try:
         identity = await _await_database(db, settings)
-        door = FrontDoor(door_settings, lambda name: _explain(db, name))
+        door = FrontDoor(door_settings, lambda name: state_of(db, name))
         follower = Follower(door, lambda: _routing_state(db))
         deps = Deps(
             db=db,
@@ -137,9 +137,8 @@ async def run_gateway(settings: Settings) -> None:
             stack.push_async_callback(door.stop)
             log.info("the control API is up; Envoy is told where everything is")
             async with asyncio.TaskGroup() as group:
-                group.create_task(api.run())
+                group.create_task(api.run(on_commit=follower.changed))
                 group.create_task(follower.run())
-                group.create_task(_nudge(db, follower.changed))
                 group.create_task(_beat(db, door_settings, clock))
     finally:
         await slurm.close()
@@ -174,14 +173,10 @@ async def _serve(stack: contextlib.AsyncExitStack, server: grpc.aio.Server, addr
     stack.push_async_callback(server.stop, 1.0)
 
 
-async def _nudge(db: Database, changed: Callable[[], None]) -> None:
-    async for _ in db.listen(CHANNEL):
-        changed()
-
-
 async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseClock) -> None:
     """Says that agents' reports can be heard here, and keeps Envoy's log bounded."""
     identity = f"{socket.gethostname()}/{door_settings.state_folder}"
+    trouble = ""
     while True:
         try:
             async with db.transaction() as connection:
@@ -190,20 +185,19 @@ async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseC
         except Exception as error:
             if not is_outage(error):
                 raise
-        envoy.bound_log(door_settings)
+        before, trouble = trouble, ""
+        try:
+            envoy.bound_log(door_settings)
+        except OSError as error:  # A full disk; it is no reason to go without a front door.
+            trouble = str(error)
+        if trouble != before:
+            log.warning("Envoy's log: %s", trouble or "bounded again")
         await asyncio.sleep(BEAT_EVERY_S)
 
 
 async def _routing_state(db: Database) -> Any:
     async with db.snapshot() as connection:
         return await runtime.routing_state(connection)
-
-
-async def _explain(db: Database, name: str) -> str:
-    async with db.snapshot() as connection:
-        deployment = await deployments.get(connection, name)
-        found = await replicas.list_page(connection, deployment=name, limit=1000)
-    return summary(deployment, [(replica.state, replica.message) for replica in found])
 
 
 def _attempts_folder(settings: Settings, identity: str) -> Path:
@@ -230,11 +224,9 @@ async def run_all(settings: Settings) -> None:
         async with contextlib.AsyncExitStack() as stack:
             url = settings.database_url
             if url is None:
-                server = EmbeddedServer(settings.state_dir / "postgresql")
-                url = await _start_embedded(server)
-                stack.push_async_callback(asyncio.to_thread, server.stop)
-                keeper = asyncio.create_task(_keep_embedded(server))
-                stack.callback(keeper.cancel)
+                url = await stack.enter_async_context(
+                    _embedded(EmbeddedServer(settings.state_dir / "postgresql"))
+                )
             door_settings = front_door_settings(settings)
             environment = {"PENSTOCK_DATABASE_URL": url}
             module = [sys.executable, "-m", "penstock.app"]
@@ -250,24 +242,57 @@ async def run_all(settings: Settings) -> None:
             await Supervisor(settings.run_folder, children).run()
 
 
-async def _start_embedded(server: EmbeddedServer) -> str:
-    """The embedded server with its schema: made where there is none, since nobody else could have prepared
-    it."""
-    url = await asyncio.to_thread(server.start)
-    if await asyncio.to_thread(migrate.current, url) is None:
-        await asyncio.to_thread(migrate.upgrade, url)
+@contextlib.asynccontextmanager
+async def _embedded(server: EmbeddedServer) -> AsyncIterator[str]:
+    """The embedded server's URL; it is started, kept running, and stopped at the end.
+
+    Starting and stopping happen in threads, which nothing can cancel, so each is waited for: a start that went on
+    after the stop would leave a server behind.
+    """
+    stopping = asyncio.Event()
+    starting = asyncio.create_task(asyncio.to_thread(_start_embedded, server))
+    try:
+        url = await asyncio.shield(starting)
+    except BaseException:
+        await asyncio.wait({starting})
+        with contextlib.suppress(EmbeddedServerError, OSError):  # Why it did not start says more.
+            await asyncio.to_thread(server.stop)
+        raise
+    keeper = asyncio.create_task(_keep_embedded(server, stopping))
+    try:
+        yield url
+    finally:
+        stopping.set()
+        await keeper
+        await asyncio.to_thread(server.stop)
+
+
+def _start_embedded(server: EmbeddedServer) -> str:
+    """The embedded server with its schema: made where there is none, since nobody else could have prepared it."""
+    url = server.start()
+    if migrate.current(url) is None:
+        migrate.upgrade(url)
     return url
 
 
-async def _keep_embedded(server: EmbeddedServer) -> None:
-    while True:
-        await asyncio.sleep(1.0)
-        if await asyncio.to_thread(lambda: server.pid) is None:
-            log.warning("the embedded PostgreSQL ended; started again")
-            try:
+async def _keep_embedded(server: EmbeddedServer, stopping: asyncio.Event) -> None:
+    """Starts the server again whenever it has ended, until told to stop."""
+    trouble = ""
+    while not stopping.is_set():
+        try:
+            if await asyncio.to_thread(lambda: server.pid) is None:
+                if not trouble:
+                    log.warning("the embedded PostgreSQL ended and is started again")
                 await asyncio.to_thread(server.start)
-            except Exception:
-                log.exception("the embedded PostgreSQL could not be started; tried again")
+            trouble = ""
+        except (
+            Exception
+        ) as error:  # Whatever it is, it is tried again: nothing is decided without the database.
+            if str(error) != trouble:
+                log.error("the embedded PostgreSQL does not run; it is tried again: %s", error)
+            trouble = str(error) or repr(error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), EMBEDDED_LOOK_S)
 
 
 async def choose_slurm(settings: Settings) -> Slurm:
@@ -307,72 +332,13 @@ def _database_url(settings: Settings) -> str:
     return settings.database_url
 
 
-def run(main: Callable[[Settings], Coroutine[Any, Any, None]], settings: Settings) -> int:
-    """Runs one of the above until SIGTERM or SIGINT; the exit code. Errors that a human must mend are one
-    sentence."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s {main.__name__[4:]}: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-    async def until_told() -> None:
-        task = asyncio.current_task()
-        assert task is not None  # Inside a coroutine there is one.
-        told = False
-
-        def stop() -> None:
-            # Once: a second signal (an impatient Ctrl-C, `timeout`) would end the stopping, and leave children behind.
-            nonlocal told
-            if not told:
-                told = True
-                task.cancel()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        await main(settings)
-
-    try:
-        _refuse_unusable(settings)
-        asyncio.run(until_told())
-    except asyncio.CancelledError:
-        return 0
-    except (SchemaMismatch, Hopeless, AlreadyRunning, configuration.SettingsError) as error:
-        log.error("%s", error)
-        return FINAL_EXIT
-    except (
-        EmbeddedServerError,
-        SlurmUnavailable,
-    ) as error:  # A file system may be mounted late: worth another try.
-        log.error("%s", error)
-        return 1
-    return 0
-
-
-def _refuse_unusable(settings: Settings) -> None:
-    """Raises SettingsError for an address or URL that no part could use: starting it again and again would not help."""
-    for key in ("listen", "runtime_listen"):
-        if (address := getattr(settings, key)) is not None:
-            try:
-                envoy_address(address)
-            except AddressError as error:
-                raise configuration.SettingsError(f"{key}: {error}") from error
-    if settings.database_url is not None:
-        try:
-            driver_url(settings.database_url)
-        except ValueError as error:
-            raise configuration.SettingsError(f"database_url: {error}") from error
-
-
 def main() -> int:
     """`python -m penstock.app gateway|controller|all`."""
     processes = {"controller": run_controller, "gateway": run_gateway, "all": run_all}
     if len(sys.argv) != 2 or sys.argv[1] not in processes:
         print(f"usage: python -m penstock.app {'|'.join(processes)}", file=sys.stderr)
         return 2
-    return run(processes[sys.argv[1]], configuration.load())
+    return process.run(processes[sys.argv[1]], configuration.load())
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from penstock import app
+from penstock import app, process
 from penstock.settings import Settings
+from penstock.store import migrate
 from penstock.supervisor import FINAL_EXIT, AlreadyRunning, Child, Supervisor, only_one
 
 
@@ -30,7 +33,7 @@ async def nothing(settings: Settings) -> None:
 def test_an_address_that_cannot_be_is_one_sentence(
     changed: dict[str, str], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert app.run(nothing, Settings(**changed)) == FINAL_EXIT  # type: ignore[arg-type]
+    assert process.run(nothing, Settings(**changed)) == FINAL_EXIT  # type: ignore[arg-type]
     assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
 
 
@@ -39,7 +42,7 @@ def test_a_host_without_slurm_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = Settings(database_url="postgresql://db/penstock", slurm_backend="cli")
-    assert app.run(app.run_controller, settings) == 1
+    assert process.run(app.run_controller, settings) == 1
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         "there is no sbatch in the PATH; no Python with pyslurm is configured"
     ]
@@ -47,7 +50,7 @@ def test_a_host_without_slurm_is_one_sentence(
 
 def test_a_second_supervisor_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with only_one(tmp_path / "run"):
-        assert app.run(app.run_all, Settings(state_dir=tmp_path)) == FINAL_EXIT
+        assert process.run(app.run_all, Settings(state_dir=tmp_path)) == FINAL_EXIT
         with pytest.raises(AlreadyRunning), only_one(tmp_path / "run"):
             pass
     assert "another penstock serve runs with the state folder" in caplog.text
@@ -66,8 +69,76 @@ def test_a_second_signal_does_not_cut_the_stop_short() -> None:
             await asyncio.sleep(0.1)
             finished = True
 
-    assert app.run(main, Settings()) == 0
+    assert process.run(main, Settings()) == 0
     assert finished
+
+
+def test_a_state_folder_that_others_may_write_to_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o1777)
+    assert process.run(nothing, Settings(state_dir=tmp_path / "state")) == FINAL_EXIT
+    assert f"state_dir: others may write to {tmp_path}/state (mode 1777)" in caplog.text
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed terminal", "nohup"])
+def test_a_hangup_is_a_wish_to_stop_unless_ignored(ignored: bool) -> None:
+    stopped = False
+
+    async def main(settings: Settings) -> None:
+        nonlocal stopped
+        os.kill(os.getpid(), signal.SIGHUP)
+        try:
+            await asyncio.sleep(0.5)
+        except asyncio.CancelledError:
+            stopped = True
+            raise
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert process.run(main, Settings()) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stopped is not ignored
+
+
+class _Server:
+    """An embedded server that ends at once, and whose pid file cannot be read at first."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.started_again = threading.Event()
+        self._looks = 0
+
+    @property
+    def pid(self) -> int | None:
+        self._looks += 1
+        if self._looks == 1:
+            raise PermissionError(13, "Permission denied", "postmaster.pid")
+        return None
+
+    def start(self) -> str:
+        if self.calls:
+            self.started_again.set()
+            time.sleep(0.2)
+        self.calls.append("started")
+        return "postgresql://none/none"
+
+    def stop(self) -> None:
+        self.calls.append("stopped")
+
+
+async def test_the_embedded_server_is_stopped_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "EMBEDDED_LOOK_S", 0.01)
+    monkeypatch.setattr(migrate, "current", lambda url: "head")
+    server = _Server()
+    async with app._embedded(server):  # type: ignore[arg-type]
+        assert await asyncio.to_thread(server.started_again.wait, 10)
+    # Left while it was being started again.
+    assert server.calls.count("stopped") == 1
+    assert server.calls[-1] == "stopped"
+    assert server.calls.count("started") >= 2
 
 
 async def test_a_child_that_cannot_be_started_ends_nobody(

@@ -31,13 +31,13 @@ def serve(config: Config = None) -> None:
     """
     _use(config)
     # The daemon's modules take a second to load, which every other command would wait for.
-    from penstock import app, settings
+    from penstock import app, process, settings
 
     try:
         loaded = settings.load()
     except settings.SettingsError as error:
         raise Failure(str(error), USAGE) from error
-    raise typer.Exit(app.run(app.run_all, loaded))
+    raise typer.Exit(process.run(app.run_all, loaded))
 
 
 def upgrade(config: Config = None) -> None:

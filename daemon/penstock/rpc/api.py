@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import grpc
@@ -56,10 +57,13 @@ class ControlApi:
         self._vitals = vitals
         self._health = servicer
 
-    async def run(self) -> None:
-        """Runs until cancelled. Without it calls still work, watches poll, and health does not know of outages."""
+    async def run(self, on_commit: Callable[[], None]) -> None:
+        """Runs until cancelled. Without it calls still work, watches poll, and health does not know of outages.
+
+        `on_commit` is called at each commit that anybody may want to know of, whoever made it; it must not block.
+        """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._nudges.run())
+            group.create_task(self._nudges.run(on_commit))
             group.create_task(self._vitals.run(self._tell))
 
     async def _tell(self, parts: tuple[Vital, ...]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.conditions import summary
+from penstock.core.model import Deployment, Replica
 from penstock.rpc import pages
 from penstock.rpc.convert.decision import decision_out
 from penstock.rpc.convert.explain import explanation_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.nudges import Nudges
 from penstock.rpc.refusals import not_found
+from penstock.store.database import Database
 from penstock.store.queries import decisions, deployments, replicas
 from penstock.v1 import decision_pb2 as pb
 from penstock.v1 import decision_pb2_grpc
@@ -73,8 +77,8 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         async with self._db.snapshot() as conn:
-            deployment = await deployments.get(conn, request.deployment)
-            shown = await replicas.list_page(conn, deployment=deployment.name, limit=MAX_REPLICAS)
+            deployment, shown = await _whole(conn, request.deployment)
+            sentence = _sentence(deployment, shown)
             if request.replica:
                 one = await replicas.get(conn, request.replica)
                 if one.deployment_uid != deployment.uid:
@@ -83,4 +87,19 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
             log = await decisions.list_page(
                 conn, deployment=deployment.name, replica=request.replica, limit=EXPLAINED
             )
-        return explanation_out(deployment, shown, log)
+        return explanation_out(sentence, deployment, shown, log)
+
+
+async def state_of(db: Database, name: str) -> str:
+    """How a deployment is, in the sentence that Explain begins with. Raises NotFound."""
+    async with db.snapshot() as conn:
+        return _sentence(*await _whole(conn, name))
+
+
+async def _whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:
+    deployment = await deployments.get(conn, name)
+    return deployment, await replicas.list_page(conn, deployment=name, limit=MAX_REPLICAS)
+
+
+def _sentence(deployment: Deployment, found: Sequence[Replica]) -> str:
+    return summary(deployment, [(replica.state, replica.message) for replica in found])

@@ -1,5 +1,5 @@
-"""One listener for every watcher: it wakes them when something was committed, and they read what they want to
-know.
+"""One listener of a gateway's: it wakes the watchers when something was committed, and they read what they want
+to know.
 
 A nudge says nothing of what changed. A watcher reads the present state, so one that was busy for a hundred
 nudges reads once; and since it also reads every POLL_S, a lost nudge costs seconds and never a change.
@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+from collections.abc import Callable
 
 import grpc
 
 from penstock.rpc.refusals import Refused
-from penstock.store.database import Database, is_outage
+from penstock.store.database import Database
 from penstock.store.tables import CHANNEL
-
-log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 COALESCE_S = 0.05
 """Commits come in bursts; a person cannot tell 50 ms from now."""
 MAX_WATCHERS = 256
 """Each costs a read at each burst of commits."""
-RETRY_S = 1.0
 
 
 class Nudges:
@@ -35,17 +32,12 @@ class Nudges:
         self._changed = asyncio.Event()
         self._watchers = 0
 
-    async def run(self) -> None:
-        """Listens until cancelled; outlives the database's outages."""
-        while True:
-            try:
-                async with contextlib.aclosing(self._db.listen(CHANNEL)) as nudges:
-                    async for _ in nudges:
-                        self._wake()
-            except Exception as error:
-                if not is_outage(error):
-                    log.exception("listening to PostgreSQL failed; trying again")
-            await asyncio.sleep(RETRY_S)
+    async def run(self, also: Callable[[], None]) -> None:
+        """Listens until cancelled; outlives the database's outages. `also` is called at each nudge; must not block."""
+        async with contextlib.aclosing(self._db.listen(CHANNEL)) as nudges:
+            async for _ in nudges:
+                self._wake()
+                also()
 
     def _wake(self) -> None:
         self._changed.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.core import model as core
-from penstock.core.conditions import summary
 from penstock.rpc.convert.decision import decision_out
 from penstock.rpc.convert.deployment import deployment_out
 from penstock.store.records import DecisionRecord
@@ -13,11 +12,14 @@ from penstock.v1 import decision_pb2
 
 
 def explanation_out(
-    deployment: core.Deployment, replicas: Sequence[core.Replica], decisions: Sequence[DecisionRecord]
+    summary: str,
+    deployment: core.Deployment,
+    replicas: Sequence[core.Replica],
+    decisions: Sequence[DecisionRecord],
 ) -> decision_pb2.ExplainResponse:
-    """The deployment's whole answer, or a replica's where it alone was asked for."""
+    """The deployment's whole answer, or a replica's where it alone was asked for. `summary`: of the deployment."""
     return decision_pb2.ExplainResponse(
-        summary=summary(deployment, [(replica.state, replica.message) for replica in replicas]),
+        summary=summary,
         conditions=deployment_out(deployment).status.conditions,
         replicas=[
             decision_pb2.ReplicaExplanation(
