@@ -313,7 +313,7 @@ class TestTell:
             core.Decision("a", "a-1", core.Reason.QUEUED, "queued in Slurm, \x1b[31m[bold]Resources"),
         ]
         (first, _) = await api.stored(decisions.insert, "tick", made, now())
-        await api.stored(decisions.bump, [(first.id, 3, now())])
+        await api.stored(decisions.bump, [(first.id, 2, now())])
         await api.stored(
             deployments.write_status,
             replica.deployment_uid,
