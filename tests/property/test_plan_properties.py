@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from penstock.core import decisions as acts
+from penstock.core.budget import SLURMS_OWN, WINDOW
 from penstock.core.decisions import EFFECTS, Action, Reason
-from penstock.core.jobs import Job, JobState
+from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
 from penstock.core.model import (
     Attempt,
     Deployment,
+    Failure,
     Listing,
     Observation,
     Phase,
@@ -159,6 +161,26 @@ def deployments(draw: st.DrawFn, name: str) -> Deployment:
 
 
 @st.composite
+def failures(draw: st.DrawFn) -> Failure:
+    return Failure(
+        deployment=draw(st.sampled_from(["chat", "embed", "gone"])),
+        revision=draw(st.integers(1, 3)),
+        replica="chat-1",
+        ended_at=draw(past),
+        state=draw(maybe(some_states)),
+        nodes=draw(st.sampled_from([(), ("gpu1",), ("gpu1",), ("gpu2",)])),
+    )
+
+
+CLUSTER = Cluster(
+    "test",
+    "26.05.5",
+    (Partition("gpu", True, True, None, None, None, 2, 16, ("gpu1", "gpu2")),),
+    tuple(Node(f"gpu{number}", "IDLE", 8, 16000, {"": 2}, ("gpu",)) for number in (1, 2)),
+)
+
+
+@st.composite
 def strangers(draw: st.DrawFn) -> list[Job]:
     """Jobs without our mark, or with another installation's, or with a copy of ours under a name of their own."""
     bodies = [
@@ -207,6 +229,8 @@ def worlds(draw: st.DrawFn) -> Observation:
         slurm=Listing(tuple(listed)),
         message_timeout_s=10,
         reports_open_since=draw(maybe(past)),
+        failures=tuple(draw(st.lists(failures(), max_size=12))),
+        cluster=draw(st.sampled_from([None, CLUSTER])),
         strays_since={job.job_id: draw(past) for job in listed},
     )
 
@@ -419,3 +443,36 @@ def test_effects_are_few(world: Observation) -> None:
     for decision in plan(world).decisions:
         if decision.replica:
             assert sum(isinstance(action, EFFECTS) for action in decision.actions) <= 1
+
+
+@bounded
+@given(worlds())
+def test_no_revision_is_tried_beyond_its_budget(world: Observation) -> None:
+    """What has failed in the last hour, what may fail yet and what is submitted now fit the budget together."""
+    rows = {one.uid: one for one in world.replicas}
+    tried = Counter(
+        (rows[action.replica_uid].deployment_uid, rows[action.replica_uid].revision)
+        for action in actions_of(plan(world))
+        if isinstance(action, acts.Submit) and action.replica_uid in rows
+    )
+    for of in world.deployments:
+        allowed = of.spec.restart.failures_allowed(of.spec.replicas)
+        for revision in range(1, of.revision + 1):
+            lost = sum(
+                (one.deployment, one.revision) == (of.name, revision)
+                and one.state is not None
+                and one.state not in SLURMS_OWN
+                and one.ended_at > world.now - WINDOW
+                for one in world.failures
+            )
+            under_way = sum(
+                one.deployment_uid == of.uid
+                and one.revision == revision
+                and (its := one.live_attempt) is not None
+                and its.phase is not Phase.READY
+                for one in world.replicas
+            )
+            submitted = tried[of.uid, revision]
+            if lost and submitted:
+                event("tried although attempts failed")
+                assert lost + under_way + submitted <= allowed

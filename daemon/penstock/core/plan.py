@@ -25,6 +25,7 @@ from penstock.core.model import (
     Attempt,
     Condition,
     Deployment,
+    Failure,
     Listing,
     Observation,
     Replica,
@@ -77,13 +78,19 @@ def plan(observation: Observation) -> Plan:
         return _blind(observation, observation.slurm, replicas_by_deployment)
     jobs_by_token = _jobs_by_token(observation.slurm, observation.installation)
     suspected = suspects(observation.failures, observation.now)
+    failures_by_name: dict[str, list[Failure]] = {}
+    for failure in observation.failures:
+        failures_by_name.setdefault(failure.deployment, []).append(failure)
     known_ids = _known_ids(observation.replicas)
     decisions: list[Decision] = []
     replica_statuses: list[ReplicaStatus] = []
     deployment_statuses: list[DeploymentStatus] = []
     for deployment in observation.deployments:
         replicas = replicas_by_deployment.get(deployment.uid, [])
-        outcome = _plan_deployment(observation, deployment, replicas, jobs_by_token, known_ids, suspected)
+        failures = failures_by_name.get(deployment.name, [])
+        outcome = _plan_deployment(
+            observation, deployment, replicas, jobs_by_token, known_ids, failures, suspected
+        )
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
@@ -125,6 +132,7 @@ def _plan_deployment(
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
     known_ids: Mapping[int, str],
+    failures: Sequence[Failure],
     suspected: tuple[Suspect, ...],
 ) -> Plan:
     if deployment.deleted_at is not None and not replicas:
@@ -132,8 +140,12 @@ def _plan_deployment(
         decision = Decision(deployment.name, "", Reason.DELETED, message, (RemoveDeployment(deployment.uid),))
         return Plan((decision,), (), ())
 
-    held = held_back(deployment, replicas, observation.failures, observation.now)
-    avoiding = avoided(deployment.spec, suspected, observation.cluster)
+    held = held_back(deployment, replicas, failures, observation.now) if failures else {}
+    may_submit = any(
+        attempt is None or attempt.job_id is None
+        for attempt in (replica.live_attempt for replica in replicas)
+    )
+    avoiding = avoided(deployment.spec, suspected, observation.cluster) if may_submit else ()
 
     def look(replica: Replica) -> Outlook:
         attempt = replica.live_attempt

@@ -292,7 +292,7 @@ def _end(
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
     if failed:
-        ended_at = min(scene.now, job.ends_at) if job is not None and job.ends_at is not None else scene.now
+        ended_at = _ended_at(scene, attempt, job)
         failures = backoff.failures_after(replica, attempt, ended_at, policy)
         next_attempt_at = scene.now + backoff.delay(failures, policy, f"{replica.name}/{attempt.number}")
         blamed = not backoff.has_served(attempt, ended_at, policy) and not _cancelled_by_hand(attempt, job)
@@ -302,6 +302,15 @@ def _end(
     if replica.leaving:
         return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, message, end, RemoveReplica(replica.uid))
     return scene.decide(reason, ReplicaState.WAITING, message + then, end)
+
+
+def _ended_at(scene: Scene, attempt: Attempt, job: Job | None) -> datetime:
+    """When the job ended, as Slurm's clock has it, which may be an hour off: so not before its agent's last word, and not
+    after now."""
+    if job is None or job.ends_at is None:
+        return scene.now
+    earliest = attempt.reported_at or job.ends_at
+    return min(scene.now, max(job.ends_at, earliest))
 
 
 def _cancelled_by_hand(attempt: Attempt, job: Job | None) -> bool:

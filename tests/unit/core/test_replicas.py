@@ -713,8 +713,17 @@ ROWS = [
         ),
     ),
     Row(
+        "ended after long service, by a Slurm whose clock is an hour behind",
+        replace(served(ready_at=at(-700), reported_at=at(-4)), failures=5),
+        early := job(J.FAILED, exit_code=1, ends_at=at(-3603)),
+        R.JOB_ENDED,
+        S.WAITING,
+        "job 7 ended as FAILED with exit code 1; next attempt 14:00:10",
+        (ended("job 7 ended as FAILED with exit code 1", exit_code=1, of=early, served=True),),
+    ),
+    Row(
         "ended long ago, seen only now: the time after its end is no service",
-        replace(served(ready_at=at(-900)), failures=1),
+        replace(served(ready_at=at(-900), reported_at=at(-702)), failures=1),
         old := job(J.NODE_FAIL, ends_at=at(-700)),
         R.JOB_ENDED,
         S.WAITING,
