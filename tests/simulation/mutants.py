@@ -42,20 +42,21 @@ class Mutant:
 
 
 def _intent_after_the_submission(patch: Patch) -> None:
-    insert, submit = attempts.insert, Executor._submit
-    waiting: dict[str, tuple[Any, ...]] = {}
+    insert, submit = attempts.insert_many, Executor._submit
+    waiting: dict[str, tuple[Any, Any]] = {}
 
-    async def remember(conn: Any, replica_uid: str, token: str, *rest: Any) -> None:
-        waiting[token] = (replica_uid, token, *rest)
+    async def remember(conn: Any, made: Any, now: Any) -> None:
+        waiting.update({new.token: (new, now) for new in made})
 
-    async def submit_first(self: Executor, token: str, launch: Any) -> str:
-        outcome = await submit(self, token, launch)
+    async def submit_first(self: Executor, token: str, launch: Any) -> Any:
+        result = await submit(self, token, launch)
         if token in waiting:
+            new, now = waiting.pop(token)
             async with self._db.transaction() as conn:
-                await insert(conn, *waiting.pop(token))
-        return outcome
+                await insert(conn, [new], now)
+        return result
 
-    patch.setattr(attempts, "insert", remember)
+    patch.setattr(attempts, "insert_many", remember)
     patch.setattr(Executor, "_submit", submit_first)
 
 

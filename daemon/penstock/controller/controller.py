@@ -99,6 +99,7 @@ class Controller:
             await self._resume()
             outcome = await self._reconciler.tick()
         except LeaseLost as lost:
+            self._resumed = False  # What was remembered of the log was rolled back.
             log.warning("%s", lost)
             return
         except Exception as error:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
 from penstock.controller.record import Intent, Launch
 from penstock.core import decisions as acts
-from penstock.core.jobs import Job
 from penstock.slurm.port import NoSuchJob, Slurm, SlurmError, SubmissionRefused, SubmissionUnknown
 from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
@@ -34,6 +35,16 @@ CONCURRENCY = 8
 """Effects at a time. slurmctld serves submissions one after the other; more would only fill its queue."""
 
 DONE = "done"
+
+Write = Callable[[AsyncConnection], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What came of an effect, and what of it the attempt's row must know."""
+
+    outcome: str
+    write: Write | None = None
 
 
 class Executor:
@@ -65,17 +76,35 @@ class Executor:
     async def _one(self, tick: str, intent: Intent) -> None:
         async with self._slots:
             try:
-                outcome = await self._branch(intent)()
+                result = await self._branch(intent)()
             except SlurmError as error:
-                outcome = str(error)
+                result = _Result(str(error))
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
                 return
+            outcome = await self._write(intent, result)
             log.info("tick %s: %s %s: %s", tick, type(intent.action).__name__, intent.token, outcome)
-            async with self._db.transaction() as connection:
-                await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
 
-    def _branch(self, intent: Intent) -> Callable[[], Awaitable[str]]:
+    async def _write(self, intent: Intent, result: _Result) -> str:
+        """Writes to the attempt and to the log in one transaction, so that neither can lack what the other says.
+
+        Where the job's id is still another live attempt's (Slurm gives ids again after it has lost its state), the
+        planner takes the job by its token once that attempt has ended.
+        """
+        outcome = result.outcome
+        if result.write is not None:
+            try:
+                async with self._db.transaction() as connection:
+                    await result.write(connection)
+                    await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
+                return outcome
+            except IntegrityError:
+                outcome += ", but that id is still another attempt's"
+        async with self._db.transaction() as connection:
+            await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
+        return outcome
+
+    def _branch(self, intent: Intent) -> Callable[[], Awaitable[_Result]]:
         match intent.action, intent.launch:
             case acts.Submit(), Launch() as launch:
                 return lambda: self._submit(intent.token, launch)
@@ -90,11 +119,11 @@ class Executor:
             case _:
                 raise TypeError(f"{intent.action} is no effect")
 
-    async def _submit(self, token: str, launch: Launch) -> str:
+    async def _submit(self, token: str, launch: Launch) -> _Result:
         try:
             await asyncio.to_thread(self._folders.prepare, token, launch.config, launch.secret)
         except OSError as error:
-            return await self._refused(token, f"the attempt's folder cannot be made: {error}")
+            return _refused(token, f"the attempt's folder cannot be made: {error}")
         async with self._db.transaction() as connection:
             await self._lease.fence(connection)
             await attempts.mark_submitting(connection, token, self._clock())
@@ -102,10 +131,10 @@ class Executor:
         try:
             job_id = await self._slurm.submit(launch.submission)
         except SubmissionRefused as refusal:
-            return await self._refused(token, refusal.reason)
+            return _refused(token, refusal.reason)
         except SubmissionUnknown as doubt:
-            return f"not known: {doubt}"
-        return await self._take(token, job_id, None)
+            return _Result(f"not known: {doubt}")
+        return _Result(f"job {job_id}", lambda conn: attempts.record_job_id(conn, token, job_id))
 
     async def _prove_lease(self) -> None:
         """Raises LeaseLost unless the lease is ours by the database's clock, and then still by our own."""
@@ -113,52 +142,39 @@ class Executor:
             await self._lease.fence(connection)
         self._lease.require()
 
-    async def _take(self, token: str, job_id: int, job: Job | None) -> str:
-        """Writes the job to its attempt. Where its id is still another live attempt's (Slurm gives ids again after
-        it has lost its state), the planner takes the job by its token once that attempt has ended."""
-        try:
-            async with self._db.transaction() as connection:
-                await attempts.record_job_id(connection, token, job_id, job)
-        except IntegrityError:
-            return f"job {job_id}, but that id is still another attempt's"
-        return f"job {job_id}"
-
-    async def _refused(self, token: str, reason: str) -> str:
-        async with self._db.transaction() as connection:
-            await attempts.record_refusal(connection, token, reason)
-        return f"refused: {reason}"
-
-    async def _resubmit(self, token: str, launch: Launch) -> str:
+    async def _resubmit(self, token: str, launch: Launch) -> _Result:
         found = await self._slurm.find(launch.submission.name)
         if not found:
             return await self._submit(token, launch)
         job = min(found, key=lambda job: (job.ended, job.job_id))
-        return f"found as {await self._take(token, job.job_id, job)}"
+        return _Result(
+            f"found as job {job.job_id}", lambda conn: attempts.record_job_id(conn, token, job.job_id, job)
+        )
 
-    async def _drain(self, drain: acts.Drain) -> str:
+    async def _drain(self, drain: acts.Drain) -> _Result:
         await self._prove_lease()
         try:
             await self._slurm.signal(drain.job_id, "TERM", name=drain.name)
         except NoSuchJob as gone:
-            return f"nothing to signal: {gone}"
-        async with self._db.transaction() as connection:
-            await attempts.mark_signalled(connection, drain.token, self._clock())
-        return DONE
+            return _Result(f"nothing to signal: {gone}")
+        return _Result(DONE, lambda conn: attempts.mark_signalled(conn, drain.token, self._clock()))
 
-    async def _cancel(self, cancel: acts.Cancel) -> str:
+    async def _cancel(self, cancel: acts.Cancel) -> _Result:
         await self._prove_lease()
         try:
             await self._slurm.cancel(cancel.job_id, name=cancel.name)
         except NoSuchJob as gone:
-            return f"nothing to cancel: {gone}"
-        async with self._db.transaction() as connection:
-            await attempts.mark_cancelled(connection, cancel.token, self._clock())
-        return DONE
+            return _Result(f"nothing to cancel: {gone}")
+        return _Result(DONE, lambda conn: attempts.mark_cancelled(conn, cancel.token, self._clock()))
 
-    async def _cancel_orphan(self, orphan: acts.CancelOrphan) -> str:
+    async def _cancel_orphan(self, orphan: acts.CancelOrphan) -> _Result:
         await self._prove_lease()
         try:
             await self._slurm.cancel(orphan.job_id, name=orphan.name)
         except NoSuchJob as gone:
-            return f"nothing to cancel: {gone}"
-        return DONE
+            return _Result(f"nothing to cancel: {gone}")
+        return _Result(DONE)
+
+
+def _refused(token: str, reason: str) -> _Result:
+    return _Result(f"refused: {reason}", lambda conn: attempts.record_refusal(conn, token, reason))

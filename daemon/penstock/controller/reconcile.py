@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sqlalchemy.exc import IntegrityError
+
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer, failures_of
@@ -62,6 +64,7 @@ class Reconciler:
         self._lease = lease
         self._clock = clock
         self._message_timeout_s = message_timeout_s
+        self._world = world.Reader()
         self._strays_since: dict[int, datetime] = {}
         """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
 
@@ -90,7 +93,7 @@ class Reconciler:
 
     async def _observe(self, seen: Listing | Unknown) -> Observation:
         async with self._db.snapshot() as connection:
-            stored = await world.load(connection)
+            stored = await self._world.load(connection)
             reports_open_since = await members.reports_open_since(connection)
             failed = await attempts.failures(connection, self._clock() - WINDOW)
             strays = self._strays(seen, stored.replicas)
@@ -137,9 +140,17 @@ class Reconciler:
         if self._recorder.has_nothing_new(decided):
             self._recorder.count(decided, observation.now)
             return ()
-        async with self._db.transaction() as connection:
-            await self._lease.fence(connection)
-            return await self._recorder.record(connection, tick, observation.now, decided, before)
+        try:
+            async with self._db.transaction() as connection:
+                intents = await self._recorder.record(connection, tick, observation.now, decided, before)
+                # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
+                await self._lease.fence(connection)
+        except IntegrityError:
+            # Another leader may have written the same: then it is that, and no bug.
+            async with self._db.transaction() as connection:
+                await self._lease.fence(connection)
+            raise
+        return intents
 
 
 def _vanished(stored: StoredWorld, seen: Listing | Unknown) -> Mapping[str, tuple[int, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.controller.folders import AgentSettings, Folders, agent_config
 from penstock.core import decisions as acts
 from penstock.core.decisions import EFFECTS, Action, Decision
-from penstock.core.jobs import Submission
+from penstock.core.jobs import Job, Submission
 from penstock.core.model import Deployment, Replica
 from penstock.core.plan import Plan
 from penstock.slurm.script import JobPlan, render
@@ -89,6 +90,41 @@ class _Standing:
         return [(self.row, repeats, self.last_at)] if repeats else []
 
 
+@dataclass(slots=True)
+class _Batch:
+    """What a tick writes of many at once: a thousand replicas take as many statements as one."""
+
+    replicas: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Deployment's uid and revision -> how many are made."""
+    attempts: list[attempts.NewAttempt] = field(default_factory=list)
+    jobs: list[tuple[str, Job, datetime | None]] = field(default_factory=list)
+
+    def takes(self, action: Action) -> bool:
+        """Whether the action is written with the batch."""
+        match action:
+            case acts.CreateReplica(deployment_uid, revision):
+                self.replicas[deployment_uid, revision] += 1
+            case acts.RecordJob(token, job, running_since):
+                self.jobs.append((token, job, running_since))
+            case _:
+                return False
+        return True
+
+    def attempt_of(self, intent: Intent) -> None:
+        """With the intent of a first submission its attempt is written."""
+        if isinstance(intent.action, acts.Submit) and intent.launch is not None:
+            script, secret_hash = intent.launch.submission.script, _hash(intent.launch.secret)
+            self.attempts.append(
+                attempts.NewAttempt(intent.action.replica_uid, intent.token, script, secret_hash)
+            )
+
+    async def write(self, connection: AsyncConnection, now: datetime) -> None:
+        for (deployment_uid, revision), count in self.replicas.items():
+            await replicas.create_many(connection, deployment_uid, revision, count, now)
+        await attempts.insert_many(connection, self.attempts, now)
+        await attempts.record_jobs(connection, self.jobs)
+
+
 class Recorder:
     """Keeps the decision log. One instance for a controller's life; it remembers which decisions stand."""
 
@@ -122,13 +158,17 @@ class Recorder:
         """Writes the plan down. The caller commits, and carries the intents out only then."""
         rows = await self._log(connection, tick, now, plan, world.names)
         intents: list[Intent] = []
+        batch = _Batch()
         for decision in plan.decisions:
             for position, action in enumerate(decision.actions):
                 if isinstance(action, EFFECTS):
                     row = rows[decision.subject]
-                    intents.append(await self._intend(connection, now, row, position, action, world))
-                else:
+                    intent = await self._intend(connection, now, row, position, action, world)
+                    batch.attempt_of(intent)
+                    intents.append(intent)
+                elif not batch.takes(action):
                     await _apply(connection, now, action)
+        await batch.write(connection, now)
         shown = [
             ReplicaStatus(status.replica_uid, status.state, status.message)
             for status in plan.replica_statuses
@@ -205,9 +245,6 @@ class Recorder:
             case acts.Submit(replica_uid, exclude):
                 token = self._new_token()
                 launch = await self._launch(connection, world, replica_uid, token, exclude)
-                await attempts.insert(
-                    connection, replica_uid, token, launch.submission.script, _hash(launch.secret), now
-                )
                 return Intent(row, position, action, token, launch)
             case acts.Resubmit(replica_uid, token, exclude):
                 launch = await self._launch(connection, world, replica_uid, token, exclude)
@@ -245,12 +282,8 @@ class Recorder:
 async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> None:
     """The actions that are done once they are written."""
     match action:
-        case acts.CreateReplica(deployment_uid, revision):
-            await replicas.create(connection, deployment_uid, revision, now)
         case acts.Adopt(token, job):
             await attempts.record_job_id(connection, token, job.job_id, job)
-        case acts.RecordJob(token, job, running_since):
-            await attempts.record_job(connection, token, job, running_since)
         case acts.RecordMissing(token, since):
             await attempts.record_missing(connection, token, since)
         case acts.EndAttempt() as end:

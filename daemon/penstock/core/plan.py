@@ -167,7 +167,10 @@ def _plan_deployment(
 
     # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
     outlooks = {replica.uid: look(replica) for replica in replicas}
-    seen = [replace(replica, state=outlooks[replica.uid].state) for replica in replicas]
+    seen = [
+        replica if replica.state is (state := outlooks[replica.uid].state) else replace(replica, state=state)
+        for replica in replicas
+    ]
     counts = plan_counts(deployment, seen)
     for replica in replicas:
         if replica.uid in counts.leaving:

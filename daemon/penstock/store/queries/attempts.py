@@ -6,13 +6,17 @@ as it ended. Each returns whether there was something to write to.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy import insert as insert_into
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import Text
 
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt
@@ -29,11 +33,20 @@ ATTEMPTS_KEPT = 100
 FAILURES_READ_MAX = 20_000
 """The newest, in a tick. The budgets end most loops long before an hour holds so many."""
 
-NEXT_NUMBER = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
-    attempts.c.replica_uid == bindparam("replica_uid")
+LAST_NUMBERS = (
+    select(attempts.c.replica_uid, func.max(attempts.c.number).label("last"))
+    .where(attempts.c.replica_uid == func.any(bindparam("uids", type_=ARRAY(Text))))
+    .group_by(attempts.c.replica_uid)
 )
-INSERT = insert_into(attempts).returning(*rows.ATTEMPT)
-CLEAR_BACK_OFF = update(replicas).where(replicas.c.uid == bindparam("at")).values(next_attempt_at=None)
+INSERT = insert_into(attempts)
+CLEAR_BACK_OFF = (
+    update(replicas)
+    .where(
+        replicas.c.uid == func.any(bindparam("uids", type_=ARRAY(Text))),
+        replicas.c.next_attempt_at.is_not(None),
+    )
+    .values(next_attempt_at=None)
+)
 PRUNE = delete(attempts).where(
     attempts.c.replica_uid == bindparam("uid"),
     attempts.c.number <= bindparam("last"),
@@ -48,6 +61,10 @@ MARK_DRAINING = _LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindp
 MARK_SIGNALLED = _LIVE.values(signalled_at=bindparam("now"))
 MARK_CANCELLED = _LIVE.values(cancelled_at=bindparam("now"))
 RECORD = _LIVE
+RECORD_JOBS = _LIVE.values(
+    job=bindparam("its_job", type_=attempts.c.job.type),
+    running_since=bindparam("since", type_=attempts.c.running_since.type),
+)
 REKEY = _LIVE.where(attempts.c.registered_at.is_(None))
 END = _LIVE.values(
     ended_at=_NOT_BEFORE_INTENT,
@@ -87,6 +104,16 @@ KNOWN = select(attempts.c.token).where(attempts.c.token.in_(bindparam("tokens", 
 LOADS = select(*rows.LOAD).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """What is written of an attempt before its submission."""
+
+    replica_uid: str
+    token: str
+    script: str = dataclasses.field(repr=False)
+    secret_hash: str = dataclasses.field(repr=False)
+
+
 async def insert(
     conn: AsyncConnection, replica_uid: str, token: str, script: str, secret_hash: str, now: datetime
 ) -> Attempt:
@@ -94,25 +121,33 @@ async def insert(
 
     Raises sqlalchemy's IntegrityError when the replica has a live attempt already, or there is no such replica.
     """
-    number = (await conn.execute(NEXT_NUMBER, {"replica_uid": replica_uid})).scalar_one()
-    row = (
-        await conn.execute(
-            INSERT,
-            {
-                "token": token,
-                "replica_uid": replica_uid,
-                "number": number,
-                "intended_at": now,
-                "script": script,
-                "secret_hash": secret_hash,
-            },
-        )
-    ).one()
-    await conn.execute(CLEAR_BACK_OFF, {"at": replica_uid})
-    if number > ATTEMPTS_KEPT:
-        await conn.execute(PRUNE, {"uid": replica_uid, "last": number - ATTEMPTS_KEPT})
-    await notify.changed_attempt(conn, token)
-    return rows.attempt(row)
+    await insert_many(conn, [NewAttempt(replica_uid, token, script, secret_hash)], now)
+    (made,) = await list_for(conn, replica_uid, 1)
+    return made
+
+
+async def insert_many(conn: AsyncConnection, made: Sequence[NewAttempt], now: datetime) -> None:
+    """The same for many replicas, each once, in as many statements as one takes."""
+    if not made:
+        return
+    uids = [new.replica_uid for new in made]
+    last: dict[str, int] = {
+        row.replica_uid: row.last for row in await conn.execute(LAST_NUMBERS, {"uids": uids})
+    }
+    values = [
+        {**dataclasses.asdict(new), "number": last.get(new.replica_uid, 0) + 1, "intended_at": now}
+        for new in made
+    ]
+    await conn.execute(INSERT, values)
+    await conn.execute(CLEAR_BACK_OFF, {"uids": uids})
+    surplus = [
+        {"uid": uid, "last": number + 1 - ATTEMPTS_KEPT}
+        for uid, number in last.items()
+        if number >= ATTEMPTS_KEPT
+    ]
+    if surplus:
+        await conn.execute(PRUNE, surplus)
+    await notify.changed_attempts(conn, [new.token for new in made])
 
 
 async def mark_submitting(conn: AsyncConnection, token: str, now: datetime) -> bool:
@@ -144,6 +179,16 @@ async def record_job(
 ) -> bool:
     """Writes what Slurm says of the attempt's job, and since when it has been seen to run."""
     return await _write(conn, RECORD.values(job=encode(job), running_since=running_since), token)
+
+
+async def record_jobs(conn: AsyncConnection, seen: Sequence[tuple[str, Job, datetime | None]]) -> None:
+    """The same for many attempts (token, job, running since), in one statement and one word to the others."""
+    if seen:
+        await conn.execute(
+            RECORD_JOBS,
+            [{"at": token, "its_job": encode(job), "since": since} for token, job, since in seen],
+        )
+        await notify.changed_attempts(conn, [token for token, _, _ in seen])
 
 
 async def record_missing(conn: AsyncConnection, token: str, since: datetime | None) -> bool:
@@ -238,7 +283,6 @@ async def loads(conn: AsyncConnection, tokens: Sequence[str]) -> Mapping[str, Lo
 
 
 async def _write(conn: AsyncConnection, statement: Any, token: str, **values: object) -> bool:
-    if (await conn.execute(statement, {"at": token, **values})).rowcount == 0:
-        return False
-    await notify.changed_attempt(conn, token)
-    return True
+    """Writes to the attempt and tells the others, in one statement."""
+    written = await conn.execute(notify.telling(statement), {"at": token, **values})
+    return bool(written.all())

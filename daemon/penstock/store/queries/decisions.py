@@ -18,7 +18,7 @@ from penstock.core.decisions import EFFECTS, Decision
 from penstock.store.documents import encode
 from penstock.store.queries import notify, rows
 from penstock.store.records import DecidedAction, DecisionRecord, decided
-from penstock.store.tables import decisions, deployments, replicas
+from penstock.store.tables import CHANNEL, decisions, deployments, replicas
 
 RETENTION = timedelta(days=30)
 """How long a decision is kept after it was last made, unless it is among the newest of a subject that is
@@ -42,7 +42,7 @@ BUMP = (
         last_at=func.greatest(bindparam("seen"), decisions.c.last_at),
     )
 )
-RECORD_OUTCOME = (
+_outcome_written = (
     update(decisions)
     .where(decisions.c.id == bindparam("at"))
     .values(
@@ -53,7 +53,9 @@ RECORD_OUTCOME = (
         )
     )
     .returning(decisions.c.deployment)
+    .cte("written")
 )
+RECORD_OUTCOME = select(func.pg_notify(CHANNEL, _outcome_written.c.deployment))
 LIST = select(*rows.DECISION).order_by(decisions.c.id.desc())
 AFTER = select(*rows.DECISION).where(decisions.c.id > bindparam("last")).order_by(decisions.c.id)
 LAST_ID = select(func.coalesce(func.max(decisions.c.id), 0))
@@ -177,11 +179,7 @@ async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetim
 async def record_outcome(conn: AsyncConnection, id_: int, index: int, outcome: str) -> None:
     """Writes what came of a decision's action: `done`, or the error in one sentence. A log row that is gone
     is no error."""
-    deployment = (
-        await conn.execute(RECORD_OUTCOME, {"at": id_, "path": [str(index), "outcome"], "outcome": outcome})
-    ).scalar_one_or_none()
-    if deployment is not None:
-        await notify.changed(conn, deployment)
+    await conn.execute(RECORD_OUTCOME, {"at": id_, "path": [str(index), "outcome"], "outcome": outcome})
 
 
 async def list_page(

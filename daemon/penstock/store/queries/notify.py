@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, func, select
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, Update, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
@@ -14,11 +18,22 @@ NOTIFY_UIDS = select(func.pg_notify(CHANNEL, deployments.c.name)).where(
     deployments.c.uid.in_(bindparam("uids", expanding=True))
 )
 
-NOTIFY_TOKEN = (
-    select(func.pg_notify(CHANNEL, deployments.c.name))
+_of_tokens = (
+    select(deployments.c.name)
     .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid).join(deployments))
-    .where(attempts.c.token == bindparam("token"))
+    .where(attempts.c.token == func.any(bindparam("tokens", type_=ARRAY(Text))))
+    .distinct()
+    .subquery()
 )
+NOTIFY_TOKENS = select(func.pg_notify(CHANNEL, _of_tokens.c.name))
+
+
+def telling(statement: Update) -> Select[Any]:
+    """An update of attempts that tells of the deployments it concerns, with a row for each attempt written."""
+    written = statement.returning(attempts.c.replica_uid).cte("written")
+    return select(func.pg_notify(CHANNEL, deployments.c.name)).select_from(
+        written.join(replicas, replicas.c.uid == written.c.replica_uid).join(deployments)
+    )
 
 
 async def changed(conn: AsyncConnection, deployment: str) -> None:
@@ -34,4 +49,9 @@ async def changed_uids(conn: AsyncConnection, uids: set[str]) -> None:
 
 async def changed_attempt(conn: AsyncConnection, token: str) -> None:
     """The same for the deployment that an attempt belongs to."""
-    await conn.execute(NOTIFY_TOKEN, {"token": token})
+    await changed_attempts(conn, [token])
+
+
+async def changed_attempts(conn: AsyncConnection, tokens: Sequence[str]) -> None:
+    """The same for the deployments that attempts belong to, each once."""
+    await conn.execute(NOTIFY_TOKENS, {"tokens": list(tokens)})

@@ -38,13 +38,13 @@ SELECT = select(*rows.REPLICA, *_newest.c).select_from(
 GET = SELECT.where(replicas.c.name == bindparam("name"))
 LIST = SELECT.order_by(deployments.c.name, replicas.c.number)
 
-TAKE_NUMBER = (
+TAKE_NUMBERS = (
     update(deployments)
     .where(deployments.c.uid == bindparam("at"))
-    .values(next_replica_number=deployments.c.next_replica_number + 1)
-    .returning(deployments.c.name, (deployments.c.next_replica_number - 1).label("number"))
+    .values(next_replica_number=deployments.c.next_replica_number + bindparam("count"))
+    .returning(deployments.c.name, deployments.c.next_replica_number)
 )
-INSERT = insert_into(replicas).returning(*rows.REPLICA)
+INSERT = insert_into(replicas).returning(*rows.REPLICA, sort_by_parameter_order=True)
 MARK_LEAVING = (
     update(replicas)
     .where(replicas.c.uid == bindparam("at"), ~replicas.c.leaving)
@@ -123,25 +123,34 @@ PRUNE = delete(replicas).where(
 
 async def create(conn: AsyncConnection, deployment_uid: str, revision: int, now: datetime) -> Replica:
     """A new replica, waiting. Raises NotFound."""
-    taken = (await conn.execute(TAKE_NUMBER, {"at": deployment_uid})).one_or_none()
+    (made,) = await create_many(conn, deployment_uid, revision, 1, now)
+    return made
+
+
+async def create_many(
+    conn: AsyncConnection, deployment_uid: str, revision: int, count: int, now: datetime
+) -> tuple[Replica, ...]:
+    """So many new replicas, waiting, in as many statements as one takes. Raises NotFound."""
+    taken = (await conn.execute(TAKE_NUMBERS, {"at": deployment_uid, "count": count})).one_or_none()
     if taken is None:
         raise NotFound("deployment", deployment_uid)
-    row = (
-        await conn.execute(
-            INSERT,
+    made = await conn.execute(
+        INSERT,
+        [
             {
                 "uid": str(uuid.uuid4()),
                 "deployment_uid": deployment_uid,
-                "number": taken.number,
-                "name": f"{taken.name}-{taken.number}",
+                "number": number,
+                "name": f"{taken.name}-{number}",
                 "revision": revision,
                 "since": now,
                 "created_at": now,
-            },
-        )
-    ).one()
+            }
+            for number in range(taken.next_replica_number - count, taken.next_replica_number)
+        ],
+    )
     await notify.changed(conn, taken.name)
-    return rows.replica(row, None)
+    return tuple(rows.replica(row, None) for row in made)
 
 
 async def get(conn: AsyncConnection, name: str) -> Replica:
