@@ -41,6 +41,7 @@ class ControlApi:
     slurm: FakeSlurm
     attempts_folder: Path
     routing_changes: list[datetime] = field(default_factory=list)
+    front_door_trouble: str = ""
     commits: list[datetime] = field(default_factory=list)
     """When a commit was heard of."""
     routing_waits: list[float] = field(default_factory=list)
@@ -105,6 +106,7 @@ async def control_api(database: Database, folder: Path, **changes: Any) -> Async
         "render_script": script_of,
         "on_routing_change": lambda: api.routing_changes.append(now()),
         "routing_applied": routing_applied,
+        "front_door_trouble": lambda: api.front_door_trouble,
     }
     background = add_servicers(server, Deps(**(deps | changes)))
     await server.start()

@@ -128,6 +128,7 @@ async def run_gateway(settings: Settings) -> None:
             render_script=lambda deployment: _script(settings, identity, deployment),
             on_routing_change=follower.changed,
             routing_applied=follower.applied,
+            front_door_trouble=lambda: door.trouble,
         )
         async with contextlib.AsyncExitStack() as stack:
             control = _server()
@@ -139,7 +140,10 @@ async def run_gateway(settings: Settings) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(api.run(on_commit=follower.changed))
                 group.create_task(follower.run())
+                group.create_task(_need_listener(door, settings))
                 group.create_task(_beat(db, door_settings, clock))
+    except* configuration.SettingsError as errors:
+        raise errors.exceptions[0] from None
     finally:
         await slurm.close()
         await db.close()
@@ -171,6 +175,15 @@ async def _serve(stack: contextlib.AsyncExitStack, server: grpc.aio.Server, addr
     await server.start()
     Path(address.removeprefix("unix:")).chmod(0o600)
     stack.push_async_callback(server.stop, 1.0)
+
+
+async def _need_listener(door: FrontDoor, settings: Settings) -> None:
+    """Raises SettingsError when the front door's very first try to listen fails: a daemon without a door is no use.
+
+    A later failure is told by GetSystem instead, for then there are streams that would be cut.
+    """
+    if why := await door.taken_addresses():
+        raise configuration.SettingsError(f"listen: the front door cannot be opened: {why}")
 
 
 async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseClock) -> None:

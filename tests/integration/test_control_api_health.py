@@ -9,25 +9,29 @@ from typing import Any, cast
 
 import grpc
 import psycopg
+import pytest
 import pytest_asyncio
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from penstock.core.jobs import Job, JobState
+from penstock.core.spec import Model, Spec
 from penstock.rpc import cluster_view, vitals
 from penstock.store import migrate
 from penstock.store.database import Database, conninfo
-from penstock.store.queries import leases, members
+from penstock.store.queries import attempts, deployments, leases, members
 from penstock.v1 import cluster_pb2, deployment_pb2, metadata_pb2
 from penstock.v1.cluster_pb2_grpc import ClusterServiceStub
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
-from tests.control_api import ControlApi, control_api, refused
+from tests.control_api import ControlApi, control_api, make_attempt, now, refused
 from tests.databases import Databases
 
 BOUND_S = 30.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DEPLOYMENTS = "penstock.v1.DeploymentService"
+INFERENCE = "penstock.v1.InferenceService"
 
 
 @pytest_asyncio.fixture
@@ -81,6 +85,34 @@ async def test_slurm_going_away_and_coming_back(api: ControlApi, monkeypatch: ob
     await until(lambda: slurm_is(metadata_pb2.CONDITION_STATUS_TRUE))
 
 
+async def test_a_slurm_that_hangs_is_told_of_within_ten_seconds(
+    api: ControlApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: _is(api, "slurm", SERVING))
+    forever = asyncio.Event()
+
+    async def hang() -> None:
+        await forever.wait()
+
+    monkeypatch.setattr(api.slurm, "cluster", hang)
+    async with asyncio.timeout(12):
+        await until(lambda: _is(api, "slurm", NOT_SERVING))
+    system = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
+    assert "Slurm has not answered within 4 s" in {part.message for part in system.conditions}
+
+
+async def test_a_front_door_that_is_shut_is_told_of(api: ControlApi) -> None:
+    await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600")
+    await until(lambda: _is(api, INFERENCE, SERVING))
+    api.front_door_trouble = "no Envoy is connected"
+    system = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
+    assert [(part.status, part.message) for part in system.conditions if part.type == "FrontDoor"] == [
+        (metadata_pb2.CONDITION_STATUS_FALSE, "no Envoy is connected")
+    ]
+    await until(lambda: _is(api, INFERENCE, NOT_SERVING))
+    assert await health(api, "front-door") == NOT_SERVING
+
+
 async def test_a_cluster_that_was_never_seen(database: Database, tmp_path: Path) -> None:
     async with control_api(database, tmp_path) as api:
         api.slurm.faults.down = "slurmctld is away"
@@ -105,6 +137,29 @@ async def test_the_cluster_with_its_numbers(api: ControlApi) -> None:
         ("node2", 8, 2, {"": 2}),
     ]
     assert not found.partitions[0].HasField("max_time_s")
+
+
+async def test_a_node_that_fails_replicas_is_told_with_the_cluster(api: ControlApi) -> None:
+    await api.stored(deployments.create, "a", {}, Spec(Model(path="/m")), now())
+    for number in range(1, 4):
+        token = f"token{number}"
+        await make_attempt(api, "a", token)
+        failed = Job(number, "", "", JobState.FAILED, nodes="node[1]")
+        await api.stored(
+            attempts.end,
+            token,
+            message="",
+            exit_code=1,
+            job=failed,
+            failures=1,
+            next_attempt_at=None,
+            now=now(),
+            failed=True,
+        )
+    found = await ClusterServiceStub(api.channel).GetCluster(cluster_pb2.GetClusterRequest())
+    first, second = found.nodes
+    assert first.avoided.startswith("3 attempts of a failed there within an hour; avoided until ")
+    assert second.avoided == ""
 
 
 async def test_the_system_names_its_parts(api: ControlApi) -> None:
@@ -160,7 +215,12 @@ async def test_postgresql_going_away_and_coming_back(
 
 
 async def _is(api: ControlApi, service: str, status: int) -> bool:
-    return await health(api, service) == status
+    try:
+        return await health(api, service) == status
+    except grpc.aio.AioRpcError as error:
+        # Before the first check a part has no name yet.
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        return False
 
 
 async def test_reflection_lists_and_describes_every_service(api: ControlApi) -> None:

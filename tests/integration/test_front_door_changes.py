@@ -303,6 +303,9 @@ async def test_a_second_front_door_on_the_same_port_fails_and_says_so(
         await second.door.set_state(RoutingState((route("n"),)))
         await until(lambda: second.door.refusals > 0)
         assert "cannot bind" in caplog.text
+        assert "cannot bind" in await second.door.taken_addresses()
+        assert "Envoy refuses its configuration: " in second.door.trouble
+        assert (await first.door.taken_addresses(), first.door.trouble) == ("", "")
         for _ in range(20):
             async with first.new_channel() as channel:
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)

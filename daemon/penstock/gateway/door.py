@@ -57,6 +57,20 @@ class FrontDoor:
         """Configurations that an Envoy has refused since the start; anything but 0 is a bug, and logged."""
         return self._discovery.refusals
 
+    @property
+    def trouble(self) -> str:
+        """Why clients may not get through here, in one sentence; empty: they do."""
+        if self._discovery.complaint:
+            return f"Envoy refuses its configuration: {self._discovery.complaint}"
+        if not self._discovery.connected:
+            return f"no Envoy is connected, so perhaps nobody listens at {self._settings.listen}"
+        return ""
+
+    async def taken_addresses(self) -> str:
+        """Waits until the first Envoy has tried to listen; why it cannot, or an empty string."""
+        complaint = await self._discovery.first_listeners()
+        return complaint if "cannot bind" in complaint else ""
+
     async def start(self) -> None:
         """Listens for Envoys, which are answered from the first `set_state` on, and for requests to be explained.
 

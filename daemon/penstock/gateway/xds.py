@@ -46,7 +46,8 @@ class _Subscription:
     """Name to digest."""
     nonce: str = ""
     unanswered: bool = False
-    refused: bool = False
+    complaint: str = ""
+    """Why the last answer was refused; empty: it was not."""
 
 
 class _Envoy:
@@ -63,7 +64,7 @@ class _Envoy:
 
     def taken(self, state: int) -> bool:
         """Whether it has acknowledged everything of this state or a later one."""
-        waiting = any(one.unanswered or one.refused for one in self.subscriptions.values())
+        waiting = any(one.unanswered or one.complaint for one in self.subscriptions.values())
         return self.sent_state >= state and not waiting
 
     def asked(self, request: DiscoveryRequest) -> str:
@@ -77,7 +78,7 @@ class _Envoy:
         complaint = str(request.error_detail.message) if request.HasField("error_detail") else ""
         if request.response_nonce:
             one.unanswered = False
-            one.refused = bool(complaint)
+            one.complaint = complaint
         one.names = frozenset(request.resource_names)
         one.sent = {
             name: digest
@@ -153,11 +154,24 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         self._progress = asyncio.Condition()
         self.refusals = 0
         """Responses that an Envoy has refused since the start."""
+        self._first_complaint = ""
+        self._listeners_answered = asyncio.Event()
 
     @property
     def connected(self) -> int:
         """Envoys with an open stream."""
         return len(self._envoys)
+
+    @property
+    def complaint(self) -> str:
+        """What a connected Envoy holds against what it was sent last; empty: nothing."""
+        found = (one.complaint for envoy in self._envoys for one in envoy.subscriptions.values())
+        return next((complaint for complaint in found if complaint), "")
+
+    async def first_listeners(self) -> str:
+        """Waits until an Envoy has answered the first listeners that it was sent; its complaint, or an empty string."""
+        await self._listeners_answered.wait()
+        return self._first_complaint
 
     def set_resources(self, resources: Resources) -> None:
         """What all Envoys must have from now on."""
@@ -211,7 +225,13 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
 
     async def _read(self, envoy: _Envoy, requests: AsyncIterator[DiscoveryRequest]) -> None:
         async for request in requests:
-            if complaint := envoy.asked(request):
+            complaint = envoy.asked(request)
+            one = envoy.subscriptions[request.type_url]
+            is_answer = bool(one.nonce) and request.response_nonce == one.nonce
+            if request.type_url == LISTENER and is_answer and not self._listeners_answered.is_set():
+                self._first_complaint = complaint
+                self._listeners_answered.set()
+            if complaint:
                 self.refusals += 1
                 log.error(
                     "%s refused the %s sent to it: %s",

@@ -45,7 +45,7 @@ NEED_DATABASE = tuple(
 """Services that can do nothing while PostgreSQL does not answer."""
 CLUSTER = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
-_PARTS = {"Database": "postgresql", "Slurm": "slurm"}
+_PARTS = {"Database": "postgresql", "Slurm": "slurm", "FrontDoor": "front-door"}
 """A part -> the name that health knows it by."""
 
 
@@ -81,6 +81,11 @@ class ControlApi:
             if vital.part == "Database":
                 for service in NEED_DATABASE:
                     await self._health.set(service, status)
+            if vital.part == "FrontDoor":
+                # Replicas go on serving while PostgreSQL is away and nothing is known of the gateways.
+                shut = health_pb2.HealthCheckResponse.NOT_SERVING
+                is_shut = vital.is_well is False
+                await self._health.set(INFERENCE, shut if is_shut else health_pb2.HealthCheckResponse.SERVING)
         for service in ("", CLUSTER):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -92,7 +97,7 @@ def add_servicers(server: grpc.aio.Server, deps: Deps) -> ControlApi:
     """
     view = ClusterView(deps.slurm, deps.clock)
     nudges = Nudges(deps.db)
-    vitals = Vitals(deps.db, view, deps.clock)
+    vitals = Vitals(deps.db, view, deps.front_door_trouble, deps.clock)
     guarded = cast(grpc.aio.Server, Guarded(server))
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
         DeploymentServicer(deps, Admission(deps.db, view), nudges), guarded

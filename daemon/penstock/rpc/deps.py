@@ -33,5 +33,7 @@ class Deps:
     routing_applied: Callable[[float], Awaitable[bool]]
     """Waits until the front doors route by what is committed now, at most this many seconds; whether they do.
     """
+    front_door_trouble: Callable[[], str]
+    """Why clients may not get through this gateway's front door, in one sentence; empty: they do."""
     report_interval_s: int = 5
     """How often agents report when nothing changes."""

@@ -164,11 +164,14 @@ async def test_a_refusal_is_logged_counted_and_not_sent_again(caplog: pytest.Log
     assert service.refusals == 1
     assert "Envoy e refused the Listener sent to it: no such filter" in caplog.text
     assert not await service.applied(0.01)
+    assert service.complaint == "no such filter"
 
     service.set_resources(state(**{**FULL, "LDS": {"main": "good"}}))
     envoy.take(await envoy.next())
     envoy.take(await envoy.next(), "main")
     assert await service.applied(5)
+    assert service.complaint == ""
+    assert await service.first_listeners() == "", "those were taken"
     await envoy.leave()
 
 
