@@ -305,7 +305,7 @@ def _end(
 
 
 def _ended_at(scene: Scene, attempt: Attempt, job: Job | None) -> datetime:
-    """When the job ended, as Slurm's clock has it, which may be an hour off: so not before its agent's last word, and not
+    """When the job ended, by Slurm's clock, which may be an hour off: so not before its agent's last word, and not
     after now."""
     if job is None or job.ends_at is None:
         return scene.now

@@ -7,6 +7,7 @@ from __future__ import annotations
 from penstock.core.decisions import Decision
 from penstock.core.model import Deployment, Listing, Observation, Replica, Unknown
 from penstock.core.plan import plan
+from penstock.rpc.avoided import recent_failures
 from penstock.rpc.deps import Deps
 from penstock.slurm.port import SlurmUnavailable
 from penstock.store.queries import members, replicas
@@ -22,7 +23,8 @@ async def forecast(deps: Deps, wished: Deployment, *, is_new: bool) -> tuple[Dec
         if not is_new:
             own = await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
         open_since = await members.reports_open_since(conn)
-    now = deps.clock()
+        now = deps.clock()
+        failures = await recent_failures(conn, now)
     slurm: Listing | Unknown
     try:
         slurm = Listing(await deps.slurm.list_jobs())
@@ -36,6 +38,7 @@ async def forecast(deps: Deps, wished: Deployment, *, is_new: bool) -> tuple[Dec
             replicas=own,
             slurm=slurm,
             reports_open_since=open_since,
+            failures=failures,
         )
     )
     # Jobs of other deployments look like orphans to a planner that was shown one deployment only.
