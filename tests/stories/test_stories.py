@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
 from penstock.core.spec import Engine, RestartPolicy
@@ -147,6 +150,22 @@ async def test_lost_submission(stage: Stage) -> None:
     stage.pass_time(2)
     await stage.becomes_ready("chat-1")
     await stage.tick()
+    await stage.quiet_tick()
+
+
+async def test_slurm_falls_silent_while_many_start(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.tell("""Slurm answers no submission any more. After two of them (eight, outside of this story) the rest of
+        the tick is not tried, so that the controller goes on looking. All are submitted again, under the same
+        tokens, when it is certain that there are no jobs.""")
+    monkeypatch.setattr(execute, "SILENT_AFTER", 2)
+    stage.slurm.faults.submits.extend([SubmitFault.LOST_AFTER, SubmitFault.LOST_BEFORE])
+    await stage.apply(replicas=4)
+    await stage.tick()
+    assert len(stage.slurm.jobs()) == 1
+    await stage.tick(1)
+    await stage.tick(29)
+    assert len(stage.slurm.jobs()) == 4
+    await stage.tick(1)
     await stage.quiet_tick()
 
 

@@ -24,7 +24,14 @@ from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
 from penstock.controller.record import Intent, Launch
 from penstock.core import decisions as acts
-from penstock.slurm.port import NoSuchJob, Slurm, SlurmError, SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import (
+    NoSuchJob,
+    Slurm,
+    SlurmError,
+    SlurmUnavailable,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
 from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import attempts, decisions
@@ -34,7 +41,13 @@ log = logging.getLogger(__name__)
 CONCURRENCY = 8
 """Effects at a time. slurmctld serves submissions one after the other; more would only fill its queue."""
 
+SILENT_AFTER = 8
+"""Calls in a row without an answer, after which the rest of a tick's effects are not tried. A slurmctld that hangs
+costs each call its whole time-out, and a thousand of them would keep the controller from looking for an hour. More than
+one, so that a job whose submission alone is never answered keeps nobody else from being submitted."""
+
 DONE = "done"
+NOT_TRIED = "not tried: Slurm does not answer"
 
 Write = Callable[[AsyncConnection], Awaitable[object]]
 
@@ -45,6 +58,13 @@ class _Result:
 
     outcome: str
     write: Write | None = None
+
+
+@dataclass(slots=True)
+class _Silence:
+    """How long Slurm has not answered within one tick."""
+
+    calls: int = 0
 
 
 class Executor:
@@ -63,20 +83,32 @@ class Executor:
     async def carry_out(self, tick: str, intents: Sequence[Intent]) -> None:
         """Carries all of them out, several at a time, and returns when each has its outcome.
 
+        Where Slurm falls silent the rest is not tried. The planner asks for it again: a submission that was not tried
+        is in doubt to it like any other without a job.
         Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all
         have ended.
         """
+        silence = _Silence()
         results = await asyncio.gather(
-            *(self._one(tick, intent) for intent in intents), return_exceptions=True
+            *(self._one(tick, intent, silence) for intent in intents), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _one(self, tick: str, intent: Intent) -> None:
+    async def _one(self, tick: str, intent: Intent, silence: _Silence) -> None:
         async with self._slots:
             try:
-                result = await self._branch(intent)()
+                if silence.calls >= SILENT_AFTER:
+                    result = _Result(NOT_TRIED)
+                else:
+                    result = await self._branch(intent)()
+                    silence.calls = 0
+            except (SlurmUnavailable, SubmissionUnknown) as error:
+                silence.calls += 1
+                result = _Result(
+                    f"not known: {error}" if isinstance(error, SubmissionUnknown) else str(error)
+                )
             except SlurmError as error:
                 result = _Result(str(error))
             except LeaseLost as lost:
@@ -132,8 +164,6 @@ class Executor:
             job_id = await self._slurm.submit(launch.submission)
         except SubmissionRefused as refusal:
             return _refused(token, refusal.reason)
-        except SubmissionUnknown as doubt:
-            return _Result(f"not known: {doubt}")
         return _Result(f"job {job_id}", lambda conn: attempts.record_job_id(conn, token, job_id))
 
     async def _prove_lease(self) -> None:
