@@ -19,7 +19,7 @@ from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.record import Intent, Recorder
-from penstock.core import backoff, orphans, plan, replicas, rollout
+from penstock.core import backoff, model, orphans, plan, replicas, rollout
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
@@ -122,7 +122,7 @@ def _name_not_compared(patch: Patch) -> None:
 
 
 def _installation_not_compared(patch: Patch) -> None:
-    original = plan.marked_token
+    original = model.marked_token
 
     def marked(job: Job, installation: str) -> str | None:
         return original(job, job.comment.split(" ")[1] if job.comment.count(" ") == 2 else "")
@@ -155,7 +155,7 @@ def _not_drained(patch: Patch) -> None:
 
 
 def _not_adopted(patch: Patch) -> None:
-    jobs_of = plan.jobs_of
+    jobs_of = replicas.jobs_of
 
     def known_only(attempt: Any, jobs_by_token: Any) -> Job | None:
         return None if attempt.job_id is None else jobs_of(attempt, jobs_by_token)
@@ -247,8 +247,9 @@ def _silence_without_ears(patch: Patch) -> None:
 
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
-LATE = replace(LOST, submit=0.9, stale=0.7, slurm_call=0.0, submissions=("late",), mute=True)
+LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
 SLEEPY = replace(STORMY, pause=0.06)
+NODDING = replace(CALM, pause=0.4, pause_at="committed", steps={"tick": 80, "scale": 12, "edit": 8})
 FRAIL = replace(
     CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "clock_jump": 0, "restore": 0}
 )
@@ -265,7 +266,7 @@ MUTANTS = (
     Mutant("no time for doubt", ("1",), _no_doubt, LOST),
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
-    Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, SLEEPY),
+    Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, NODDING),
     Mutant("back-off is forgotten at a restart", ("back-off",), _back_off_forgotten, FRAIL),
     Mutant("failures are not counted", ("back-off",), _failures_not_counted, FRAIL),
     Mutant("a missing job is believed at once", ("1", "2"), _missing_at_once, STALE),

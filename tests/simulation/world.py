@@ -87,6 +87,10 @@ class Risk:
     submissions: tuple[str, ...] = ("before", "after", "late", "refused")
     """What becomes of those that do not go well."""
     agents: tuple[str, ...] = ("fails", "dies", "silent", "stuck", "deaf")
+    pause_at: str = ""
+    """Pauses happen at this place only; empty: anywhere."""
+    oldest: float = 0.5
+    """Of stale listings so many are as old as they may be."""
     mute: bool = False
     """No agent gets through to the control API."""
     steps: Mapping[str, float] = field(default_factory=dict)
@@ -128,8 +132,8 @@ class Process:
         self.dead = False
         self.points = 0
         """Places passed in this pass."""
-        self.crash_at: int | None = None
-        """Dies at this place of the coming pass."""
+        self.fated: tuple[int, Fate] | None = None
+        """What happens at which place of the coming pass."""
         self.passed: list[str] = []
         self.listed = False
         """Whether this pass has a listing."""
@@ -231,7 +235,8 @@ class Process:
         assert self.task is not None
         task = self.task
         self._stop = asyncio.get_running_loop().create_future()
-        await asyncio.wait({task, self._stop}, return_when=asyncio.FIRST_COMPLETED, timeout=HANG_S)
+        waited: set[asyncio.Future[Any]] = {task, self._stop}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED, timeout=HANG_S)
         if task.done():
             self.task = None
             error = task.exception()
@@ -349,15 +354,15 @@ class World:
         return "".join(self._tokens.choice(TOKEN_ALPHABET) for _ in range(TOKEN_LENGTH))
 
     def fate(self, process: Process, where: str) -> Fate | None:
-        if process.crash_at == process.points:
-            return Fate.CRASH
+        if process.fated is not None and process.fated[0] == process.points:
+            return process.fated[1]
         in_database = where in ("begin", "commit", "committed", "read")
         if self.database_down and in_database and where != "committed":
             return Fate.OUTAGE
         if self.chance(self.risk.crash):
             return Fate.CRASH
         # A transaction that is held open would hold its locks; there PostgreSQL itself ends it.
-        if where != "commit" and self.chance(self.risk.pause):
+        if where != "commit" and self.risk.pause_at in ("", where) and self.chance(self.risk.pause):
             return Fate.PAUSE
         if in_database and self.chance(self.risk.database_call):
             return Fate.OUTAGE
@@ -414,7 +419,9 @@ class World:
     async def listing(self) -> tuple[tuple[Job, ...], float]:
         """The queue, or a whole one of some seconds ago; and how old it is."""
         if self._listings and self.chance(self.risk.stale):
-            at, jobs = self._listings[0] if self.chance(0.5) else self.random.choice(self._listings)
+            at, jobs = (
+                self._listings[0] if self.chance(self.risk.oldest) else self.random.choice(self._listings)
+            )
             self.say(f"the listing is {self._age_s(at):.0f} s old")
             return jobs, self._age_s(at)
         return await self.slurm.list_jobs(), 0.0
