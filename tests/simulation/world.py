@@ -391,6 +391,12 @@ class World:
             if self.now >= end:
                 return
 
+    async def leap(self, seconds: float) -> None:
+        """A long time in which nobody does anything: the controllers go on, and nothing else is simulated."""
+        self.now += timedelta(seconds=seconds - SLICE_S)
+        await self.pass_time(SLICE_S)
+        await self.pass_time(SLICE_S)  # The lease, lost by the leap itself, is taken again.
+
     @property
     def running(self) -> list[Process]:
         """Controllers that are neither dead nor held still."""
