@@ -46,7 +46,7 @@ from penstock.rpc.decisions import state_of
 from penstock.rpc.deps import Deps
 from penstock.settings import Settings
 from penstock.slurm.choose import choose
-from penstock.slurm.port import Slurm, SlurmUnavailable
+from penstock.slurm.port import Slurm
 from penstock.slurm.script import JobPlan, script
 from penstock.store import migrate
 from penstock.store.clock import DatabaseClock, host_time
@@ -88,21 +88,12 @@ async def run_controller(settings: Settings) -> None:
             executor=Executor(db, slurm, lease, folders, clock),
             lease=lease,
             clock=clock,
-            message_timeout_s=await _message_timeout_s(slurm),
         )
         housekeeping = Housekeeping(db, folders, clock, timedelta(days=settings.retention_days))
         await Controller(db, lease, recorder, reconciler, housekeeping, settings.tick_interval_s).run()
     finally:
         await slurm.close()
         await db.close()
-
-
-async def _message_timeout_s(slurm: Slurm) -> int:
-    try:
-        return (await slurm.cluster()).message_timeout_s
-    except SlurmUnavailable as error:
-        log.warning("Slurm does not answer yet; its message time-out is taken to be the default: %s", error)
-        return 10
 
 
 # Gateway ---------------------------------------------------------------------------------------------------

@@ -70,6 +70,13 @@ class Observer:
                 self._nodes = None
         return self._nodes
 
+    async def message_timeout_s(self) -> int | None:
+        """Slurm's MessageTimeout; None while Slurm does not say."""
+        try:
+            return (await self._slurm.cluster()).message_timeout_s
+        except SlurmUnavailable:
+            return None
+
     async def history(self, vanished: Mapping[str, tuple[int, str]]) -> Mapping[str, Job]:
         """What accounting says of jobs that a full listing lacks; `vanished`: token -> job id and name.
 

@@ -22,6 +22,7 @@ from penstock.controller.observe import Observer, failures_of
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
 from penstock.core.decisions import CreateReplica, Resubmit, Submit
+from penstock.core.jobs import MESSAGE_TIMEOUT_S
 from penstock.core.model import Listing, Observation, Replica, Unknown, job_name, marked_token
 from penstock.core.plan import Plan, plan
 from penstock.core.suspects import suspects
@@ -54,8 +55,9 @@ class Reconciler:
         executor: Executor,
         lease: Lease,
         clock: Callable[[], datetime],
-        message_timeout_s: int,
+        message_timeout_s: int | None = None,
     ) -> None:
+        """`message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers."""
         self._db = db
         self._installation = installation
         self._observer = observer
@@ -73,6 +75,8 @@ class Reconciler:
         observations."""
         tick = secrets.token_hex(4)
         seen = await self._observer.look()
+        if self._message_timeout_s is None and isinstance(seen, Listing):
+            self._message_timeout_s = await self._observer.message_timeout_s()
         observation = await self._observe(seen)
         decided = plan(observation)
         if (creations := _creations(decided)).decisions:
@@ -107,7 +111,7 @@ class Reconciler:
             deployments=stored.deployments,
             replicas=stored.replicas,
             slurm=seen,
-            message_timeout_s=self._message_timeout_s,
+            message_timeout_s=self._message_timeout_s or MESSAGE_TIMEOUT_S,
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+MESSAGE_TIMEOUT_S = 10
+"""Slurm's own default of MessageTimeout, which stands for it until Slurm has said."""
+
 
 class JobState(enum.StrEnum):
     """The base states of a Slurm job (`JOB STATE CODES` in squeue(1)), and one for what we cannot read."""
@@ -223,5 +226,5 @@ class Cluster:
     nodes: tuple[Node, ...]
     accounts: tuple[str, ...] | None = None
     """Accounts this user may charge; None where the site keeps no accounting, and then any account is accepted."""
-    message_timeout_s: int = 10
+    message_timeout_s: int = MESSAGE_TIMEOUT_S
     """Slurm's MessageTimeout: how long a reply may take. Doubt about a submission lasts longer than this."""

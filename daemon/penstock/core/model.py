@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from penstock.core.jobs import Cluster, Job, JobState
+from penstock.core.jobs import MESSAGE_TIMEOUT_S, Cluster, Job, JobState
 from penstock.core.spec import Spec
 
 JOB_NAME_PREFIX = "penstock-"
@@ -222,7 +222,7 @@ class Observation:
     replicas: tuple[Replica, ...]
     """All that are not removed."""
     slurm: Listing | Unknown
-    message_timeout_s: int = 10
+    message_timeout_s: int = MESSAGE_TIMEOUT_S
     """Slurm's MessageTimeout; doubt about a submission lasts longer than this."""
     reports_open_since: datetime | None = None
     """Since when somebody could hear the agents' reports without a break; None: nobody can now."""

@@ -10,7 +10,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from penstock.rpc.admit import Admission
 from penstock.rpc.cluster import ClusterServicer
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.decisions import DecisionServicer
@@ -100,7 +99,7 @@ def add_servicers(server: grpc.aio.Server, deps: Deps) -> ControlApi:
     vitals = Vitals(deps.db, view, deps.front_door_trouble, deps.clock)
     guarded = cast(grpc.aio.Server, Guarded(server))
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
-        DeploymentServicer(deps, Admission(deps.db, view), nudges), guarded
+        DeploymentServicer(deps, view, nudges), guarded
     )
     replica_pb2_grpc.add_ReplicaServiceServicer_to_server(ReplicaServicer(deps), guarded)
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(DecisionServicer(deps, nudges), guarded)

@@ -7,17 +7,20 @@ and commits it in one transaction or not at all. Acts on nothing: the controller
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.model import Deployment
+from penstock.core.spec import Spec
 from penstock.rpc import history, pages
 from penstock.rpc.admit import Admission, version_in
 from penstock.rpc.admitted import Admitted
 from penstock.rpc.changes import needs_revision, with_count_and_policies_of
+from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.decision import planned_out
 from penstock.rpc.convert.deployment import deployment_out, new_deployment, revisions_out
 from penstock.rpc.deps import Deps
@@ -50,10 +53,11 @@ _EVENTS = {
 class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     """Each method as its comment in deployment.proto says."""
 
-    def __init__(self, deps: Deps, admission: Admission, nudges: Nudges) -> None:
+    def __init__(self, deps: Deps, view: ClusterView, nudges: Nudges) -> None:
         self._deps = deps
+        self._view = view
         self._db = deps.db
-        self._admission = admission
+        self._admission = Admission(deps.db, view)
         self._nudges = nudges
 
     async def ApplyDeployment(
@@ -88,7 +92,8 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         changes = differences(_identity(before), _identity(after), "metadata")
         changes += differences(before.spec, after.spec, "spec")
         outcome = pb.APPLY_OUTCOME_CONFIGURED if changes else pb.APPLY_OUTCOME_UNCHANGED
-        decisions = await forecast(self._deps, wished, is_new=old is None)
+        seen = self._view.seen
+        decisions = await forecast(self._deps, seen.cluster if seen else None, wished, is_new=old is None)
         return pb.PlanDeploymentResponse(
             outcome=outcome if old else pb.APPLY_OUTCOME_CREATED,
             changes=[pb.FieldChange(path=path, before=was, after=will) for path, was, will in changes],
@@ -159,58 +164,22 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def RestartDeployment(
         self, request: pb.RestartDeploymentRequest, context: Context
     ) -> pb.RestartDeploymentResponse:
-        for tried in range(LOST_RACES):
-            try:
-                async with self._db.transaction() as conn:
-                    found = await deployments.get(conn, request.name)
-                    # A revision that differs in nothing but its number: the rollout does the rest.
-                    made = await deployments.update_spec(
-                        conn,
-                        found.name,
-                        found.spec,
-                        None,
-                        self._deps.clock(),
-                        new_revision=True,
-                        expected_version=found.resource_version,
-                    )
-                    return pb.RestartDeploymentResponse(
-                        deployment=deployment_out(made, await _counts(conn, made.uid))
-                    )
-            except VersionConflict:
-                if tried == LOST_RACES - 1:
-                    raise
-        raise AssertionError("the last try returns or raises")
+        async def same(_: AsyncConnection, found: Deployment) -> Spec:
+            # A revision that differs in nothing but its number: the rollout does the rest.
+            return found.spec
+
+        return pb.RestartDeploymentResponse(deployment=await self._revise(request.name, same))
 
     async def RollbackDeployment(
         self, request: pb.RollbackDeploymentRequest, context: Context
     ) -> pb.RollbackDeploymentResponse:
-        for tried in range(LOST_RACES):
-            try:
-                async with self._db.transaction() as conn:
-                    found = await deployments.get(conn, request.name)
-                    number = request.revision or await history.previous(conn, found)
-                    if number == found.revision:
-                        # It is so already; the same call may have been made before.
-                        return pb.RollbackDeploymentResponse(
-                            deployment=deployment_out(found, await _counts(conn, found.uid))
-                        )
-                    earlier = await history.spec_of(conn, found, number)
-                    made = await deployments.update_spec(
-                        conn,
-                        found.name,
-                        with_count_and_policies_of(found.spec, earlier),
-                        None,
-                        self._deps.clock(),
-                        new_revision=True,
-                        expected_version=found.resource_version,
-                    )
-                    return pb.RollbackDeploymentResponse(
-                        deployment=deployment_out(made, await _counts(conn, made.uid))
-                    )
-            except VersionConflict:
-                if tried == LOST_RACES - 1:
-                    raise
-        raise AssertionError("the last try returns or raises")
+        async def earlier(conn: AsyncConnection, found: Deployment) -> Spec | None:
+            number = request.revision or await history.previous(conn, found)
+            if number == found.revision:
+                return None  # It is so already; the same call may have been made before.
+            return with_count_and_policies_of(found.spec, await history.spec_of(conn, found, number))
+
+        return pb.RollbackDeploymentResponse(deployment=await self._revise(request.name, earlier))
 
     async def PauseDeployment(
         self, request: pb.PauseDeploymentRequest, context: Context
@@ -270,6 +239,32 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             # The names that clients may ask for may be other ones now.
             self._deps.on_routing_change()
         return pb.ApplyDeploymentResponse(deployment=shown, outcome=outcome, warnings=admitted.warnings)
+
+    async def _revise(
+        self, name: str, choose: Callable[[AsyncConnection, Deployment], Awaitable[Spec | None]]
+    ) -> pb.Deployment:
+        """A new revision of what `choose` makes of the deployment as it is (None: none is needed), whoever else writes
+        meanwhile. Raises VersionConflict after LOST_RACES."""
+        for tried in range(LOST_RACES):
+            try:
+                async with self._db.transaction() as conn:
+                    found = await deployments.get(conn, name)
+                    spec = await choose(conn, found)
+                    if spec is not None:
+                        found = await deployments.update_spec(
+                            conn,
+                            found.name,
+                            spec,
+                            None,
+                            self._deps.clock(),
+                            new_revision=True,
+                            expected_version=found.resource_version,
+                        )
+                    return deployment_out(found, await _counts(conn, found.uid))
+            except VersionConflict:
+                if tried == LOST_RACES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def _watched(self, request: pb.WatchDeploymentsRequest) -> dict[str, pb.Deployment]:
         """Everything the watch is about, by name, as of one instant."""

@@ -5,6 +5,7 @@ it. Changes nothing.
 from __future__ import annotations
 
 from penstock.core.decisions import Decision
+from penstock.core.jobs import MESSAGE_TIMEOUT_S, Cluster
 from penstock.core.model import Deployment, Listing, Observation, Replica, Unknown
 from penstock.core.plan import plan
 from penstock.rpc.avoided import recent_failures
@@ -16,8 +17,10 @@ MAX_REPLICAS = 10_000
 """The most that a deployment may want."""
 
 
-async def forecast(deps: Deps, wished: Deployment, *, is_new: bool) -> tuple[Decision, ...]:
-    """The decisions about this deployment and its replicas that the next tick would make."""
+async def forecast(
+    deps: Deps, cluster: Cluster | None, wished: Deployment, *, is_new: bool
+) -> tuple[Decision, ...]:
+    """The decisions about this deployment and its replicas that the next tick would make. `cluster`: if it is known."""
     own: tuple[Replica, ...] = ()
     async with deps.db.snapshot() as conn:
         if not is_new:
@@ -39,6 +42,7 @@ async def forecast(deps: Deps, wished: Deployment, *, is_new: bool) -> tuple[Dec
             slurm=slurm,
             reports_open_since=open_since,
             failures=failures,
+            message_timeout_s=cluster.message_timeout_s if cluster else MESSAGE_TIMEOUT_S,
         )
     )
     # Jobs of other deployments look like orphans to a planner that was shown one deployment only.
