@@ -376,7 +376,9 @@ async def submit_to_slurm(lines: list[Line]) -> None:
         slurm = CommandLine(conf=str(real.conf), prefix=real.prefix)
         async with installation(slurm) as made:
             await made.declare(SUBMITTED // REPLICAS_EACH, REPLICAS_EACH, PARTITION_DOWN)
+            cpu = time.process_time()
             rate = SUBMITTED / await made.tick()
+            cpu = time.process_time() - cpu
         listings = []
         for _ in range(LISTINGS):
             began = time.perf_counter()
@@ -387,6 +389,7 @@ async def submit_to_slurm(lines: list[Line]) -> None:
     around = ", ".join(f"{one:.0f}" for one in bare)
     what = f"e  {SUBMITTED:,} replicas submitted to Slurm, {CONCURRENCY} at a time"
     show(lines, Line(what, f"{rate:.0f} a second"))
+    show(lines, Line("e  the controller's own CPU for each", f"{cpu / SUBMITTED * 1e3:.1f} ms"))
     show(lines, Line("e  bare sbatch, before and after", f"{around} a second"))
     show(lines, Line("e  ratio", f"{ratio:.2f}", ">= 0.8", ratio >= 0.8))
     p50 = statistics.median(listings)

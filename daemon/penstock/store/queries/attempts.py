@@ -56,11 +56,12 @@ _LIVE = update(attempts).where(attempts.c.token == bindparam("at"), attempts.c.e
 # Two controllers' clocks may disagree after one takes over from the other; the order of an attempt's times
 # must hold all the same.
 _NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
-MARK_SUBMITTING = _LIVE.values(submitted_at=_NOT_BEFORE_INTENT)
-MARK_DRAINING = _LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now"))
-MARK_SIGNALLED = _LIVE.values(signalled_at=bindparam("now"))
-MARK_CANCELLED = _LIVE.values(cancelled_at=bindparam("now"))
+MARK_SUBMITTING = notify.telling(_LIVE.values(submitted_at=_NOT_BEFORE_INTENT))
+MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
+MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
+MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
+RECORD_JOB_ID = notify.telling(_LIVE.values(job_id=bindparam("its_id"), missing_since=None))
 RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
@@ -157,28 +158,30 @@ async def mark_submitting(conn: AsyncConnection, token: str, now: datetime) -> b
 
 async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bool:
     """Writes that Slurm said no to the submission."""
-    return await _write(conn, RECORD.values(refusal=sentence), token)
+    return await _write(conn, notify.telling(RECORD.values(refusal=sentence)), token)
 
 
 async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
     """Gives an attempt that nobody has registered for another secret: the first one may have died with its
     controller."""
-    return await _write(conn, REKEY.values(secret_hash=secret_hash), token)
+    return await _write(conn, notify.telling(REKEY.values(secret_hash=secret_hash)), token)
 
 
 async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:
     """Writes that Slurm has the attempt, as this job. Raises IntegrityError when another live attempt has the id."""
-    values: dict[str, Any] = {"job_id": job_id, "missing_since": None}
-    if job is not None:
-        values["job"] = encode(job)
-    return await _write(conn, RECORD.values(values), token)
+    if job is None:
+        return await _write(conn, RECORD_JOB_ID, token, its_id=job_id)
+    values = {"job_id": job_id, "missing_since": None, "job": encode(job)}
+    return await _write(conn, notify.telling(RECORD.values(values)), token)
 
 
 async def record_job(
     conn: AsyncConnection, token: str, job: Job, running_since: datetime | None = None
 ) -> bool:
     """Writes what Slurm says of the attempt's job, and since when it has been seen to run."""
-    return await _write(conn, RECORD.values(job=encode(job), running_since=running_since), token)
+    return await _write(
+        conn, notify.telling(RECORD.values(job=encode(job), running_since=running_since)), token
+    )
 
 
 async def record_jobs(conn: AsyncConnection, seen: Sequence[tuple[str, Job, datetime | None]]) -> None:
@@ -193,7 +196,7 @@ async def record_jobs(conn: AsyncConnection, seen: Sequence[tuple[str, Job, date
 
 async def record_missing(conn: AsyncConnection, token: str, since: datetime | None) -> bool:
     """Writes since when complete listings have lacked the job; None: they have it."""
-    return await _write(conn, RECORD.values(missing_since=since), token)
+    return await _write(conn, notify.telling(RECORD.values(missing_since=since)), token)
 
 
 async def mark_draining(conn: AsyncConnection, token: str, now: datetime) -> bool:
@@ -283,6 +286,6 @@ async def loads(conn: AsyncConnection, tokens: Sequence[str]) -> Mapping[str, Lo
 
 
 async def _write(conn: AsyncConnection, statement: Any, token: str, **values: object) -> bool:
-    """Writes to the attempt and tells the others, in one statement."""
-    written = await conn.execute(notify.telling(statement), {"at": token, **values})
+    """Writes to the attempt and tells the others, in one statement: one made by `notify.telling`."""
+    written = await conn.execute(statement, {"at": token, **values})
     return bool(written.all())
