@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from penstock_runtime import output as job_output
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.engine_http import EngineError, EngineHttp, Json
 
@@ -337,12 +338,18 @@ class Engine:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), os.fdopen(output_fd, "rb", buffering=0)
         )
+        since_look = 0
         try:
             while data := await output.read(READ_BYTES):
                 self._lines.add(data)
+                since_look += len(data)
                 with contextlib.suppress(OSError, ValueError):  # a job's log on a full disk ends no engine
                     self._echo.write(data)
                     self._echo.flush()
+                if since_look >= job_output.LOOK_EVERY_BYTES:
+                    since_look = 0
+                    with contextlib.suppress(OSError):  # nor does one that is no file
+                        job_output.bound(self._echo.fileno(), job_output.LIMIT_BYTES, job_output.KEEP_BYTES)
         finally:
             transport.close()
 

@@ -25,6 +25,8 @@ def logs(
 ) -> None:
     """Show what a replica's job has written: the agent's and the engine's output.
 
+    It is kept to 64 MiB: beyond that its last MiB stays, behind a line that says how much was cut.
+
     Examples:
 
       penstock logs smollm2-1 --tail 50

@@ -1,6 +1,9 @@
 """A job's output, read from the shared file system in bounded pieces. Bytes in, bytes out; knows nothing of who
 wrote them.
 
+The agent keeps the file bounded: above 64 MiB it is cut to its last MiB, behind a line that says how many bytes went.
+Whoever follows it goes on where they were.
+
 The file appears when the job starts and may appear later still on a slow file system; until then it has no
 content. Reading is done in a thread, because a shared file system may hang.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +21,9 @@ CHUNK_BYTES = 64 * 1024
 POLL_S = 0.2
 CHECK_S = 2.0
 """How often it is asked whether more will come."""
+
+_CUT = re.compile(rb"--- penstock: ([0-9]+) bytes were cut here")
+"""As runtime/penstock_runtime/output.py writes it."""
 
 
 async def stream_output(
@@ -34,7 +41,7 @@ async def stream_output(
         if is_over is not None and not over and loop.time() - asked_at >= CHECK_S:
             # Asked before the reading, so that what was written before the end is still read.
             over, asked_at = await is_over(), loop.time()
-        content = await asyncio.to_thread(_read, path, offset)
+        offset, content = await asyncio.to_thread(_read, path, offset)
         if content:
             offset += len(content)
             yield content
@@ -44,16 +51,22 @@ async def stream_output(
             await asyncio.sleep(POLL_S)
 
 
-def _read(path: Path, offset: int) -> bytes:
+def _read(path: Path, offset: int) -> tuple[int, bytes]:
+    """What is there to read, and from where: not `offset` where the file has become shorter."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < offset:
-                # A requeued job truncated it.
-                return b""
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return offset, b""  # It may be about to be cut, and what it begins with decides.
+            if size < offset:
+                first = file.readline(200)
+                cut = _CUT.match(first)
+                # Without that line it is another file: a requeued job has begun it anew.
+                offset = len(first) + max(0, offset - int(cut[1])) if cut else 0
             file.seek(offset)
-            return file.read(CHUNK_BYTES)
+            return offset, file.read(CHUNK_BYTES)
     except FileNotFoundError:
-        return b""
+        return offset, b""
 
 
 def _tail_offset(path: Path, lines: int | None) -> int:
