@@ -15,7 +15,9 @@ ROUNDS = 42
 """Each about eight simulated hours, with a deployment that comes, fails and goes."""
 ROUND_S = 8 * 3600.0
 
-COUNT = "SELECT (SELECT count(*) FROM decisions) AS d, (SELECT count(*) FROM attempts) AS a, (SELECT count(*) FROM replicas) AS r"
+COUNT = """
+SELECT (SELECT count(*) FROM decisions) AS d, (SELECT count(*) FROM attempts) AS a, (SELECT count(*) FROM replicas) AS r
+"""
 
 
 async def rows(world: World) -> tuple[int, ...]:
