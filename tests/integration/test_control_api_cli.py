@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 import pytest_asyncio
 import yaml
@@ -487,6 +489,26 @@ async def test_every_command_explains_itself() -> None:
     assert (await penstock("version")).stdout.startswith("penstock ")
 
 
+DEAF = """
+import asyncio
+from penstock.cli.connection import run
+
+async def command(server):
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+run("127.0.0.1:1", command)
+"""
+
+
+def _no_database() -> None:
+    raise psycopg.OperationalError("the server closed the connection")
+
+
 class TestFollowing:
     """Commands that run until they are interrupted, as processes of their own, for only those can be."""
 
@@ -546,6 +568,44 @@ class TestFollowing:
         made = [core.Decision("a", "", core.Reason.SCALE_UP, "0 of 1 exist; 1 made")]
         await api.stored(decisions.insert, "tick", made, now())
         assert (await self.line(process))[2:4] == ["a", "ScaleUp"]
+
+    async def test_an_outage_is_outlived_and_told_once(
+        self, penstock: Penstock, start: Any, api: ControlApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await applied(penstock, "a")
+        events, watch = await start("events", "--follow"), await start("get", "deployments", "--watch")
+        assert (await self.line(events))[0] == "LAST"
+        assert (await self.line(watch))[0] == "NAME"
+        assert (await self.line(watch))[:2] == ["a", "0/1"]
+        with monkeypatch.context() as patched:
+            patched.setattr(api.database, "snapshot", _no_database)
+            for process in (events, watch):
+                told = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+                assert told == (
+                    "PostgreSQL does not answer; replicas go on serving, and the call may be repeated; trying again\n"
+                )
+            made = [core.Decision("a", "", core.Reason.SCALE_UP, "0 of 1 exist; 1 made")]
+            await api.stored(decisions.insert, "tick", made, now())
+            await api.stored(deployments.scale, "a", 2, now())
+        assert (await self.line(events))[2:4] == ["a", "ScaleUp"]
+        assert (await self.line(watch))[:2] == ["a", "0/2"]
+        for process in (events, watch):
+            process.send_signal(signal.SIGINT)
+            _, errors = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, errors) == (130, b"")
+
+    async def test_ctrl_c_ends_a_command_that_does_not_hear_of_it(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DEAF, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert await self.line(process) == ["begun"]
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(process.wait(), 30) == 130
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
     async def test_a_reader_who_has_seen_enough(self, penstock: Penstock, start: Any) -> None:
         await applied(penstock, "a")

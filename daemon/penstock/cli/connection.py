@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
+import threading
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,7 @@ from typing import TypeVar
 import grpc
 
 from penstock.cli.failures import INTERRUPTED, USAGE, Failure, failure_of
+from penstock.cli.output import say
 from penstock.v1 import (
     cluster_pb2_grpc,
     decision_pb2_grpc,
@@ -28,6 +31,11 @@ DEFAULT_SERVER = "127.0.0.1:8600"
 VARIABLE = "PENSTOCK_SERVER"
 TIMEOUT_S = 60.0
 """For one answer. An apply may wait for Slurm's own MessageTimeout twice."""
+RETRY_S = (1.0, 5.0)
+"""First and longest wait before a watch is begun again. Replicas are looked at with the first: nothing tells of their
+changes one by one."""
+END_WITHIN_S = 2.0
+"""From Ctrl-C to the end, whatever hangs."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """A page of a thousand deployments, each with long arguments, is below this."""
 
@@ -88,11 +96,64 @@ def _configured() -> str | None:
 def run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:
     """Runs a command's calls to their end. Raises Failure for whatever the server or the way to it says no with."""
     try:
-        return asyncio.run(_run(address, command))
+        return asyncio.run(_interruptible(_run(address, command)))
     except grpc.aio.AioRpcError as error:
         raise failure_of(error, address) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise Failure("", INTERRUPTED) from None
+
+
+async def persist(
+    server: Server, once: Callable[[Callable[[], None]], Awaitable[None]], *, has_answered: bool = False
+) -> None:
+    """Runs `once` again and again, also while the server or its database is away, which is said once.
+
+    `once` calls what it is given when the server has answered it. Raises AioRpcError for another trouble, and where
+    the server has never answered (`has_answered`: it has, before this).
+    """
+    wait_s, is_away = RETRY_S[0], False
+
+    def answered() -> None:
+        nonlocal wait_s, is_away, has_answered
+        wait_s, is_away, has_answered = RETRY_S[0], False, True
+
+    while True:
+        try:
+            await once(answered)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or not has_answered:
+                raise
+            if not is_away:
+                say(f"{failure_of(error, server.address).message}; trying again", stderr=True)
+            is_away = True
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, RETRY_S[1])
+
+
+async def _interruptible(command: Coroutine[object, object, Result]) -> Result:
+    """Ctrl-C cancels the command; where that is lost inside gRPC, or comes again, the process ends all the same."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # Inside a coroutine there is one.
+    before = signal.getsignal(signal.SIGINT)
+    asked = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(INTERRUPTED)
+        asked = True
+        killer = threading.Timer(END_WITHIN_S, os._exit, (INTERRUPTED,))
+        killer.daemon = True
+        killer.start()
+        loop.call_soon_threadsafe(task.cancel)
+
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        return await command
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        return await command
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import grpc
@@ -12,14 +11,11 @@ import typer
 from google.protobuf.message import Message
 
 from penstock.cli import pages, rows
-from penstock.cli.connection import TIMEOUT_S, Server, run
+from penstock.cli.connection import TIMEOUT_S, Server, persist, run
 from penstock.cli.failures import USAGE, Failure
 from penstock.cli.options import OptionalDeploymentName, address
 from penstock.cli.output import Format, data, say, table
 from penstock.v1 import deployment_pb2, replica_pb2
-
-WATCH_S = 1.0
-"""How often replicas are looked at: nothing tells of their changes one by one."""
 
 
 class Kind(enum.StrEnum):
@@ -151,28 +147,45 @@ def _show(
 
 
 async def _watch_deployments(server: Server, name: str, selector: str, output: Format) -> None:
-    first: list[Message] | None = []
+    known: dict[str, deployment_pb2.Deployment] | None = None
     widths: list[int] = []
-    async for event in server.deployments.WatchDeployments(
-        deployment_pb2.WatchDeploymentsRequest(name=name, filter=selector)
-    ):
-        if first is None:
-            if event.event == deployment_pb2.WATCH_EVENT_DELETED:
-                say(f"deployment/{event.deployment.metadata.name} deleted")
-            else:
+
+    async def watch(answered: Callable[[], None]) -> None:
+        nonlocal known
+        first: dict[str, deployment_pb2.Deployment] | None = {}
+        async for event in server.deployments.WatchDeployments(
+            deployment_pb2.WatchDeploymentsRequest(name=name, filter=selector)
+        ):
+            answered()
+            now = event.deployment.metadata.name
+            if first is not None and event.event != deployment_pb2.WATCH_EVENT_BOOKMARK:
+                first[now] = event.deployment
+            elif first is not None:
+                # Of a watch that was begun again, what differs from the one before.
+                changed = [item for key, item in first.items() if known is None or item != known.get(key)]
+                if changed or known is None:
+                    _show("deployment", changed, output, is_list=True, widths=widths)
+                for gone in (known or {}).keys() - first.keys():
+                    say(f"deployment/{gone} deleted")
+                known, first = first, None
+            elif known is not None and event.event == deployment_pb2.WATCH_EVENT_DELETED:
+                known.pop(now, None)
+                say(f"deployment/{now} deleted")
+            elif known is not None:
+                known[now] = event.deployment
                 _show("deployment", [event.deployment], output, is_list=False, widths=widths)
-        elif event.event == deployment_pb2.WATCH_EVENT_BOOKMARK:
-            _show("deployment", first, output, is_list=True, widths=widths)
-            first = None
-        else:
-            first.append(event.deployment)
+
+    await persist(server, watch)
 
 
 async def _watch_replicas(server: Server, name: str, selector: str, output: Format) -> None:
     before: dict[str, replica_pb2.Replica] | None = None
     widths: list[int] = []
-    while True:
+
+    async def look(answered: Callable[[], None]) -> None:
+        nonlocal before
         found, _ = await _find_replicas(server, name)
+        answered()
         now = {item.name: item for item in found}
         if before is None:
             _show("replica", found, output, is_list=True, widths=widths)
@@ -185,7 +198,8 @@ async def _watch_replicas(server: Server, name: str, selector: str, output: Form
             for gone in before.keys() - now.keys():
                 say(f"replica/{gone} removed")
         before = now
-        await asyncio.sleep(WATCH_S)
+
+    await persist(server, look)
 
 
 def _without_reports(item: replica_pb2.Replica | None) -> replica_pb2.Replica | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
 
 from penstock.cli import pages, rows
-from penstock.cli.connection import TIMEOUT_S, Server, run
+from penstock.cli.connection import TIMEOUT_S, Server, persist, run
 from penstock.cli.options import DeploymentName, OptionalDeploymentName, address, complete_replica
 from penstock.cli.output import DataFormat, age, clock, data, say, spec_text, table
 from penstock.v1 import decision_pb2, deployment_pb2, metadata_pb2
@@ -146,12 +146,21 @@ def events(
             data(shown, output, is_list=True)
         if not follow:
             return
-        watching = decision_pb2.WatchDecisionsRequest(deployment=name or "", replica=replica, after=newest)
-        async for event in server.decisions.WatchDecisions(watching):
-            if output is DataFormat.TABLE:
-                _events([event.decision], widths)
-            else:
-                data([event.decision], output, is_list=False)
+
+        async def watch(answered: Callable[[], None]) -> None:
+            nonlocal newest
+            watching = decision_pb2.WatchDecisionsRequest(
+                deployment=name or "", replica=replica, after=newest
+            )
+            async for event in server.decisions.WatchDecisions(watching):
+                answered()
+                newest = event.decision.id
+                if output is DataFormat.TABLE:
+                    _events([event.decision], widths)
+                else:
+                    data([event.decision], output, is_list=False)
+
+        await persist(server, watch, has_answered=True)
 
     run(address(context), command)
 
