@@ -377,8 +377,8 @@ class World:
             self.now = min(end, self.now + timedelta(seconds=SLICE_S))
             await self.admin.execute(
                 "WITH clock AS (UPDATE sim.clock SET at = %(now)s)"
-                " UPDATE members SET seen_at = %(now)s, open_since = %(open)s",
-                {"now": self.now, "open": self._open_since},
+                " UPDATE members SET seen_at = %(now)s, open_since = %(open)s WHERE %(there)s",
+                {"now": self.now, "open": self._open_since, "there": self._gateway_beats},
             )
             self.slurm.advance()
             await self._deliver()
@@ -396,6 +396,10 @@ class World:
         self.now += timedelta(seconds=seconds - SLICE_S)
         await self.pass_time(SLICE_S)
         await self.pass_time(SLICE_S)  # The lease, lost by the leap itself, is taken again.
+
+    @property
+    def _gateway_beats(self) -> bool:
+        return not (self.control_down or self.database_down)
 
     @property
     def running(self) -> list[Process]:
