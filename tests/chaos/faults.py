@@ -56,8 +56,8 @@ class SlurmFaults(Worker):
             "slurmctld killed with -9": (1, lambda: self._restart_slurmctld(kill=True)),
             "slurmctld frozen": (2, self._freeze_slurmctld),
             "node lost and back": (1, self._lose_node),
-            "job cancelled by hand": (3, lambda: self._to_a_job("scancel", ("RUNNING", "PENDING"))),
-            "job requeued by hand": (3, lambda: self._to_a_job("scontrol requeue", ("RUNNING",))),
+            "job cancelled by hand": (3, self._cancel),
+            "job requeued by hand": (3, self._requeue),
             "job held by hand": (2, self._hold),
             "job released by hand": (2, self._release),
             "foreign job": (2, self._submit_foreign),
@@ -103,11 +103,18 @@ class SlurmFaults(Worker):
         self._cluster.start_node(node)
         return True
 
-    def _to_a_job(self, command: str, states: tuple[str, ...]) -> bool:
-        job = self._victim(states)
+    def _cancel(self) -> bool:
+        job = self._victim(("RUNNING", "PENDING"))
         if job is None:
             return False
-        self._run(*command.split(), str(job.id))
+        self._run("scancel", f"--name={job.name}", str(job.id))
+        return True
+
+    def _requeue(self) -> bool:
+        job = self._victim(("RUNNING",))
+        if job is None:
+            return False
+        self._run("scontrol", "requeue", str(job.id))
         return True
 
     def _hold(self) -> bool:
