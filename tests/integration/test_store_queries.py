@@ -688,6 +688,18 @@ class TestRuntime:
         assert await routable() == []
 
 
+async def test_a_late_answer_takes_no_other_jobs_place(conn: AsyncConnection) -> None:
+    """A leader that slept wakes with a job id after its successor has found and written another one."""
+    await an_attempt(conn)
+    assert await attempts.record_job_id(conn, "t", 8)
+    assert await attempts.record_job_id(conn, "t", 8)
+    assert not await attempts.record_job_id(conn, "t", 7)
+    assert not await attempts.record_job_id(conn, "t", 7, Job(7, "n", "c", JobState.RUNNING))
+    agent = await runtime.authenticate(conn, "t")
+    assert agent is not None
+    assert agent.attempt.job_id == 8
+
+
 class TestDecisions:
     async def test_the_log(self, conn: AsyncConnection) -> None:
         made = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -61,7 +61,8 @@ MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values
 MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
 MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
-RECORD_JOB_ID = notify.telling(_LIVE.values(job_id=bindparam("its_id"), missing_since=None))
+_TAKES_JOB = _LIVE.where(or_(attempts.c.job_id.is_(None), attempts.c.job_id == bindparam("its_id")))
+RECORD_JOB_ID = notify.telling(_TAKES_JOB.values(job_id=bindparam("its_id"), missing_since=None))
 RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
@@ -168,11 +169,15 @@ async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
 
 
 async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:
-    """Writes that Slurm has the attempt, as this job. Raises IntegrityError when another live attempt has the id."""
+    """Writes that Slurm has the attempt, as this job. Raises IntegrityError when another live attempt has the id.
+
+    False, and nothing is written, for an attempt that has ended or has another job already: a leader that slept
+    must not put its late answer in the place of what its successor found.
+    """
     if job is None:
         return await _write(conn, RECORD_JOB_ID, token, its_id=job_id)
     values = {"job_id": job_id, "missing_since": None, "job": encode(job)}
-    return await _write(conn, notify.telling(RECORD.values(values)), token)
+    return await _write(conn, notify.telling(_TAKES_JOB.values(values)), token, its_id=job_id)
 
 
 async def record_job(
