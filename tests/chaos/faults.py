@@ -133,7 +133,9 @@ class SlurmFaults(Worker):
 
     def _victim(self, states: tuple[str, ...]) -> SeenJob | None:
         spared = f"penstock-{self._stable}-"
-        jobs = [job for job in self._watch.ours() if job.state in states and not job.name.startswith(spared)]
+        # One that is gone has left its id, which may be somebody else's now.
+        live = [job for job in self._watch.ours() if job.live and not job.name.startswith(spared)]
+        jobs = [job for job in live if job.state in states]
         return self.random.choice(jobs) if jobs else None
 
     def _submit_foreign(self) -> bool:

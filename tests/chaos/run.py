@@ -137,7 +137,7 @@ class Run:
         with psycopg.connect(database) as connection:
             (self.installation,) = verdict.one(connection, "SELECT id FROM installation")
         seed = report.seed
-        attempts = penstock.folder / "state" / "attempts"
+        attempts = penstock.folder / "state" / "attempts" / self.installation
         self.driver = Driver(penstock.server, seed)
         self.watch = Watch(cluster, self.installation, attempts, seed)
         self.controllers = Controllers(penstock, database, report.kills, seed)
