@@ -163,7 +163,7 @@ class Run:
             wish = {**self.driver.settle(), STABLE: STABLE_REPLICAS}
             problem = self._converge(wish)
             if not problem:
-                self.report.converged_after_s = time.monotonic() - ended
+                self.report.converged_after_s = time.monotonic() - ended - QUIET_FOR_S
             for stream in self.streams:
                 stream.finish()
             self._judge(problem)
@@ -201,14 +201,18 @@ class Run:
     def _converge(self, wish: dict[str, int]) -> str:
         """Waits until all is as wished and stays so; what stood in the way, or nothing."""
         deadline = time.monotonic() + CONVERGED_WITHIN_S
-        while (problem := self._problem(wish)) and time.monotonic() < deadline:
+        while True:
+            problem = self._problem(wish)
+            if not problem:
+                before = self._marks()
+                time.sleep(QUIET_FOR_S)
+                after = self._marks()
+                if before == after:
+                    return ""
+                problem = f"not quiet: {before} became {after} in {QUIET_FOR_S} s"
+            if time.monotonic() > deadline:
+                return problem
             time.sleep(0.5)
-        if problem:
-            return problem
-        before = self._marks()
-        time.sleep(QUIET_FOR_S)
-        after = self._marks()
-        return "" if before == after else f"not quiet: {before} became {after} in {QUIET_FOR_S} s"
 
     def _problem(self, wish: dict[str, int]) -> str:
         try:
