@@ -42,8 +42,8 @@ from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.rpc.api import add_servicers
-from penstock.rpc.decisions import state_of
 from penstock.rpc.deps import Deps
+from penstock.rpc.standing import state_of
 from penstock.settings import Settings
 from penstock.slurm.choose import choose
 from penstock.slurm.port import Slurm

@@ -509,6 +509,10 @@ def _no_database() -> None:
     raise psycopg.OperationalError("the server closed the connection")
 
 
+HEEDING = ("env", "--default-signal=INT")
+"""What a shell starts in the background ignores SIGINT, and so would all that the tests start from there."""
+
+
 class TestFollowing:
     """Commands that run until they are interrupted, as processes of their own, for only those can be."""
 
@@ -520,6 +524,7 @@ class TestFollowing:
 
         async def start(*arguments: str) -> asyncio.subprocess.Process:
             process = await asyncio.create_subprocess_exec(
+                *HEEDING,
                 sys.executable,
                 "-c",
                 "from penstock.cli.entry import main; main()",
@@ -596,7 +601,7 @@ class TestFollowing:
 
     async def test_ctrl_c_ends_a_command_that_does_not_hear_of_it(self) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", DEAF, stdout=asyncio.subprocess.PIPE
+            *HEEDING, sys.executable, "-c", DEAF, stdout=asyncio.subprocess.PIPE
         )
         try:
             assert await self.line(process) == ["begun"]

@@ -98,5 +98,9 @@ async def test_a_preempted_job_is_told_and_queued_again(lane: RealLane) -> None:
     await lane.slurm.submit(high)
     again = await job_when(lane, low.name, lambda job: job.restarts == 1, "was queued again")
     assert again.job_id == job_id
-    assert lane.signals(low)[:1] == ["TERM"]
+
+    async def noted() -> list[str]:
+        return lane.signals(low)
+
+    assert (await until("the signal", noted, bool))[:1] == ["TERM"]
     await lane.ready(high)

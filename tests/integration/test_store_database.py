@@ -129,16 +129,21 @@ class TestTransactions:
         def count(_conn: object, _cursor: object, statement: str, *_: object) -> None:
             statements.append(statement)
 
-        assert await load() == 0
-        empty = len(statements)
-        async with database.transaction() as conn:
-            for name in ("a", "b", "c"):
-                made = await deployments.create(conn, name, {}, SPEC, NOW)
-                for number in range(5):
-                    replica = await replicas.create(conn, made.uid, 1, NOW)
-                    await attempts.insert(conn, replica.uid, f"{name}{number}", "#!", "hash", NOW)
-        assert await load() == 15
-        assert len(statements) == empty == 2
+        async def fill(names: str) -> None:
+            async with database.transaction() as conn:
+                for name in names:
+                    made = await deployments.create(conn, name, {}, SPEC, NOW)
+                    for number in range(5):
+                        replica = await replicas.create(conn, made.uid, 1, NOW)
+                        await attempts.insert(conn, replica.uid, f"{name}{number}", "#!", "hash", NOW)
+
+        await fill("a")
+        assert await load() == 5
+        one = len(statements)
+        await fill("bcd")
+        assert await load() == 20
+        # When the server started, which rows changed, and those rows, of deployments and of replicas.
+        assert len(statements) == one == 5
 
 
 class TestOutages:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.conditions import summary
-from penstock.core.model import Deployment, Replica
-from penstock.rpc import pages
+from penstock.rpc import pages, standing
 from penstock.rpc.convert.decision import decision_out
 from penstock.rpc.convert.explain import explanation_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.nudges import Nudges
 from penstock.rpc.refusals import not_found
-from penstock.store.database import Database
-from penstock.store.queries import decisions, deployments, replicas
+from penstock.store.queries import decisions, replicas
 from penstock.v1 import decision_pb2 as pb
 from penstock.v1 import decision_pb2_grpc
 
@@ -26,7 +22,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 BATCH = 500
 """Decisions that a watch reads at a time."""
 EXPLAINED = 20
-MAX_REPLICAS = 10_000
 
 
 class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
@@ -77,8 +72,8 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         async with self._db.snapshot() as conn:
-            deployment, shown = await _whole(conn, request.deployment)
-            sentence = _sentence(deployment, shown)
+            deployment, shown = await standing.whole(conn, request.deployment)
+            sentence = standing.sentence(deployment, shown)
             if request.replica:
                 one = await replicas.get(conn, request.replica)
                 if one.deployment_uid != deployment.uid:
@@ -88,18 +83,3 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
                 conn, deployment=deployment.name, replica=request.replica, limit=EXPLAINED
             )
         return explanation_out(sentence, deployment, shown, log)
-
-
-async def state_of(db: Database, name: str) -> str:
-    """How a deployment is, in the sentence that Explain begins with. Raises NotFound."""
-    async with db.snapshot() as conn:
-        return _sentence(*await _whole(conn, name))
-
-
-async def _whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:
-    deployment = await deployments.get(conn, name)
-    return deployment, await replicas.list_page(conn, deployment=name, limit=MAX_REPLICAS)
-
-
-def _sentence(deployment: Deployment, found: Sequence[Replica]) -> str:
-    return summary(deployment, [(replica.state, replica.message) for replica in found])

@@ -7,19 +7,17 @@ and commits it in one transaction or not at all. Acts on nothing: the controller
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.model import Deployment
-from penstock.core.spec import Spec
-from penstock.rpc import history, pages
+from penstock.rpc import pages
 from penstock.rpc.admit import Admission, version_in
 from penstock.rpc.admitted import Admitted
-from penstock.rpc.changes import needs_revision, with_count_and_policies_of
+from penstock.rpc.changes import needs_revision
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.decision import planned_out
 from penstock.rpc.convert.deployment import deployment_out, new_deployment, revisions_out
@@ -27,6 +25,7 @@ from penstock.rpc.deps import Deps
 from penstock.rpc.forecast import forecast
 from penstock.rpc.masks import differences
 from penstock.rpc.nudges import Nudges
+from penstock.rpc.revise import LOST_RACES, restart, roll_back
 from penstock.rpc.watch import Change, Changes
 from penstock.store.errors import NameTaken, NotFound, VersionConflict
 from penstock.store.filters import Match, Term, parse_filter
@@ -37,8 +36,6 @@ from penstock.v1 import deployment_pb2_grpc, metadata_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-LOST_RACES = 5
-"""How often an apply that asks for no version looks again because somebody wrote in between."""
 MAX_WATCHED = 10_000
 """Deployments that one watch keeps a digest of."""
 
@@ -164,22 +161,18 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def RestartDeployment(
         self, request: pb.RestartDeploymentRequest, context: Context
     ) -> pb.RestartDeploymentResponse:
-        async def same(_: AsyncConnection, found: Deployment) -> Spec:
-            # A revision that differs in nothing but its number: the rollout does the rest.
-            return found.spec
-
-        return pb.RestartDeploymentResponse(deployment=await self._revise(request.name, same))
+        found = await restart(self._db, request.name, self._deps.clock())
+        async with self._db.snapshot() as conn:
+            shown = deployment_out(found, await _counts(conn, found.uid))
+        return pb.RestartDeploymentResponse(deployment=shown)
 
     async def RollbackDeployment(
         self, request: pb.RollbackDeploymentRequest, context: Context
     ) -> pb.RollbackDeploymentResponse:
-        async def earlier(conn: AsyncConnection, found: Deployment) -> Spec | None:
-            number = request.revision or await history.previous(conn, found)
-            if number == found.revision:
-                return None  # It is so already; the same call may have been made before.
-            return with_count_and_policies_of(found.spec, await history.spec_of(conn, found, number))
-
-        return pb.RollbackDeploymentResponse(deployment=await self._revise(request.name, earlier))
+        found = await roll_back(self._db, request.name, request.revision, self._deps.clock())
+        async with self._db.snapshot() as conn:
+            shown = deployment_out(found, await _counts(conn, found.uid))
+        return pb.RollbackDeploymentResponse(deployment=shown)
 
     async def PauseDeployment(
         self, request: pb.PauseDeploymentRequest, context: Context
@@ -239,32 +232,6 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             # The names that clients may ask for may be other ones now.
             self._deps.on_routing_change()
         return pb.ApplyDeploymentResponse(deployment=shown, outcome=outcome, warnings=admitted.warnings)
-
-    async def _revise(
-        self, name: str, choose: Callable[[AsyncConnection, Deployment], Awaitable[Spec | None]]
-    ) -> pb.Deployment:
-        """A new revision of what `choose` makes of the deployment as it is (None: none is needed), whoever else writes
-        meanwhile. Raises VersionConflict after LOST_RACES."""
-        for tried in range(LOST_RACES):
-            try:
-                async with self._db.transaction() as conn:
-                    found = await deployments.get(conn, name)
-                    spec = await choose(conn, found)
-                    if spec is not None:
-                        found = await deployments.update_spec(
-                            conn,
-                            found.name,
-                            spec,
-                            None,
-                            self._deps.clock(),
-                            new_revision=True,
-                            expected_version=found.resource_version,
-                        )
-                    return deployment_out(found, await _counts(conn, found.uid))
-            except VersionConflict:
-                if tried == LOST_RACES - 1:
-                    raise
-        raise AssertionError("the last try returns or raises")
 
     async def _watched(self, request: pb.WatchDeploymentsRequest) -> dict[str, pb.Deployment]:
         """Everything the watch is about, by name, as of one instant."""

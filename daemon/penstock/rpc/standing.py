@@ -1,0 +1,32 @@
+"""How a deployment is, in one sentence: what `why` begins with, and what a client hears whom nobody can serve now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.core.conditions import summary
+from penstock.core.model import Deployment, Replica
+from penstock.store.database import Database
+from penstock.store.queries import deployments, replicas
+
+MAX_REPLICAS = 10_000
+"""As many as a deployment may have."""
+
+
+async def state_of(db: Database, name: str) -> str:
+    """How a deployment is, in the sentence that Explain begins with. Raises NotFound."""
+    async with db.snapshot() as conn:
+        return sentence(*await whole(conn, name))
+
+
+async def whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:
+    """The deployment with its replicas. Raises NotFound."""
+    deployment = await deployments.get(conn, name)
+    return deployment, await replicas.list_page(conn, deployment=name, limit=MAX_REPLICAS)
+
+
+def sentence(deployment: Deployment, found: Sequence[Replica]) -> str:
+    """The sentence, from what `whole` gives."""
+    return summary(deployment, [(replica.state, replica.message) for replica in found])
