@@ -75,9 +75,9 @@ async def test_output_and_errors_go_to_one_file(lane: RealLane) -> None:
 
 @pytest.mark.parametrize("lane", ["22.05-cli", "26.05-pyslurm"], indirect=True)
 async def test_a_warning_before_the_time_limit_reaches_the_batch_shell_alone(lane: RealLane) -> None:
-    # Slurm's shortest limit is a minute, and it looks at limits every half minute: asked for 59 s ahead, the warning
-    # comes at the first look.
-    wanted = lane.submission("stay", time_limit_s=60, warn_signal_s=59)
+    # Slurm looks at limits every half minute: asked for 100 s ahead, the warning comes 20 to 50 s after the start,
+    # when the script has long set its trap and the limit is still far.
+    wanted = lane.submission("stay", time_limit_s=120, warn_signal_s=100)
     await lane.slurm.submit(wanted)
 
     async def noted() -> list[str]:

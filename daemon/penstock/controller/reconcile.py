@@ -71,7 +71,7 @@ class Reconciler:
         """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
 
     async def tick(self) -> Outcome:
-        """Runs one pass. Raises NotLeader, the database's outages, and bugs; Slurm's failures are
+        """Runs one pass. Raises LeaseLost, the database's outages, and bugs; Slurm's failures are
         observations."""
         tick = secrets.token_hex(4)
         seen = await self._observer.look()
