@@ -11,7 +11,7 @@ from tests.simulation.seeds import Ground, play_until
 
 FIXED = [f"fixed {number}" for number in range(16)]
 FRESH_S = float(os.environ.get("PENSTOCK_SIMULATION_SECONDS", "0"))
-"""How long fresh seeds are played. Unset: not at all, since seed b0fd29e7 is known to break rule 5 and is not mended yet."""
+"""How long fresh seeds are played. Unset: not at all, since seed b0fd29e7 breaks rule 5 and is not mended yet."""
 
 
 async def test_fixed_seeds(field: Ground) -> None:
