@@ -211,7 +211,9 @@ async def job_changes(world: World) -> None:
         elif kind == "end":
             slurm.end(job_id, world.random.choice(ENDS))
         elif kind == "show":
-            slurm.show(job_id, world.random.choice(HALTING))
+            shown = world.random.choice(HALTING)
+            slurm.show(job_id, shown)
+            kind = f"shown as {shown}"
         elif kind == "unknown":
             slurm.show(job_id, JobState.UNKNOWN, "HIBERNATED")
         elif kind == "clear":
@@ -225,7 +227,9 @@ async def job_changes(world: World) -> None:
         elif kind == "release":
             slurm.release(job_id)
         elif kind == "show":
-            slurm.show(job_id, world.random.choice(HELD))
+            shown = world.random.choice(HELD)
+            slurm.show(job_id, shown)
+            kind = f"shown as {shown}"
         else:
             await slurm.cancel(job_id, name=job.submission.name)
     world.say(f"job {job_id} is changed from outside: {kind}")

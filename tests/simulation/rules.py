@@ -53,6 +53,9 @@ ORDER BY 1, 2
 """
 """Every row that a tick may write, with the transaction that wrote it last."""
 
+SERVING = (JobState.UNKNOWN, JobState.RESIZING, JobState.SIGNALING)
+"""Shown of a job whose processes run all the same: a state that nobody knows says nothing against its agent."""
+
 TIMEOUTS = (Reason.STARTUP_TIMEOUT.word, Reason.REPORT_TIMEOUT.word)
 PATIENCE = 0.74
 """Of the doubled back-off at least this share must be waited: the rest may be jitter."""
@@ -128,8 +131,7 @@ class Rules:
         serving = {}
         for row in rows:
             job = there.get(row.job_id)
-            # A state that nobody knows says nothing against the agent, which speaks.
-            plain = job is not None and (job.shown is None or job.shown[0] is JobState.UNKNOWN)
+            plain = job is not None and (job.shown is None or job.shown[0] in SERVING)
             fit = job is not None and job.state is JobState.RUNNING and plain
             if not fit or job is None or job.restarts != row.restart_count or row.phase != "ready":
                 continue

@@ -276,6 +276,11 @@ def _by_job_state(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if job.state in HALTED_STATES:
         message = f"job {job.job_id} is suspended in Slurm"
         return scene.decide(Reason.SUSPENDED, ReplicaState.QUEUED, message)
+    if (
+        job.state is JobState.CONFIGURING
+    ):  # Whatever its agent said, that was before: its nodes are being booted.
+        message = f"job {job.job_id} has its nodes, and Slurm makes them ready"
+        return scene.decide(Reason.STARTING, ReplicaState.STARTING, message)
     return _staying(scene, attempt, job)
 
 

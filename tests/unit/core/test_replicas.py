@@ -543,12 +543,12 @@ ROWS = [
         "job 7 runs on gpu1: loading weights; given up at 14:09:00",
     ),
     Row(
-        "starting without a start time",
-        known(bare := job(J.CONFIGURING, started_at=None, nodes="")),
+        "its nodes are being made ready anew, whatever its agent said before",
+        known(bare := job(J.CONFIGURING, started_at=None, nodes=""), phase=Phase.READY, reported_at=at(-1)),
         bare,
         R.STARTING,
         S.STARTING,
-        "job 7 runs without a node: the agent has not registered yet",
+        "job 7 has its nodes, and Slurm makes them ready",
     ),
     Row(
         "startup time-out",
