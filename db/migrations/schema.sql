@@ -59,6 +59,8 @@ CREATE TABLE public.attempts (
     generation_tokens_total bigint DEFAULT 0 NOT NULL,
     secret_hash text NOT NULL,
     script text NOT NULL,
+    handover_at timestamp with time zone,
+    placement integer DEFAULT 0 NOT NULL,
     CONSTRAINT attempts_ended_at_check CHECK ((ended_at >= intended_at)),
     CONSTRAINT attempts_failed_check CHECK (((NOT failed) OR (ended_at IS NOT NULL))),
     CONSTRAINT attempts_host_check CHECK ((((host IS NULL) = (port IS NULL)) AND (host <> ''::text))),
@@ -67,6 +69,7 @@ CREATE TABLE public.attempts (
     CONSTRAINT attempts_kv_cache_usage_check CHECK (((kv_cache_usage >= (0)::double precision) AND (kv_cache_usage <= (1)::double precision))),
     CONSTRAINT attempts_number_check CHECK ((number >= 1)),
     CONSTRAINT attempts_phase_check CHECK ((phase = ANY (ARRAY['none'::text, 'registered'::text, 'starting'::text, 'ready'::text, 'draining'::text, 'failed'::text, 'ended'::text]))),
+    CONSTRAINT attempts_placement_check CHECK ((placement >= 0)),
     CONSTRAINT attempts_port_check CHECK (((port >= 1) AND (port <= 65535))),
     CONSTRAINT attempts_ready_at_check CHECK (((ready_at IS NULL) OR (registered_at IS NOT NULL))),
     CONSTRAINT attempts_registered_at_check CHECK (((registered_at IS NULL) OR (host IS NOT NULL))),
@@ -121,12 +124,17 @@ CREATE TABLE public.deployments (
     conditions jsonb DEFAULT '[]'::jsonb NOT NULL,
     created_at timestamp with time zone NOT NULL,
     deleted_at timestamp with time zone,
+    rollout_paused boolean DEFAULT false NOT NULL,
+    promoted_revision bigint DEFAULT 0 NOT NULL,
+    rollout jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT deployments_conditions_check CHECK ((jsonb_typeof(conditions) = 'array'::text)),
     CONSTRAINT deployments_counts_check CHECK (((generation >= 1) AND (revision >= 1) AND (next_replica_number >= 1))),
     CONSTRAINT deployments_force_delete_check CHECK (((NOT force_delete) OR (deleted_at IS NOT NULL))),
     CONSTRAINT deployments_labels_check CHECK ((jsonb_typeof(labels) = 'object'::text)),
     CONSTRAINT deployments_name_check CHECK ((name <> ''::text)),
     CONSTRAINT deployments_observed_generation_check CHECK (((observed_generation >= 0) AND (observed_generation <= generation))),
+    CONSTRAINT deployments_promoted_revision_check CHECK (((promoted_revision >= 0) AND (promoted_revision <= revision))),
+    CONSTRAINT deployments_rollout_check CHECK ((jsonb_typeof(rollout) = 'object'::text)),
     CONSTRAINT deployments_secret_check CHECK ((secret <> ''::text)),
     CONSTRAINT deployments_spec_check CHECK ((jsonb_typeof(spec) = 'object'::text))
 );
@@ -175,6 +183,7 @@ CREATE TABLE public.replicas (
     leaving boolean DEFAULT false NOT NULL,
     created_at timestamp with time zone NOT NULL,
     removed_at timestamp with time zone,
+    burst boolean DEFAULT false NOT NULL,
     CONSTRAINT replicas_failures_check CHECK ((failures >= 0)),
     CONSTRAINT replicas_number_check CHECK ((number >= 1)),
     CONSTRAINT replicas_removed_at_check CHECK (((state = 'removed'::text) = (removed_at IS NOT NULL))),
@@ -193,8 +202,11 @@ CREATE TABLE public.revisions (
     number bigint NOT NULL,
     spec jsonb NOT NULL,
     created_at timestamp with time zone NOT NULL,
+    author text DEFAULT ''::text NOT NULL,
+    cause text DEFAULT ''::text NOT NULL,
     CONSTRAINT revisions_number_check CHECK ((number >= 1)),
-    CONSTRAINT revisions_spec_check CHECK ((jsonb_typeof(spec) = 'object'::text))
+    CONSTRAINT revisions_spec_check CHECK ((jsonb_typeof(spec) = 'object'::text)),
+    CONSTRAINT revisions_words_check CHECK (((char_length(author) <= 256) AND (char_length(cause) <= 1024)))
 );
 
 ALTER TABLE ONLY public.attempts

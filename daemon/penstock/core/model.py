@@ -89,6 +89,10 @@ class Attempt:
     """When its job was told to drain (SIGTERM)."""
     cancelled_at: datetime | None = None
     """When its job was told to end (scancel)."""
+    handover_at: datetime | None = None
+    """Since when it has been decided that a successor is to take over before its job's time is up."""
+    placement: int = 0
+    """Which of its replica's placements it was submitted to, from 0."""
     ended_at: datetime | None = None
     end_message: str = ""
     """One sentence: how it ended."""
@@ -119,6 +123,8 @@ class Replica:
     failures: int = 0
     """Attempts in a row that ended without being asked to."""
     next_attempt_at: datetime | None = None
+    burst: bool = False
+    """It is one of those beyond the guaranteed base, and runs in `Spec.burst.placements`."""
     leaving: bool = False
     """It is to go and not to come back: scaled away, replaced, or its deployment deleted."""
     removed_at: datetime | None = None
@@ -162,6 +168,19 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """What the controller must remember of a deployment's rollouts. Nobody else writes it."""
+
+    stable_revision: int = 0
+    """The newest revision that all wanted replicas were ready of; 0: none was yet."""
+    canary_since: datetime | None = None
+    """Since when the canary of the current revision has been wholly ready; the bake time counts from here."""
+    failed_revision: int = 0
+    """The revision whose rollout was stopped; 0: none was."""
+    failed_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A named model that someone wants served, and what the controller last said of it."""
 
@@ -175,6 +194,11 @@ class Deployment:
     created_at: datetime
     labels: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
+    rollout_paused: bool = False
+    """Only its rollouts stand still: replicas are kept as they are, and replaced when they die."""
+    promoted_revision: int = 0
+    """Canaries of revisions up to this one were promoted by somebody."""
+    rollout: RolloutRecord = RolloutRecord()
     deleted_at: datetime | None = None
     force_delete: bool = False
     observed_generation: int = 0
@@ -193,6 +217,10 @@ class Revision:
     number: int
     spec: Spec
     created_at: datetime
+    author: str = ""
+    """Who made it, as the client said; empty: it did not say."""
+    cause: str = ""
+    """Why, in the author's words, or what made it: a rollback, a restart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,22 @@ class RolloutStrategy(enum.StrEnum):
 
     ROLLING_UPDATE = "rolling-update"
     RECREATE = "recreate"
+    CANARY = "canary"
+
+
+class OutsideChanges(enum.StrEnum):
+    """What is done when somebody else cancels, holds or alters a replica's job."""
+
+    REPAIR = "repair"
+    RESPECT = "respect"
+
+
+class NodeSpread(enum.StrEnum):
+    """How replicas lie on the nodes."""
+
+    ANY = "any"
+    SPREAD = "spread"
+    PACK = "pack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,28 @@ class Placement:
     time_limit_s: int | None = None
     exclusive: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    patience_s: int = 600
+    """How long a job may wait in the queue before the next placement is tried; of no meaning for the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """Replicas beyond a guaranteed base, on resources that may be taken away."""
+
+    base: int = 0
+    placements: tuple[Placement, ...] = ()
+    """At least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Replacing a replica before its job reaches its time limit."""
+
+    enabled: bool = True
+    margin_s: int = 120
+    """On top of the estimated wait in the queue and the measured cold start."""
+    stagger_percent: int = 10
+    """By up to this share each job's time limit is shortened, a different one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +133,16 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A share of the replicas that runs a new revision before the others do."""
+
+    percent: int
+    """1 to 99; at least one replica."""
+    bake_s: int | None = None
+    """Promoted by itself once the canary has been ready for so long. None: by hand only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """How far a rollout may go above and below the wanted number of replicas."""
 
@@ -103,6 +151,11 @@ class Rollout:
     """Replicas above the wanted number: a number or a percentage, which `share` reads."""
     max_unavailable: str = "0"
     """Ready replicas below the wanted number, in the same form."""
+    progress_deadline_s: int | None = None
+    """From a job's start until its replica is ready; after that the rollout stops. None: `Probes.startup_timeout_s`."""
+    rollback_on_failure: bool = False
+    canary: Canary | None = None
+    """Set with the strategy `CANARY`, and only then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +193,18 @@ class Spec:
     rollout: Rollout = Rollout()
     restart: RestartPolicy = RestartPolicy()
     drain_timeout_s: int = 60
+    fallbacks: tuple[Placement, ...] = ()
+    """Placements that are tried in order when patience with `placement` is at its end."""
+    burst: Burst | None = None
+    """None: every replica is a guaranteed one."""
+    node_spread: NodeSpread = NodeSpread.ANY
+    handover: Handover = Handover()
+    outside_changes: OutsideChanges = OutsideChanges.REPAIR
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Those of guaranteed replicas, in the order in which they are tried; at least one."""
+        return (self.placement, *self.fallbacks)
 
 
 def share(text: str, of: int, *, up: bool) -> int:

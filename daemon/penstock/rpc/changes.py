@@ -12,11 +12,20 @@ from penstock.core.spec import Spec
 def needs_revision(old: Spec, new: Spec) -> bool:
     """Whether a running replica depends on the difference.
 
-    How many there are, how they are rolled out and how they are restarted is the controller's affair alone.
+    How many there are, and how they are rolled out, restarted, spread and handed over, is the controller's affair.
     """
     return with_count_and_policies_of(new, old) != new
 
 
 def with_count_and_policies_of(spec: Spec, other: Spec) -> Spec:
     """`other` with everything of `spec` that is not part of a revision."""
-    return replace(other, replicas=spec.replicas, rollout=spec.rollout, restart=spec.restart)
+    return replace(
+        other,
+        replicas=spec.replicas,
+        rollout=spec.rollout,
+        restart=spec.restart,
+        burst=spec.burst,
+        node_spread=spec.node_spread,
+        handover=spec.handover,
+        outside_changes=spec.outside_changes,
+    )

@@ -293,6 +293,10 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.rollout.progress_deadline_s": spec.rollout.HasField("progress_deadline_s"),
         "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
         "spec.rollout.canary": spec.rollout.HasField("canary"),
+        "spec.handover": spec.HasField("handover"),
+        "spec.burst": spec.HasField("burst"),
+        "spec.outside_changes": bool(spec.outside_changes),
+        "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
         "spec.admission": spec.HasField("admission"),
     }

@@ -38,6 +38,48 @@ ENGINE_TASK_EMBED: EngineTask.ValueType  # 2
 """Embeddings, scores, reranking."""
 Global___EngineTask: _TypeAlias = EngineTask  # noqa: Y015
 
+class _OutsideChanges:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutsideChangesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutsideChanges.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTSIDE_CHANGES_UNSPECIFIED: _OutsideChanges.ValueType  # 0
+    OUTSIDE_CHANGES_REPAIR: _OutsideChanges.ValueType  # 1
+    """A cancelled job is submitted anew, a held one is replaced."""
+    OUTSIDE_CHANGES_RESPECT: _OutsideChanges.ValueType  # 2
+    """It stays as somebody left it, and the replica says so, until the deployment is restarted or changed."""
+
+class OutsideChanges(_OutsideChanges, metaclass=_OutsideChangesEnumTypeWrapper): ...
+
+OUTSIDE_CHANGES_UNSPECIFIED: OutsideChanges.ValueType  # 0
+OUTSIDE_CHANGES_REPAIR: OutsideChanges.ValueType  # 1
+"""A cancelled job is submitted anew, a held one is replaced."""
+OUTSIDE_CHANGES_RESPECT: OutsideChanges.ValueType  # 2
+"""It stays as somebody left it, and the replica says so, until the deployment is restarted or changed."""
+Global___OutsideChanges: _TypeAlias = OutsideChanges  # noqa: Y015
+
+class _NodeSpread:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeSpreadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeSpread.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_SPREAD_UNSPECIFIED: _NodeSpread.ValueType  # 0
+    NODE_SPREAD_SPREAD: _NodeSpread.ValueType  # 1
+    """On as many nodes as there are, so that one node's end takes few replicas. Where none is left without a replica, nodes are shared."""
+    NODE_SPREAD_PACK: _NodeSpread.ValueType  # 2
+    """On as few nodes as possible."""
+
+class NodeSpread(_NodeSpread, metaclass=_NodeSpreadEnumTypeWrapper): ...
+
+NODE_SPREAD_UNSPECIFIED: NodeSpread.ValueType  # 0
+NODE_SPREAD_SPREAD: NodeSpread.ValueType  # 1
+"""On as many nodes as there are, so that one node's end takes few replicas. Where none is left without a replica, nodes are shared."""
+NODE_SPREAD_PACK: NodeSpread.ValueType  # 2
+"""On as few nodes as possible."""
+Global___NodeSpread: _TypeAlias = NodeSpread  # noqa: Y015
+
 class _RolloutStrategy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -81,10 +123,18 @@ class DeploymentSpec(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     DRAIN_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
+    HANDOVER_FIELD_NUMBER: _builtins.int
+    OUTSIDE_CHANGES_FIELD_NUMBER: _builtins.int
+    NODE_SPREAD_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """How many copies. Unset: 1. Ignored while `scaling` is set."""
     drain_timeout_s: _builtins.int
     """How long a replica that is to go may finish its running requests. Unset: 60. Afterwards they are cut."""
+    outside_changes: Global___OutsideChanges.ValueType
+    """What is done when somebody else cancels, holds or alters the job of a replica. Unset: repair."""
+    node_spread: Global___NodeSpread.ValueType
+    """How replicas lie on the nodes. Unset: as Slurm places them."""
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -107,6 +157,14 @@ class DeploymentSpec(_message.Message):
     def scaling(self) -> Global___Scaling: ...
     @_builtins.property
     def admission(self) -> Global___Admission: ...
+    @_builtins.property
+    def handover(self) -> Global___Handover:
+        """Replacing a replica before its job reaches its time limit."""
+
+    @_builtins.property
+    def burst(self) -> Global___Burst:
+        """Replicas beyond a guaranteed base, on resources that may be taken away. Unset: every replica is a guaranteed one."""
+
     def __init__(
         self,
         *,
@@ -122,10 +180,14 @@ class DeploymentSpec(_message.Message):
         scaling: Global___Scaling | None = ...,
         drain_timeout_s: _builtins.int | None = ...,
         admission: Global___Admission | None = ...,
+        handover: Global___Handover | None = ...,
+        outside_changes: Global___OutsideChanges.ValueType | None = ...,
+        node_spread: Global___NodeSpread.ValueType | None = ...,
+        burst: Global___Burst | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "model", b"model", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "model", b"model", "placements", b"placements", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "node_spread", b"node_spread", "outside_changes", b"outside_changes", "placements", b"placements", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__drain_timeout_s: _TypeAlias = _typing.Literal["drain_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__drain_timeout_s: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s"]  # noqa: Y015
@@ -478,7 +540,9 @@ class Placement(_message.Message):
     exclusive: _builtins.bool
     """Whole nodes, shared with nobody."""
     patience_s: _builtins.int
-    """How long a job may wait here before the next placement is tried. Not supported yet."""
+    """How long a job may wait in the queue here before the next placement is tried; after the last one it waits there for good.
+    Unset: 600. Of no meaning for the last.
+    """
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Further long options of sbatch without their dashes, such as `licenses: foo:2`; an empty value makes a flag. What Penstock sets
@@ -507,6 +571,71 @@ class Placement(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__patience_s) -> _WhichOneofReturnType__patience_s | None: ...
 
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Handover(_message.Message):
+    """A successor is started when the time that is left of a job is no longer than the estimated wait in the queue, the measured cold
+    start and the margin together; the old replica drains once the successor is ready. A change of this makes no revision.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISABLED_FIELD_NUMBER: _builtins.int
+    MARGIN_S_FIELD_NUMBER: _builtins.int
+    STAGGER_PERCENT_FIELD_NUMBER: _builtins.int
+    disabled: _builtins.bool
+    """No successor is started ahead of time: the time limit ends the replica, and it is started again."""
+    margin_s: _builtins.int
+    """On top of the estimates, and shorter than the time limit. Unset: 120."""
+    stagger_percent: _builtins.int
+    """Each job's time limit is shortened by up to this share, a different one each, so that they do not all end at once. Unset: 10."""
+    def __init__(
+        self,
+        *,
+        disabled: _builtins.bool | None = ...,
+        margin_s: _builtins.int | None = ...,
+        stagger_percent: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin_s", b"_margin_s", "_stagger_percent", b"_stagger_percent", "margin_s", b"margin_s", "stagger_percent", b"stagger_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin_s", b"_margin_s", "_stagger_percent", b"_stagger_percent", "disabled", b"disabled", "margin_s", b"margin_s", "stagger_percent", b"stagger_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__margin_s: _TypeAlias = _typing.Literal["margin_s"]  # noqa: Y015
+    _WhichOneofArgType__margin_s: _TypeAlias = _typing.Literal["_margin_s", b"_margin_s"]  # noqa: Y015
+    _WhichOneofReturnType__stagger_percent: _TypeAlias = _typing.Literal["stagger_percent"]  # noqa: Y015
+    _WhichOneofArgType__stagger_percent: _TypeAlias = _typing.Literal["_stagger_percent", b"_stagger_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_s) -> _WhichOneofReturnType__margin_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stagger_percent) -> _WhichOneofReturnType__stagger_percent | None: ...
+
+Global___Handover: _TypeAlias = Handover  # noqa: Y015
+
+@_typing.final
+class Burst(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    base: _builtins.int
+    """So many replicas run in `spec.placements`; those beyond run in `placements`."""
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]:
+        """Tried in order, as `spec.placements`: a preemptable partition or QOS."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.int | None = ...,
+        placements: _abc.Iterable[Global___Placement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "placements", b"placements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Burst: _TypeAlias = Burst  # noqa: Y015
 
 @_typing.final
 class Probes(_message.Message):

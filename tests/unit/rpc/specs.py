@@ -57,7 +57,7 @@ def placements(draw: st.DrawFn) -> core.Placement:
 @st.composite
 def rollouts(draw: st.DrawFn) -> core.Rollout:
     return core.Rollout(
-        strategy=draw(st.sampled_from(core.RolloutStrategy)),
+        strategy=draw(st.sampled_from([core.RolloutStrategy.ROLLING_UPDATE, core.RolloutStrategy.RECREATE])),
         max_surge=draw(shares),
         max_unavailable=draw(st.one_of(st.just("0"), shares)),
     )

@@ -24,6 +24,16 @@ _TASKS = {
 _STRATEGIES = {
     core.RolloutStrategy.ROLLING_UPDATE: pb.ROLLOUT_STRATEGY_ROLLING_UPDATE,
     core.RolloutStrategy.RECREATE: pb.ROLLOUT_STRATEGY_RECREATE,
+    core.RolloutStrategy.CANARY: pb.ROLLOUT_STRATEGY_CANARY,
+}
+_OUTSIDE_CHANGES = {
+    core.OutsideChanges.REPAIR: pb.OUTSIDE_CHANGES_REPAIR,
+    core.OutsideChanges.RESPECT: pb.OUTSIDE_CHANGES_RESPECT,
+}
+_SPREADS = {
+    core.NodeSpread.ANY: pb.NODE_SPREAD_UNSPECIFIED,
+    core.NodeSpread.SPREAD: pb.NODE_SPREAD_SPREAD,
+    core.NodeSpread.PACK: pb.NODE_SPREAD_PACK,
 }
 
 
@@ -62,13 +72,14 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
         ),
         placement=_placement_in(spec.placements[0]) if spec.placements else default.placement,
         probes=_probes_in(spec.probes),
-        rollout=core.Rollout(
-            strategy=_key(_STRATEGIES, spec.rollout.strategy) or default.rollout.strategy,
-            max_surge=spec.rollout.max_surge or default.rollout.max_surge,
-            max_unavailable=spec.rollout.max_unavailable or default.rollout.max_unavailable,
-        ),
+        rollout=_rollout_in(spec.rollout),
         restart=_restart_in(spec.restart),
         drain_timeout_s=spec.drain_timeout_s if spec.HasField("drain_timeout_s") else default.drain_timeout_s,
+        fallbacks=tuple(map(_placement_in, spec.placements[1:])),
+        burst=_burst_in(spec.burst) if spec.HasField("burst") else None,
+        node_spread=_key(_SPREADS, spec.node_spread) or default.node_spread,
+        handover=_handover_in(spec.handover),
+        outside_changes=_key(_OUTSIDE_CHANGES, spec.outside_changes) or default.outside_changes,
     )
 
 
@@ -107,8 +118,8 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
                 nodes=_unless(spec.resources.nodes, default.resources.nodes),
             )
         )
-    if spec.placement != default.placement:
-        message.placements.append(_placement_out(spec.placement))
+    if spec.placements != default.placements:
+        message.placements.extend(map(_placement_out, spec.placements))
     if spec.probes != default.probes:
         message.probes.CopyFrom(
             pb.Probes(
@@ -117,13 +128,7 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
             )
         )
     if spec.rollout != default.rollout:
-        message.rollout.CopyFrom(
-            pb.Rollout(
-                strategy=_unless(_STRATEGIES[spec.rollout.strategy], _STRATEGIES[default.rollout.strategy]),
-                max_surge=_unless(spec.rollout.max_surge, default.rollout.max_surge),
-                max_unavailable=_unless(spec.rollout.max_unavailable, default.rollout.max_unavailable),
-            )
-        )
+        message.rollout.CopyFrom(_rollout_out(spec.rollout))
     if spec.restart != default.restart:
         message.restart.CopyFrom(
             pb.RestartPolicy(
@@ -133,10 +138,65 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
                 max_failures_per_hour=spec.restart.max_failures_per_hour,
             )
         )
+    if spec.burst is not None:
+        message.burst.CopyFrom(
+            pb.Burst(base=spec.burst.base, placements=map(_placement_out, spec.burst.placements))
+        )
+    if spec.handover != default.handover:
+        message.handover.CopyFrom(
+            pb.Handover(
+                disabled=not spec.handover.enabled,
+                margin_s=_unless(spec.handover.margin_s, default.handover.margin_s),
+                stagger_percent=_unless(spec.handover.stagger_percent, default.handover.stagger_percent),
+            )
+        )
+    message.node_spread = _SPREADS[spec.node_spread]
+    if spec.outside_changes != default.outside_changes:
+        message.outside_changes = _OUTSIDE_CHANGES[spec.outside_changes]
     return message
 
 
+def _rollout_in(rollout: pb.Rollout) -> core.Rollout:
+    default = core.Rollout()
+    canary = core.Canary(rollout.canary.percent, rollout.canary.bake_s or None)
+    return core.Rollout(
+        strategy=_key(_STRATEGIES, rollout.strategy) or default.strategy,
+        max_surge=rollout.max_surge or default.max_surge,
+        max_unavailable=rollout.max_unavailable or default.max_unavailable,
+        progress_deadline_s=rollout.progress_deadline_s or None,
+        rollback_on_failure=rollout.rollback_on_failure,
+        canary=canary if rollout.HasField("canary") else None,
+    )
+
+
+def _rollout_out(rollout: core.Rollout) -> pb.Rollout:
+    default, canary = core.Rollout(), rollout.canary
+    return pb.Rollout(
+        strategy=_unless(_STRATEGIES[rollout.strategy], _STRATEGIES[default.strategy]),
+        max_surge=_unless(rollout.max_surge, default.max_surge),
+        max_unavailable=_unless(rollout.max_unavailable, default.max_unavailable),
+        progress_deadline_s=rollout.progress_deadline_s,
+        rollback_on_failure=rollout.rollback_on_failure,
+        canary=None if canary is None else pb.Canary(percent=canary.percent, bake_s=canary.bake_s),
+    )
+
+
+def _burst_in(burst: pb.Burst) -> core.Burst:
+    return core.Burst(burst.base, tuple(map(_placement_in, burst.placements)))
+
+
+def _handover_in(handover: pb.Handover) -> core.Handover:
+    default = core.Handover()
+    stagger = handover.stagger_percent
+    return core.Handover(
+        enabled=not handover.disabled,
+        margin_s=handover.margin_s if handover.HasField("margin_s") else default.margin_s,
+        stagger_percent=stagger if handover.HasField("stagger_percent") else default.stagger_percent,
+    )
+
+
 def _placement_in(placement: pb.Placement) -> core.Placement:
+    default = core.Placement()
     return core.Placement(
         partition=placement.partition,
         account=placement.account,
@@ -147,6 +207,7 @@ def _placement_in(placement: pb.Placement) -> core.Placement:
         time_limit_s=time_limit_s(placement.time_limit) if placement.time_limit else None,
         exclusive=placement.exclusive,
         options=dict(placement.options),
+        patience_s=placement.patience_s if placement.HasField("patience_s") else default.patience_s,
     )
 
 
@@ -160,6 +221,7 @@ def _placement_out(placement: core.Placement) -> pb.Placement:
         time_limit=placement.time_limit,
         exclusive=placement.exclusive,
         options=placement.options,
+        patience_s=_unless(placement.patience_s, core.Placement().patience_s),
     )
 
 

@@ -7,7 +7,16 @@ from typing import Any
 from sqlalchemy import Row
 
 from penstock.core.jobs import Job
-from penstock.core.model import Attempt, Condition, Deployment, Phase, Replica, ReplicaState, Revision
+from penstock.core.model import (
+    Attempt,
+    Condition,
+    Deployment,
+    Phase,
+    Replica,
+    ReplicaState,
+    Revision,
+    RolloutRecord,
+)
 from penstock.core.spec import Spec
 from penstock.store.documents import decode
 from penstock.store.records import DecidedAction, DecisionRecord, Load
@@ -18,12 +27,14 @@ AnyRow = Row[*tuple[Any, ...]]
 DEPLOYMENT = tuple(
     deployments.c[name]
     for name in (
-        "uid", "name", "labels", "spec", "generation", "resource_version", "revision", "paused", "force_delete",
-        "observed_generation", "conditions", "created_at", "deleted_at",
+        "uid", "name", "labels", "spec", "generation", "resource_version", "revision", "paused", "rollout_paused",
+        "promoted_revision", "rollout", "force_delete", "observed_generation", "conditions", "created_at", "deleted_at",
     )
 )  # fmt: skip
 
-REVISION = tuple(revisions.c[name] for name in ("deployment_uid", "number", "spec", "created_at"))
+REVISION = tuple(
+    revisions.c[name] for name in ("deployment_uid", "number", "spec", "created_at", "author", "cause")
+)
 
 REPLICA = tuple(column.label(f"r_{column.name}") for column in replicas.c)
 
@@ -32,7 +43,8 @@ ATTEMPT = tuple(
     for name in (
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
         "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
-        "drain_at", "signalled_at", "cancelled_at", "ended_at", "end_message", "exit_code", "last_words",
+        "drain_at", "signalled_at", "cancelled_at", "handover_at", "placement", "ended_at",
+        "end_message", "exit_code", "last_words",
     )
 )  # fmt: skip
 """All but the script and the secret's hash, which few need and which are long."""
@@ -60,6 +72,9 @@ def deployment(row: AnyRow) -> Deployment:
         created_at=row.created_at,
         labels=row.labels,
         paused=row.paused,
+        rollout_paused=row.rollout_paused,
+        promoted_revision=row.promoted_revision,
+        rollout=decode(RolloutRecord, row.rollout),
         deleted_at=row.deleted_at,
         force_delete=row.force_delete,
         observed_generation=row.observed_generation,
@@ -69,7 +84,9 @@ def deployment(row: AnyRow) -> Deployment:
 
 def revision(row: AnyRow) -> Revision:
     """From a row of REVISION."""
-    return Revision(row.deployment_uid, row.number, decode(Spec, row.spec), row.created_at)
+    return Revision(
+        row.deployment_uid, row.number, decode(Spec, row.spec), row.created_at, row.author, row.cause
+    )
 
 
 def replica(row: AnyRow, its_attempt: Attempt | None) -> Replica:
@@ -87,6 +104,7 @@ def replica(row: AnyRow, its_attempt: Attempt | None) -> Replica:
         attempt=its_attempt,
         failures=row.r_failures,
         next_attempt_at=row.r_next_attempt_at,
+        burst=row.r_burst,
         leaving=row.r_leaving,
         removed_at=row.r_removed_at,
     )
@@ -114,6 +132,8 @@ def attempt(row: AnyRow) -> Attempt:
         drain_at=row.a_drain_at,
         signalled_at=row.a_signalled_at,
         cancelled_at=row.a_cancelled_at,
+        handover_at=row.a_handover_at,
+        placement=row.a_placement,
         ended_at=row.a_ended_at,
         end_message=row.a_end_message,
         exit_code=row.a_exit_code,
