@@ -43,7 +43,7 @@ from penstock.gateway.follow import Follower
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
-from penstock.rpc.standing import state_of
+from penstock.rpc.standing import prospect_of
 from penstock.settings import Settings
 from penstock.slurm.choose import choose
 from penstock.slurm.port import Slurm
@@ -107,7 +107,7 @@ async def run_gateway(settings: Settings) -> None:
     clock = DatabaseClock()
     try:
         identity = await _await_database(db, settings)
-        door = FrontDoor(door_settings, lambda name: state_of(db, name))
+        door = FrontDoor(door_settings, lambda name: prospect_of(db, name, clock()))
         follower = Follower(door, lambda: _routing_state(db))
         deps = Deps(
             db=db,

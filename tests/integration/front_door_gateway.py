@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.settings import FrontDoorSettings
@@ -35,8 +36,8 @@ def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
     return settings, RoutingState(routes)
 
 
-async def explain(deployment: str) -> str:
-    return f"0 of 1 ready: the test says so of {deployment}"
+async def explain(deployment: str) -> Prospect:
+    return Prospect(f"0 of 1 ready: the test says so of {deployment}")
 
 
 async def main(path: Path) -> None:

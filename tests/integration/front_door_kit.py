@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
@@ -103,9 +104,9 @@ class House:
         self._gateway = gateway
         self._stack = contextlib.AsyncExitStack()
 
-    async def explain(self, deployment: str) -> str:
+    async def explain(self, deployment: str) -> Prospect:
         self.explained.append(deployment)
-        return "0 of 1 ready: queued in Slurm, Resources, estimated start 14:03"
+        return Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")
 
     async def __aenter__(self) -> House:
         await self._start_control()

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from penstock.core.prospect import Prospect
 from penstock.core.routing import RoutingState
 from penstock.gateway import explain as explain_module
 from penstock.gateway.explain import Explain, ExplainHandler
@@ -38,8 +39,8 @@ async def complaint(stub: inference_pb2_grpc.InferenceServiceStub, *, deployment
 
 
 async def test_it_says_which_deployment_has_none_and_why(tmp_path: Path) -> None:
-    async def explain(deployment: str) -> str:
-        return f"0 of 1 ready ({deployment})"
+    async def explain(deployment: str) -> Prospect:
+        return Prospect(f"0 of 1 ready ({deployment})")
 
     async with served(explain, tmp_path) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -56,9 +57,9 @@ async def test_it_says_which_deployment_has_none_and_why(tmp_path: Path) -> None
 async def test_many_requests_cost_one_question(tmp_path: Path) -> None:
     asked = []
 
-    async def explain(deployment: str) -> str:
+    async def explain(deployment: str) -> Prospect:
         asked.append(deployment)
-        return "why"
+        return Prospect("why")
 
     async with served(explain, tmp_path) as stub:
         await asyncio.gather(*(complaint(stub) for _ in range(50)))
@@ -70,7 +71,7 @@ async def test_a_reason_that_cannot_be_had_is_still_unavailable(
 ) -> None:
     monkeypatch.setattr(explain_module, "EXPLAIN_TIMEOUT_S", 0.05)
 
-    async def fails(deployment: str) -> str:
+    async def fails(deployment: str) -> Prospect:
         raise ConnectionError("the database is gone")
 
     async with served(fails, tmp_path) as stub:
@@ -80,9 +81,9 @@ async def test_a_reason_that_cannot_be_had_is_still_unavailable(
         )
         assert "the database is gone" in caplog.text
 
-    async def hangs(deployment: str) -> str:
+    async def hangs(deployment: str) -> Prospect:
         await asyncio.Event().wait()
-        return ""
+        raise AssertionError("nobody sets it")
 
     async with served(hangs, tmp_path) as stub:
         assert (await complaint(stub)).endswith("the reason could not be read within 0.05 s")

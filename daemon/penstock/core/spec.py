@@ -180,6 +180,16 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """How many requests are let in, and how many wait at each gateway while no replica can take them."""
+
+    max_held: int = 256
+    """0: none waits; each is told at once why it cannot be served."""
+    max_hold_s: int = 300
+    """A client that set a shorter deadline waits no longer than that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """Everything about a deployment that a person declares, but its name and labels."""
 
@@ -200,6 +210,7 @@ class Spec:
     node_spread: NodeSpread = NodeSpread.ANY
     handover: Handover = Handover()
     outside_changes: OutsideChanges = OutsideChanges.REPAIR
+    admission: Admission = Admission()
 
     @property
     def placements(self) -> tuple[Placement, ...]:

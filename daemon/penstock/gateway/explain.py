@@ -20,14 +20,15 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
 from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE
 from penstock.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
 
-Explain = Callable[[str], Awaitable[str]]
-"""Deployment name to one sentence: why it has no ready replica."""
+Explain = Callable[[str], Awaitable[Prospect]]
+"""Deployment name to how it is, and what a client may hope for."""
 
 NAMES_SHOWN = 20
 EXPLAIN_TIMEOUT_S = 2.0
@@ -49,7 +50,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
         self._explain = explain
         self._routes: dict[str, Route] = {}
         self._names: list[str] = []
-        self._reasons: dict[str, tuple[float, asyncio.Task[str]]] = {}
+        self._reasons: dict[str, tuple[float, asyncio.Task[Prospect]]] = {}
 
     def set_state(self, state: RoutingState) -> None:
         """What is served from now on."""
@@ -83,7 +84,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
         route = self._routes.get(deployment)
         if route is None:
             await self._no_such_model(request, request_class, context)
-        reason = await self._reason(deployment)
+        reason = (await self._reason(deployment)).sentence
         if route.endpoints:
             sentence = (
                 f"no replica of deployment {deployment!r} answers the front door at this moment: {reason}"
@@ -124,7 +125,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
             ),
         )
 
-    async def _reason(self, deployment: str) -> str:
+    async def _reason(self, deployment: str) -> Prospect:
         asked_at, task = self._reasons.get(deployment, (0.0, None))
         now = time.monotonic()
         if task is None or now - asked_at > REASON_KEPT_S:
@@ -132,15 +133,15 @@ class ExplainHandler(grpc.GenericRpcHandler):
             self._reasons[deployment] = (now, task)
         return await asyncio.shield(task)
 
-    async def _ask(self, deployment: str) -> str:
+    async def _ask(self, deployment: str) -> Prospect:
         try:
             return await asyncio.wait_for(self._explain(deployment), EXPLAIN_TIMEOUT_S)
         except TimeoutError:
-            return f"the reason could not be read within {EXPLAIN_TIMEOUT_S:g} s"
+            return Prospect(f"the reason could not be read within {EXPLAIN_TIMEOUT_S:g} s")
         except Exception:
             # The client still gets its UNAVAILABLE; the cause is for the operator.
             log.exception("cannot say why deployment %r has no ready replica", deployment)
-            return "the reason cannot be read now"
+            return Prospect("the reason cannot be read now")
 
 
 async def _end(context: _Context, code: int, sentence: str, *details: Message) -> NoReturn:

@@ -12,7 +12,8 @@ from penstock.core.spec import Spec
 def needs_revision(old: Spec, new: Spec) -> bool:
     """Whether a running replica depends on the difference.
 
-    How many there are, and how they are rolled out, restarted, spread and handed over, is the controller's affair.
+    How many there are, and how they are rolled out, restarted, spread and handed over, is the controller's affair; whom
+    they let in, the gateway's.
     """
     return with_count_and_policies_of(new, old) != new
 
@@ -28,4 +29,5 @@ def with_count_and_policies_of(spec: Spec, other: Spec) -> Spec:
         node_spread=spec.node_spread,
         handover=spec.handover,
         outside_changes=spec.outside_changes,
+        admission=spec.admission,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.conditions import summary
 from penstock.core.model import Deployment, Replica
+from penstock.core.prospect import Prospect, prospect
 from penstock.store.database import Database
 from penstock.store.queries import deployments, replicas
 
@@ -15,10 +17,10 @@ MAX_REPLICAS = 10_000
 """As many as a deployment may have."""
 
 
-async def state_of(db: Database, name: str) -> str:
-    """How a deployment is, in the sentence that Explain begins with. Raises NotFound."""
+async def prospect_of(db: Database, name: str, now: datetime) -> Prospect:
+    """How a deployment is, and whether waiting for it makes sense. Raises NotFound."""
     async with db.snapshot() as conn:
-        return sentence(*await whole(conn, name))
+        return prospect(*await whole(conn, name), now)
 
 
 async def whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:

@@ -298,7 +298,7 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.outside_changes": bool(spec.outside_changes),
         "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
-        "spec.admission": spec.HasField("admission"),
+        "spec.admission.max_in_flight": spec.admission.HasField("max_in_flight"),
     }
     for path, is_present in present.items():
         if is_present:

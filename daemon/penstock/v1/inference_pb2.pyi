@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from penstock.v1 import spec_pb2 as _spec_pb2
@@ -655,23 +656,43 @@ Global___StreamChatResponse: _TypeAlias = StreamChatResponse  # noqa: Y015
 
 @_typing.final
 class WaitProgress(_message.Message):
-    """Why a held request waits. Not sent by this release."""
+    """How a request that is held by the gateway stands. Sent when it begins to wait, and every few seconds from then on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    JOB_STATE_FIELD_NUMBER: _builtins.int
+    PENDING_REASON_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_FIELD_NUMBER: _builtins.int
     position: _builtins.int
+    """Its place in the line of its deployment at this gateway, from 1."""
     message: _builtins.str
+    """How the deployment is, in one sentence."""
+    job_id: _builtins.int
+    """The Slurm job that is nearest to being ready. Unset: there is none now."""
+    job_state: _builtins.str
+    """In Slurm's words, such as PENDING, RUNNING. Unset: Slurm has not said."""
+    pending_reason: _builtins.str
+    """Why the job waits, in Slurm's words, such as Priority, Resources. Unset: it does not wait."""
+    @_builtins.property
+    def estimated_start(self) -> _timestamp_pb2.Timestamp:
+        """When Slurm expects to start it. Unset: it does not say."""
+
     def __init__(
         self,
         *,
         position: _builtins.int | None = ...,
         message: _builtins.str | None = ...,
+        job_id: _builtins.int | None = ...,
+        job_state: _builtins.str | None = ...,
+        pending_reason: _builtins.str | None = ...,
+        estimated_start: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_start", b"estimated_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_start", b"estimated_start", "job_id", b"job_id", "job_state", b"job_state", "message", b"message", "pending_reason", b"pending_reason", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -820,7 +820,7 @@ Global___Scaling: _TypeAlias = Scaling  # noqa: Y015
 
 @_typing.final
 class Admission(_message.Message):
-    """What the front door takes for this deployment. Not supported yet."""
+    """What the front door takes for this deployment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -828,10 +828,11 @@ class Admission(_message.Message):
     MAX_HELD_FIELD_NUMBER: _builtins.int
     MAX_HOLD_S_FIELD_NUMBER: _builtins.int
     max_in_flight: _builtins.int
-    """Requests in flight, over all replicas."""
+    """Requests in flight, over all replicas. Not supported yet."""
     max_held: _builtins.int
-    """Requests held while no replica is ready."""
+    """Requests that each gateway holds while no replica can take them; what is over is refused at once. Unset: 256. 0: none is held."""
     max_hold_s: _builtins.int
+    """For how long, and never longer than the client's own deadline. Unset: 300."""
     def __init__(
         self,
         *,

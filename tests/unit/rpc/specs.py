@@ -92,4 +92,5 @@ specs = st.builds(
     rollout=rollouts(),
     restart=restarts(),
     drain_timeout_s=st.integers(0, 86400),
+    admission=st.builds(core.Admission, st.integers(0, 10000), st.integers(0, 3600)),
 )

@@ -80,6 +80,7 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
         node_spread=_key(_SPREADS, spec.node_spread) or default.node_spread,
         handover=_handover_in(spec.handover),
         outside_changes=_key(_OUTSIDE_CHANGES, spec.outside_changes) or default.outside_changes,
+        admission=_admission_in(spec.admission),
     )
 
 
@@ -153,6 +154,13 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
     message.node_spread = _SPREADS[spec.node_spread]
     if spec.outside_changes != default.outside_changes:
         message.outside_changes = _OUTSIDE_CHANGES[spec.outside_changes]
+    if spec.admission != default.admission:
+        message.admission.CopyFrom(
+            pb.Admission(
+                max_held=_unless(spec.admission.max_held, default.admission.max_held),
+                max_hold_s=_unless(spec.admission.max_hold_s, default.admission.max_hold_s),
+            )
+        )
     return message
 
 
@@ -192,6 +200,14 @@ def _handover_in(handover: pb.Handover) -> core.Handover:
         enabled=not handover.disabled,
         margin_s=handover.margin_s if handover.HasField("margin_s") else default.margin_s,
         stagger_percent=stagger if handover.HasField("stagger_percent") else default.stagger_percent,
+    )
+
+
+def _admission_in(admission: pb.Admission) -> core.Admission:
+    default = core.Admission()
+    return core.Admission(
+        max_held=admission.max_held if admission.HasField("max_held") else default.max_held,
+        max_hold_s=admission.max_hold_s if admission.HasField("max_hold_s") else default.max_hold_s,
     )
 
 

@@ -1,0 +1,93 @@
+"""What a client may hope for whose deployment has no ready replica: whether one will come, and when at the earliest.
+
+Pure, like a decision, and none: nothing is started for it. The rule guarded here: what is not known is no reason to
+turn a client away; only what is known to come too late, or not at all, is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock.core.conditions import LOOP_FAILURES, summary
+from penstock.core.jobs import Job
+from penstock.core.model import Attempt, Deployment, Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """As of one instant."""
+
+    sentence: str
+    """How the deployment is: `0 of 1 ready: queued in Slurm as job 7, Resources, estimated start 14:03`."""
+    hopeless: str = ""
+    """Why no replica will come unless somebody does something; empty: one may."""
+    not_before: datetime | None = None
+    """No replica can be ready before this; None: one may be at any time, as far as is known."""
+    job: Job | None = None
+    """The job that is nearest to being ready, as last seen."""
+
+
+def prospect(deployment: Deployment, replicas: Sequence[Replica], now: datetime) -> Prospect:
+    """Of a deployment with all its replicas that are not removed."""
+    sentence = summary(deployment, [(replica.state, replica.message) for replica in replicas])
+    staying = [replica for replica in replicas if not replica.leaving]
+    hopeless = _hopeless(deployment, staying)
+    if hopeless:
+        return Prospect(sentence, hopeless)
+    expected = [_not_before(replica, now) for replica in staying if _comes(deployment, replica)]
+    if not deployment.paused and len(staying) < deployment.spec.replicas:
+        expected.append(None)  # One that is not made yet; nothing is known of it.
+    known = [moment for moment in expected if moment is not None]
+    jobs = [attempt.job for replica in staying if (attempt := _upward(replica)) is not None and attempt.job]
+    return Prospect(
+        sentence,
+        not_before=min(known) if known and len(known) == len(expected) else None,
+        # Running ones first, then the one that Slurm expects to start first.
+        job=min(jobs, key=lambda job: (job.waiting, _start(job) is None, _start(job) or now), default=None),
+    )
+
+
+def _hopeless(deployment: Deployment, staying: Sequence[Replica]) -> str:
+    if deployment.deleted_at is not None:
+        return "it is being deleted"
+    if deployment.spec.replicas == 0:
+        return "it is scaled to 0 replicas"
+    if any(_comes(deployment, replica) for replica in staying):
+        return ""
+    if deployment.paused:
+        return "it is paused, and none of its jobs is on the way to being ready"
+    if staying and len(staying) >= deployment.spec.replicas:
+        failures = max(replica.failures for replica in staying)
+        return f"its replicas crash-loop, one of them {failures} times in a row"
+    return ""
+
+
+def _comes(deployment: Deployment, replica: Replica) -> bool:
+    """Whether it may become ready with nobody's help."""
+    if replica.failures >= LOOP_FAILURES:
+        return False
+    return not deployment.paused or _upward(replica) is not None
+
+
+def _upward(replica: Replica) -> Attempt | None:
+    """The live attempt, if it is not on its way out."""
+    attempt = replica.live_attempt
+    if attempt is None or attempt.drain_at or attempt.signalled_at or attempt.cancelled_at:
+        return None
+    return attempt
+
+
+def _not_before(replica: Replica, now: datetime) -> datetime | None:
+    attempt = _upward(replica)
+    if attempt is not None:
+        start = _start(attempt.job) if attempt.job is not None else None
+    else:
+        start = replica.next_attempt_at if replica.live_attempt is None else None
+    return start if start is not None and start > now else None
+
+
+def _start(job: Job) -> datetime | None:
+    """Slurm's estimate for a job that waits."""
+    return job.started_at if job.waiting else None

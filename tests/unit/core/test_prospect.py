@@ -1,0 +1,93 @@
+"""What a client may hope for: a table, a row for each kind of waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from penstock.core.jobs import JobState
+from penstock.core.model import Deployment, Replica, ReplicaState
+from penstock.core.prospect import prospect
+from tests.worlds import NOW, at, attempt, deployment, job, replica
+
+
+def queued(start: float | None, **changes: Any) -> Replica:
+    listed = job(
+        state=JobState.PENDING, reason="Priority", started_at=None if start is None else at(start), job_id=7
+    )
+    return replica(state=ReplicaState.QUEUED, attempt=attempt(job=listed), **changes)
+
+
+def running(**changes: Any) -> Replica:
+    listed = job(state=JobState.RUNNING, started_at=at(-50), job_id=8)
+    return replica(state=ReplicaState.STARTING, attempt=attempt(job=listed), **changes)
+
+
+def ended(**changes: Any) -> Replica:
+    return replica(state=ReplicaState.WAITING, attempt=attempt(ended_at=at(-5)), **changes)
+
+
+ROWS: list[tuple[str, Deployment, list[Replica], str, float | None]] = [
+    ("a new deployment", deployment(), [], "", None),
+    ("its job runs", deployment(), [running()], "", None),
+    ("Slurm expects to start it", deployment(), [queued(300)], "", 300),
+    ("Slurm does not say when", deployment(), [queued(None)], "", None),
+    ("the estimate has passed", deployment(), [queued(-3)], "", None),
+    ("the earlier of two", deployment(replicas=2), [queued(300), queued(200)], "", 200),
+    ("one of two has no estimate", deployment(replicas=2), [queued(300), queued(None)], "", None),
+    ("one of two is not made yet", deployment(replicas=2), [queued(300)], "", None),
+    ("backing off", deployment(), [ended(next_attempt_at=at(40), failures=2)], "", 40),
+    ("about to be submitted", deployment(), [ended()], "", None),
+    ("it drains and comes back", deployment(), [replica(attempt=attempt(drain_at=at(-1)))], "", None),
+    ("paused while its job runs", deployment(paused=True), [running()], "", None),
+    (
+        "paused without a job",
+        deployment(paused=True),
+        [ended()],
+        "it is paused, and none of its jobs is on the way to being ready",
+        None,
+    ),
+    (
+        "paused before it had a replica",
+        deployment(paused=True),
+        [],
+        "it is paused, and none of its jobs is on the way to being ready",
+        None,
+    ),
+    ("scaled away", deployment(replicas=0), [running(leaving=True)], "it is scaled to 0 replicas", None),
+    ("deleted", deployment(deleted_at=at(-1)), [running()], "it is being deleted", None),
+    (
+        "crash-looping",
+        deployment(),
+        [ended(failures=4, next_attempt_at=at(5))],
+        "its replicas crash-loop, one of them 4 times in a row",
+        None,
+    ),
+    ("one of two crash-loops", deployment(replicas=2), [ended(failures=4), queued(60)], "", 60),
+    ("a crash-looping one is replaced", deployment(), [ended(failures=4, leaving=True)], "", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "replicas", "hopeless", "not_before"),
+    [row[1:] for row in ROWS],
+    ids=[row[0] for row in ROWS],
+)
+def test_what_may_be_hoped_for(
+    wanted: Deployment, replicas: list[Replica], hopeless: str, not_before: float | None
+) -> None:
+    found = prospect(wanted, replicas, NOW)
+    assert (found.hopeless, found.not_before) == (hopeless, None if not_before is None else at(not_before))
+
+
+def test_the_nearest_job_is_shown() -> None:
+    three = deployment(replicas=3)
+    found = prospect(three, [queued(300), queued(200), running()], NOW)
+    assert found.job is not None
+    assert found.job.job_id == 8
+    found = prospect(three, [queued(None), queued(300), queued(200)], NOW)
+    assert found.job is not None
+    assert found.job.started_at == at(200)
+    assert prospect(three, [ended()], NOW).job is None
+    assert prospect(three, [ended()], NOW).sentence == "0 of 3 ready"
