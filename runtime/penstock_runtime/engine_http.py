@@ -32,14 +32,16 @@ class EngineError(Exception):
     """The engine refused, failed, or did not answer.
 
     `status` is its HTTP status, or 0 where there is none: it could not be reached, or it left in the middle. `type` is
-    OpenAI's error type where the engine gave one ("BadRequestError", "NotFoundError", "InternalServerError", …).
+    OpenAI's error type where the engine gave one ("BadRequestError", "NotFoundError", "InternalServerError", …), and
+    `parameter` the request's field that it complains of.
     """
 
-    def __init__(self, status: int, message: str, type: str = "") -> None:
+    def __init__(self, status: int, message: str, type: str = "", parameter: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.type = type
+        self.parameter = parameter
 
 
 class EngineHttp:
@@ -296,7 +298,9 @@ def _refusal(status: int, content: bytes) -> EngineError:
         return EngineError(status, f"the engine answered {status} with {content[:200]!r}")
     error = body.get("error")
     if isinstance(error, dict):
-        return EngineError(status, str(error.get("message")), str(error.get("type") or ""))
+        return EngineError(
+            status, str(error.get("message")), str(error.get("type") or ""), str(error.get("param") or "")
+        )
     return EngineError(status, str(body.get("detail", body)))
 
 

@@ -1,9 +1,9 @@
 """InferenceService, served from the engine beside it.
 
-Each call: past the gate, translated, posted to the engine, and its answer translated back. A stream goes
-through a Pipe. What the JSON means is translate.py's and merge.py's knowledge; how the engine is reached is
-engine.py's. Which front door asks, and for whom, is not known: a caller who presents the deployment's secret
-is one.
+Each call: read and held against the contract, past the gate, translated, posted to the engine, and its answer
+translated back. A stream goes through a Pipe. What the JSON means is translate.py's and merge.py's knowledge; how the
+engine is reached is engine.py's; which status a failure becomes is endings.py's. Which front door asks, and for whom,
+is not known: a caller who presents the deployment's secret is one.
 
 The rules guarded here: a call ends in exactly one status, and OK only after the whole answer; and a caller
 who leaves takes the engine's work with him, because the engine's request lives inside the call's task.
@@ -15,21 +15,28 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 
+from penstock import contract
 from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc
 from penstock_runtime import translate
-from penstock_runtime.engine import Engine, EngineError
-from penstock_runtime.gate import Closed, Gate
-from penstock_runtime.merge import ChatMerge, ChunkT, EngineFault, GenerateMerge, Merge
-from penstock_runtime.pipe import Pipe, Unfinished
-from penstock_runtime.translate import BadAnswer, BadRequest, Json
+from penstock_runtime.endings import BrokenRules, NoSuchModel, NotSupported, counts, ending
+from penstock_runtime.engine import Engine
+from penstock_runtime.gate import Gate
+from penstock_runtime.merge import ChatMerge, ChunkT, GenerateMerge, Merge
+from penstock_runtime.pipe import Pipe
+from penstock_runtime.translate import BadAnswer, Json
 
-SERVICE = "penstock.v1.InferenceService"
+_SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"]
+SERVICE = _SERVICE.full_name
 
 REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -46,14 +53,6 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _ResponseT = TypeVar("_ResponseT")
 
 
-class NoSuchModel(Exception):
-    """The caller asked for a model that this replica does not serve."""
-
-
-class NotSupported(Exception):
-    """The call exists, but not on this replica."""
-
-
 class Inference(inference_pb2_grpc.InferenceServiceServicer):
     """The servicer.
 
@@ -66,6 +65,35 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self._model_names = frozenset(model_names)
         self._model = model_names[0]
         self._task = task
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service, to be added to a server.
+
+        gRPC's own reading of a message answers a bad one with INTERNAL, so the bytes come here as they are.
+        """
+        methods = {method.name: self._handler(method) for method in _SERVICE.methods}
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        request_class = message_factory.GetMessageClass(method.input_type)
+        serve = cast(Callable[[Message, Context], Awaitable[Any]], getattr(self, method.name))
+
+        async def answer(data: bytes, context: Context) -> Any:
+            try:
+                request = contract.parse(data, request_class)
+                if broken := tuple(contract.broken_rules(request)):
+                    raise BrokenRules(broken)
+            except Exception as error:  # every failure becomes the call's one status
+                await self._fail(context, error)
+            return await serve(request, context)
+
+        kind = (
+            grpc.unary_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        response_class = message_factory.GetMessageClass(method.output_type)
+        return kind(cast(Any, answer), None, response_class.SerializeToString)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatResponse:
         """A whole answer."""
@@ -110,6 +138,13 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             lambda: translate.tokenize_body(request, model=self._model), translate.tokenize_response,
         )  # fmt: skip
 
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        """A text from its tokens."""
+        return await self._ask(
+            context, request.model, self._task, "/detokenize",
+            lambda: translate.detokenize_body(request, model=self._model), translate.detokenize_response,
+        )  # fmt: skip
+
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Not a replica's to answer."""
         await context.abort(
@@ -152,9 +187,11 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         try:
             with self._gate.enter():
                 self._check(model, task)
-                return _read(read, await self._engine.post(path, body(), request_id(context)))
+                response = _read(read, await self._engine.post(path, body(), request_id(context)))
         except Exception as error:  # every failure becomes the call's one status
-            await self._fail(context, error, "")
+            await self._fail(context, error)
+        context.set_trailing_metadata(counts(getattr(response, "usage", None)))
+        return response
 
     async def _stream(
         self, context: Context, model: str, path: str, body: Callable[[], Json], merge: Merge[ChunkT]
@@ -172,8 +209,8 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
                     # Ends the engine's request too, where it still runs.
                     reader.cancel()
         except Exception as error:  # every failure becomes the stream's one status
-            sent = f"; {merge.parts} or more tokens had been sent" if merge.parts else ""
-            await self._fail(context, error, sent)
+            await self._fail(context, error, merge.counted)
+        context.set_trailing_metadata(counts(merge.counted))
 
     def _check(self, model: str, task: str) -> None:
         if model not in self._model_names:
@@ -184,15 +221,18 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             does = "embeds, scores and reranks" if self._task == _EMBED else "generates text"
             raise NotSupported(f"not supported by this model: the engine of {model!r} only {does}")
 
-    async def _fail(self, context: Context, error: Exception, sent: str) -> NoReturn:
-        code, message = failure(error)
-        if code is grpc.StatusCode.INTERNAL:
+    async def _fail(self, context: Context, error: Exception, made: pb.Usage | None = None) -> NoReturn:
+        end = ending(error)
+        if end.code is grpc.StatusCode.INTERNAL:
             if await self._is_dying():
                 # Whatever the engine said with its last breath, another replica can do better.
-                code = grpc.StatusCode.UNAVAILABLE
+                end = replace(end, code=grpc.StatusCode.UNAVAILABLE, reason="ENGINE_GONE")
             else:
-                _log.error("a call failed: %s", message, exc_info=_unforeseen(error))
-        await context.abort(code, message + sent)
+                unforeseen = error if end.reason == "AGENT_FAILED" else None
+                _log.error("a call failed: %s", end.message, exc_info=unforeseen)
+        if made is not None:
+            end = end.after(made)
+        await context.abort(end.code, end.message, end.trailers())
 
     async def _is_dying(self) -> bool:
         """An engine whose core is gone answers its requests before its health does (0.1 s in vLLM 0.32)."""
@@ -210,48 +250,8 @@ def request_id(context: Context) -> str:
     return uuid.uuid4().hex
 
 
-def failure(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The one status that a call ends in when `error` ended it."""
-    match error:
-        case Closed():
-            return grpc.StatusCode.UNAVAILABLE, str(error)
-        case NoSuchModel():
-            return grpc.StatusCode.NOT_FOUND, str(error)
-        case NotSupported():
-            return grpc.StatusCode.UNIMPLEMENTED, str(error)
-        case BadRequest():
-            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        case EngineError() | EngineFault():
-            return _of_http(error.status), f"the engine says: {error}" if error.status else str(error)
-        case Unfinished():
-            return grpc.StatusCode.UNAVAILABLE, "the engine closed the stream before it was finished"
-        case BadAnswer():
-            return grpc.StatusCode.INTERNAL, str(error)
-        case _:
-            return grpc.StatusCode.INTERNAL, f"the agent failed: {error!r}"
-
-
-def _of_http(status: int) -> grpc.StatusCode:
-    """The engine's HTTP status; 0 where it gave none because the connection failed."""
-    if status in (0, 502, 503, 504):
-        return grpc.StatusCode.UNAVAILABLE
-    if status == 429:
-        return grpc.StatusCode.RESOURCE_EXHAUSTED
-    # The model was found before the engine was asked, so what is missing is the path.
-    if status in (404, 405, 501):
-        return grpc.StatusCode.UNIMPLEMENTED
-    if 400 <= status < 500:
-        return grpc.StatusCode.INVALID_ARGUMENT
-    return grpc.StatusCode.INTERNAL
-
-
 def _read(read: Callable[[Json], _ResponseT], answer: Json) -> _ResponseT:
     try:
         return read(answer)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadAnswer(f"the engine's answer is not of its API: {error!r}") from error
-
-
-def _unforeseen(error: Exception) -> Exception | None:
-    """Errors of our own are logged with where they came from."""
-    return None if isinstance(error, EngineError | EngineFault | BadAnswer) else error

@@ -28,12 +28,14 @@ _LOGPROB_SIZE = 32
 class EngineFault(Exception):
     """The engine said in the stream that it failed.
 
-    `status` is its HTTP-like code, 500 where it gave none.
+    `status` is its HTTP-like code, 500 where it gave none; `type` and `parameter` as EngineError has them.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, type: str = "", parameter: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.type = type
+        self.parameter = parameter
 
 
 class _Call:
@@ -50,7 +52,7 @@ class _Call:
 class _Choice:
     """The pending part of one choice."""
 
-    __slots__ = ("calls", "finish_reason", "logprobs", "reasoning", "text")
+    __slots__ = ("calls", "finish_reason", "logprobs", "reasoning", "stop_reason", "text")
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -58,6 +60,7 @@ class _Choice:
         self.calls: dict[int, _Call] = {}
         self.logprobs: list[pb.TokenLogprob] = []
         self.finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+        self.stop_reason = ""
 
 
 class Merge(abc.ABC, Generic[ChunkT]):
@@ -66,20 +69,30 @@ class Merge(abc.ABC, Generic[ChunkT]):
     def __init__(self, choices: int) -> None:
         # Characters (and a little more for other things) waiting; 0: nothing to send.
         self.size = 0
-        # Events with content so far: a lower bound of the tokens, since an event may carry several.
-        self.parts = 0
+        # The prompt's tokens, and those made so far in each choice, as the engine counts them in every event.
+        self._prompt_tokens = 0
+        self._made = dict.fromkeys(range(choices), 0)
         # Id and model go with the first chunk only.
         self._said = False
         self._id = ""
         self._model = ""
         self._pending: dict[int, _Choice] = {}
         self._unfinished = set(range(choices))
+        # The engine's own sum, which comes last; and the same until it is taken.
+        self._sum: pb.Usage | None = None
         self._usage: pb.Usage | None = None
 
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason: only the token counts may still come."""
         return not self._unfinished
+
+    @property
+    def counted(self) -> pb.Usage:
+        """The tokens that the engine has told of so far, sent on or not."""
+        if self._sum is not None:
+            return self._sum
+        return pb.Usage(prompt_tokens=self._prompt_tokens, completion_tokens=sum(self._made.values()))
 
     def add(self, event: Json) -> None:
         """Merges one event of the engine's stream.
@@ -90,7 +103,8 @@ class Merge(abc.ABC, Generic[ChunkT]):
         if error is not None:
             raise _engine_fault(error)
         try:
-            for choice in event["choices"]:
+            choices, usage = event["choices"], event.get("usage")
+            for choice in choices:
                 pending = self._pending.get(choice["index"])
                 if pending is None:
                     pending = self._pending[choice["index"]] = _Choice()
@@ -98,11 +112,14 @@ class Merge(abc.ABC, Generic[ChunkT]):
                 reason = choice.get("finish_reason")
                 if reason:
                     pending.finish_reason = translate.finish_reason(reason)
+                    pending.stop_reason = translate.stop_reason(choice)
                     self.size += 1
                     self._unfinished.discard(choice["index"])
-            usage = event.get("usage")
-            if usage:
-                self._usage = translate.usage(usage)
+                if usage:
+                    self._made[choice["index"]] = usage["completion_tokens"]
+                    self._prompt_tokens = usage["prompt_tokens"]
+            if usage and not choices:
+                self._usage = self._sum = translate.usage(usage)
                 self.size += 1
             if not self._id:
                 self._id = event.get("id") or ""
@@ -144,7 +161,6 @@ class ChatMerge(Merge[pb.StreamChatResponse]):
         if text:
             pending.text.append(text)
             self.size += len(text)
-            self.parts += 1
         # The common event has its text and nothing else.
         if not text or len(delta) > 1:
             self._read_rest(delta, pending)
@@ -159,7 +175,6 @@ class ChatMerge(Merge[pb.StreamChatResponse]):
         if reasoning:
             pending.reasoning.append(reasoning)
             self.size += len(reasoning)
-            self.parts += 1
         calls = delta.get("tool_calls")
         if calls:
             self._read_calls(calls, pending)
@@ -179,7 +194,6 @@ class ChatMerge(Merge[pb.StreamChatResponse]):
                 call.arguments.append(arguments)
                 self.size += len(arguments)
             self.size += 1
-        self.parts += 1
 
     def _build(self, pending: dict[int, _Choice]) -> pb.StreamChatResponse:
         chunk = pb.StreamChatResponse()
@@ -188,6 +202,7 @@ class ChatMerge(Merge[pb.StreamChatResponse]):
                 index=index,
                 content="".join(each.text),
                 finish_reason=each.finish_reason,
+                stop_reason=each.stop_reason,
                 logprobs=each.logprobs,
             )
             if each.reasoning:
@@ -207,7 +222,6 @@ class GenerateMerge(Merge[pb.StreamGenerateResponse]):
         if text:
             pending.text.append(text)
             self.size += len(text)
-            self.parts += 1
         logprobs = choice.get("logprobs")
         if logprobs:
             read = translate.generate_logprobs(logprobs)
@@ -218,7 +232,11 @@ class GenerateMerge(Merge[pb.StreamGenerateResponse]):
         chunk = pb.StreamGenerateResponse()
         for index, each in pending.items():
             chunk.choices.add(
-                index=index, text="".join(each.text), finish_reason=each.finish_reason, logprobs=each.logprobs
+                index=index,
+                text="".join(each.text),
+                finish_reason=each.finish_reason,
+                stop_reason=each.stop_reason,
+                logprobs=each.logprobs,
             )
         return chunk
 
@@ -232,5 +250,8 @@ def _engine_fault(error: Any) -> EngineFault:
         return EngineFault(str(error), 500)
     status = error.get("code")
     return EngineFault(
-        str(error.get("message") or "the engine gave no reason"), status if isinstance(status, int) else 500
+        str(error.get("message") or "the engine gave no reason"),
+        status if isinstance(status, int) else 500,
+        str(error.get("type") or ""),
+        str(error.get("param") or ""),
     )

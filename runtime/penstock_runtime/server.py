@@ -17,7 +17,6 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from penstock.v1 import inference_pb2_grpc
 from penstock_runtime.inference import SERVICE, Inference
 
 SECRET_KEY = "x-penstock-deployment-secret"
@@ -92,7 +91,7 @@ class AgentServer:
 
         Raises RuntimeError when the address cannot be bound.
         """
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        self._server.add_generic_rpc_handlers((inference.handlers(),))
         await self.serving(False)
         host = f"[{bind}]" if ":" in bind else bind
         self.port = self._server.add_insecure_port(f"{host}:0")

@@ -49,13 +49,14 @@ VALUES_WITHOUT_EFFECT = (
     "--download-dir", "--dtype", "--generation-config", "--gpu-memory-utilization", "--hf-config-path",
     "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-num-batched-tokens",
     "--max-parallel-loading-workers", "--override-generation-config", "--pipeline-parallel-size", "--quantization",
-    "--reasoning-parser", "--revision", "--seed", "--speculative-config", "--swap-space", "--tensor-parallel-size",
+    "--reasoning-parser", "--revision", "--seed", "--speculative-config", "--swap-space",
+    "--structured-outputs-config", "--tensor-parallel-size",
     "--tokenizer", "--tokenizer-mode", "--tokenizer-revision", "--tool-call-parser", "--uvicorn-log-level",
 )  # fmt: skip
 SHORT_VALUES_WITHOUT_EFFECT = ("-dp", "-pp", "-q", "-tp")
 FLAGS_WITHOUT_EFFECT = (
     "--disable-access-log-for-endpoints", "--disable-log-requests", "--disable-log-stats",
-    "--disable-uvicorn-access-log", "--enable-auto-tool-choice", "--enable-chunked-prefill", "--enable-expert-parallel",
+    "--disable-uvicorn-access-log", "--enable-chunked-prefill", "--enable-expert-parallel",
     "--enable-log-requests", "--enable-lora", "--enable-prefix-caching", "--enable-prompt-tokens-details",
     "--enable-server-load-tracking", "--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
     "--trust-remote-code",
@@ -91,6 +92,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
     parser.add_argument(
         "--enable-force-include-usage", action="store_true", help="usage in every event of a stream"
     )
+    parser.add_argument("--enable-auto-tool-choice", action="store_true", help="tools may be called unasked")
+    parser.add_argument("--takes-images", action="store_true", help="as a multimodal model does")
     for name in (*VALUES_WITHOUT_EFFECT, *SHORT_VALUES_WITHOUT_EFFECT):
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in FLAGS_WITHOUT_EFFECT:
@@ -142,6 +145,8 @@ async def serve(chosen: argparse.Namespace, behaviour: Behaviour) -> int:
         pooling=chosen.runner == "pooling",
         embedding_size=chosen.embedding_size,
         force_include_usage=chosen.enable_force_include_usage,
+        auto_tools=chosen.enable_auto_tool_choice,
+        takes_images=chosen.takes_images,
     )
     api = Api(engine, service)
     connections: set[Connection] = set()

@@ -1,12 +1,14 @@
 """The stand-in's endpoints: vLLM's HTTP as Penstock uses it, in vLLM's own shapes, over the stand-in's engine.
 
 Paths, fields, status codes and the order of a stream's events were taken from vLLM 0.32; tests/contract holds both to
-them. What vLLM would do and this does not is refused with 400, never ignored: batches of prompts, n above 1, tools,
-structured output. Beside vLLM's own there is `/standin/faults`: GET shows the behaviour, POST changes some of it.
+them. What vLLM would do and this does not is refused with 400, never ignored: batches of prompts, grammars, log
+probabilities of prompts. Which tool is called, and what a structured answer holds, follows from the request alone.
+Beside vLLM's own there is `/standin/faults`: GET shows the behaviour, POST changes some of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -14,11 +16,12 @@ import operator
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from penstock_runtime import standin_text
+from penstock_runtime.standin_answers import Asked, ChunkWriter, whole_answer
 from penstock_runtime.standin_engine import (
     CORE_DIED,
     BehaviourError,
@@ -28,43 +31,26 @@ from penstock_runtime.standin_engine import (
     Piece,
 )
 from penstock_runtime.standin_http import Exchange, Request
+from penstock_runtime.standin_requests import (
+    ApiError,
+    bad_value,
+    integer,
+    logprobs_of,
+    script_of,
+    stops_of,
+    tool_of,
+)
+from penstock_runtime.standin_shapes import ShapeError
 from penstock_runtime.standin_text import Prompt, PromptError
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What a completion without max_tokens gets, in OpenAI's API and in vLLM."""
 VERSION = "0.32.0+standin"
-FINGERPRINT = "vllm-standin"
 DRAINING = "cannot schedule new futures after shutdown"
 """What vLLM tells a request that comes after SIGTERM: its thread pool has been shut down."""
 DONE = b"data: [DONE]\n\n"
-REFUSED_FIELDS = (
-    "tools",
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "echo",
-    "suffix",
-    "prompt_logprobs",
-)
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, kind: str, message: str, parameter: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.parameter = parameter
-
-    def body(self) -> bytes:
-        error = {"message": str(self), "type": self.kind, "param": self.parameter, "code": self.status}
-        return json.dumps({"error": error}).encode()
-
-
-def bad_value(message: str, parameter: str) -> ApiError:
-    """400 for one field of the body."""
-    return ApiError(400, "BadRequestError", message, parameter)
+MAX_CHOICES = 128
+REFUSED_FIELDS = ("guided_json", "echo", "suffix", "prompt_logprobs", "use_beam_search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +63,8 @@ class Service:
     pooling: bool
     embedding_size: int
     force_include_usage: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A chat or completion request, checked."""
-
-    chat: bool
-    id: str
-    model: str
-    created: int
-    prompt: Prompt
-    max_tokens: int
-    ignore_eos: bool
-    stops: tuple[str, ...]
-    # How many alternatives beside the token itself; None: no logprobs at all.
-    logprobs: int | None
-    stream: bool
-    usage: bool
-    usage_everywhere: bool
+    auto_tools: bool
+    takes_images: bool
 
 
 class Api:
@@ -113,14 +82,17 @@ class Api:
             ("GET", "/v1/models"): self._models,
             ("GET", "/metrics"): self._metrics,
             ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
             ("GET", "/standin/faults"): self._show_faults,
             ("POST", "/standin/faults"): self._set_faults,
         }
         # One runner each, as in vLLM: an engine that generates has no embeddings, and the other way round.
         if service.pooling:
             self._routes["POST", "/v1/embeddings"] = self._embeddings
-            self._routes["POST", "/score"] = self._score
-            self._routes["POST", "/rerank"] = self._rerank
+            for version in ("", "/v1"):
+                self._routes["POST", f"{version}/score"] = self._score
+                self._routes["POST", f"{version}/rerank"] = self._rerank
+            self._routes["POST", "/v2/rerank"] = self._rerank
         else:
             self._routes["POST", "/v1/chat/completions"] = self._generate
             self._routes["POST", "/v1/completions"] = self._generate
@@ -139,6 +111,8 @@ class Api:
             exchange.respond(error.status, error.body())
         except PromptError as error:
             exchange.respond(400, bad_value(str(error), error.parameter).body())
+        except ShapeError as error:
+            exchange.respond(400, bad_value(str(error), None).body())
         except EngineDied as error:
             exchange.respond(500, ApiError(500, "InternalServerError", str(error)).body())
         except ConnectionCut:
@@ -184,6 +158,14 @@ class Api:
         length = self._service.max_model_len
         _respond(exchange, {"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": shown})
 
+    async def _detokenize(self, request: Request, exchange: Exchange) -> None:
+        ids = self._body(request).get("tokens")
+        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each < 1 << 63 for each in ids):
+            raise ApiError(
+                400, "Bad Request", "tokens must be a list of token ids, none below 0", "body.tokens"
+            )
+        _respond(exchange, {"prompt": standin_text.text_of_ids(ids)})
+
     async def _show_faults(self, request: Request, exchange: Exchange) -> None:
         _respond(exchange, asdict(self._engine.behaviour))
 
@@ -205,7 +187,7 @@ class Api:
         if not texts or not all(isinstance(text, str | list) for text in texts):
             raise bad_value("input must be a text, a list of texts, or token ids", "input")
         texts = [text if isinstance(text, str) else " ".join(f"t{token}" for token in text) for text in texts]
-        size = _integer(body, "dimensions", self._service.embedding_size, least=1)
+        size = integer(body, "dimensions", self._service.embedding_size, least=1)
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise bad_value(
@@ -249,7 +231,7 @@ class Api:
     async def _rerank(self, request: Request, exchange: Exchange) -> None:
         body, scores, tokens = await self._compare(request, ("query",), ("documents",))
         best = sorted(range(len(scores)), key=lambda index: -scores[index])
-        best = best[: _integer(body, "top_n", 0, least=0) or len(best)]
+        best = best[: integer(body, "top_n", 0, least=0) or len(best)]
         texts = body["documents"]
         _respond(
             exchange,
@@ -302,35 +284,75 @@ class Api:
     async def _generate(self, request: Request, exchange: Exchange) -> None:
         self._refuse_if_told()
         asked = self._asked(request)
-        pieces = self._engine.generate(
-            asked.prompt, asked.max_tokens, ignore_eos=asked.ignore_eos, stops=asked.stops
-        )
+        pieces = self._pieces(asked)
         async with contextlib.aclosing(pieces):
             if asked.stream:
                 await self._stream(asked, pieces, exchange)
             else:
-                got = [piece async for due in pieces for piece in due]
-                _respond(exchange, _whole_answer(asked, got))
+                got: dict[int, list[Piece]] = {index: [] for index in range(len(asked.prompts))}
+                async for index, due in pieces:
+                    got[index] += due
+                _respond(exchange, whole_answer(asked, got))
 
-    async def _stream(self, asked: Asked, pieces: AsyncIterator[list[Piece]], exchange: Exchange) -> None:
+    def _made(self, asked: Asked, prompt: Prompt) -> AsyncGenerator[list[Piece], None]:
+        return self._engine.generate(prompt, asked.max_tokens, ignore_eos=asked.ignore_eos, stops=asked.stops)
+
+    async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, list[Piece]], None]:
+        """The pieces that are due, of each choice by itself; the choices are made side by side."""
+        if len(asked.prompts) == 1:
+            async with contextlib.aclosing(self._made(asked, asked.prompts[0])) as made:
+                async for due in made:
+                    yield 0, due
+            return
+        # One waiting for each choice: none runs ahead of a client that reads slowly.
+        queue: asyncio.Queue[tuple[int, list[Piece]] | Exception | None] = asyncio.Queue(len(asked.prompts))
+
+        async def make(index: int, prompt: Prompt) -> None:
+            try:
+                async with contextlib.aclosing(self._made(asked, prompt)) as made:
+                    async for due in made:
+                        await queue.put((index, due))
+                await queue.put(None)
+            except (EngineDied, ConnectionCut) as error:
+                await queue.put(error)
+
+        tasks = [asyncio.create_task(make(index, prompt)) for index, prompt in enumerate(asked.prompts)]
+        left = len(tasks)
+        try:
+            while left:
+                match await queue.get():
+                    case None:
+                        left -= 1
+                    case Exception() as error:
+                        raise error
+                    case index, due:
+                        yield index, due
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stream(
+        self, asked: Asked, pieces: AsyncGenerator[tuple[int, list[Piece]], None], exchange: Exchange
+    ) -> None:
         # vLLM says 200 before the first token is there, so what goes wrong later can only be said in the stream.
         if self._engine.failure is not None:
             raise EngineDied(self._engine.failure)
         exchange.start_stream("text/event-stream; charset=utf-8")
-        writer = _ChunkWriter(asked)
+        writers = [ChunkWriter(asked, index) for index in range(len(asked.prompts))]
+        opening = b"".join(writer.opening() for writer in writers)
         made = 0
         try:
-            opening = writer.opening()
-            async for due in pieces:
+            async for index, due in pieces:
                 events = [opening] if opening else []
                 opening = b""
                 for piece in due:
                     made += piece.tokens
-                    events.append(writer.chunk(piece, made))
+                    events.append(writers[index].chunk(piece))
                 exchange.write(b"".join(events))
                 await exchange.drain()
             if asked.usage:
-                exchange.write(writer.usage(made))
+                exchange.write(writers[0].usage(made))
         except EngineDied as error:
             exchange.write(b"data: %b\n\n" % ApiError(500, "InternalServerError", str(error)).body())
         exchange.write(DONE)
@@ -364,14 +386,22 @@ class Api:
         if source not in body:
             raise ApiError(400, "Bad Request", f"body.{source}: Field required", f"body.{source}")
         prompt = standin_text.from_messages(body[source]) if chat else standin_text.from_prompt(body[source])
+        if prompt.images and not self._service.takes_images:
+            raise bad_value(f"{self._service.names[0]} is not a multimodal model", None)
         for field in REFUSED_FIELDS:
             if body.get(field):
                 raise bad_value(f"{field} is not known to the stand-in engine", field)
-        if _integer(body, "n", 1) != 1:
-            raise bad_value("n must be 1", "n")
         temperature = body.get("temperature")
         if isinstance(temperature, int | float) and temperature < 0:
             raise bad_value(f"temperature must be non-negative, got {temperature}.", "temperature")
+        choices = integer(body, "n", 1)
+        if not 1 <= choices <= MAX_CHOICES:
+            raise bad_value(f"n must be at least 1 and at most {MAX_CHOICES}, got {choices}.", "n")
+        if choices > 1 and temperature == 0:
+            raise bad_value(f"n must be 1 when using greedy sampling, got {choices}.", "n")
+        tool, prompt = tool_of(body, prompt, auto=self._service.auto_tools) if chat else ("", prompt)
+        if not tool:
+            prompt = replace(prompt, script=script_of(body))
         stream = body.get("stream") is True
         options = body.get("stream_options") or {}
         if options and not stream:
@@ -383,11 +413,12 @@ class Api:
             id=f"{'chatcmpl' if chat else 'cmpl'}-{_request_id(request)}",
             model=body.get("model") or self._service.names[0],
             created=int(time.time()),
-            prompt=prompt,
+            prompts=tuple(replace(prompt, choice=choice) for choice in range(choices)),
             max_tokens=self._limit(body, prompt, chat),
             ignore_eos=body.get("ignore_eos") is True,
-            stops=_stops(body.get("stop")),
-            logprobs=_logprobs(body, chat),
+            stops=stops_of(body.get("stop")),
+            logprobs=logprobs_of(body, chat),
+            tool=tool,
             stream=stream,
             usage=usage,
             usage_everywhere=forced or (usage and options.get("continuous_usage_stats") is True),
@@ -403,7 +434,7 @@ class Api:
             raise bad_value(message, "messages" if chat else "prompt")
         name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
         default = room if chat else min(room, DEFAULT_COMPLETION_TOKENS)
-        limit = _integer(body, name, default)
+        limit = integer(body, name, default)
         if limit < 1:
             raise bad_value(f"{name} must be at least 1, got {limit}.", name)
         if limit > length:
@@ -415,124 +446,6 @@ class Api:
             message = f"{name}={limit} and a prompt of {prompt.tokens} tokens are longer than max_model_len={length}."
             raise bad_value(message, name)
         return limit
-
-
-class _ChunkWriter:
-    """Writes a stream's events; what is the same in all of them is made once."""
-
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
-        kind = "chat.completion.chunk" if asked.chat else "text_completion"
-        head = {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model}
-        self._head = "data: " + json.dumps(head, separators=(",", ":"))[:-1]
-        self._before = (
-            self._head + ',"choices":[{"index":0,' + ('"delta":{"content":' if asked.chat else '"text":')
-        )
-        self._between = "}" if asked.chat else ""
-
-    def opening(self) -> bytes:
-        """A chat's first event gives the role."""
-        if not self._asked.chat:
-            return b""
-        delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
-        return f'{self._head},"choices":[{{"index":0,{delta}{self._usage(0)}}}\n\n'.encode()
-
-    def chunk(self, piece: Piece, made: int) -> bytes:
-        """One event; `made` counts the tokens up to its end."""
-        asked = self._asked
-        end = '"finish_reason":null'
-        if piece.finish_reason is not None:
-            end = f'"finish_reason":"{piece.finish_reason}","stop_reason":{json.dumps(piece.stop_reason)}'
-        logprobs = "null" if asked.logprobs is None else json.dumps(_logprobs_of(asked, [piece]))
-        text = f'{self._before}{json.dumps(piece.text)}{self._between},"logprobs":{logprobs},{end}}}]'
-        text += self._usage(made)
-        if piece.finish_reason is not None and not asked.usage:
-            text += f',"system_fingerprint":"{FINGERPRINT}"'
-        return f"{text}}}\n\n".encode()
-
-    def usage(self, made: int) -> bytes:
-        """The event after the last token, where usage was asked for."""
-        usage = json.dumps(_usage(self._asked, made), separators=(",", ":"))
-        return (
-            f'{self._head},"choices":[],"usage":{usage},"system_fingerprint":"{FINGERPRINT}"}}\n\n'.encode()
-        )
-
-    def _usage(self, made: int) -> str:
-        if not self._asked.usage_everywhere:
-            return ""
-        prompt = self._asked.prompt.tokens
-        return (
-            f',"usage":{{"prompt_tokens":{prompt},"total_tokens":{prompt + made},"completion_tokens":{made}}}'
-        )
-
-
-def _whole_answer(asked: Asked, pieces: Sequence[Piece]) -> dict[str, Any]:
-    """The answer to a request that did not ask for a stream."""
-    text = "".join(piece.text for piece in pieces)
-    choice: dict[str, Any] = {"index": 0}
-    if asked.chat:
-        choice["message"] = {"role": "assistant", "content": text}
-    else:
-        choice["text"] = text
-    choice["logprobs"] = None if asked.logprobs is None else _logprobs_of(asked, pieces)
-    choice |= {"finish_reason": pieces[-1].finish_reason, "stop_reason": pieces[-1].stop_reason}
-    return {
-        "id": asked.id,
-        "object": "chat.completion" if asked.chat else "text_completion",
-        "created": asked.created,
-        "model": asked.model,
-        "choices": [choice],
-        "system_fingerprint": FINGERPRINT,
-        "usage": _usage(asked, sum(piece.tokens for piece in pieces)),
-    }
-
-
-def _usage(asked: Asked, made: int) -> dict[str, int]:
-    prompt = asked.prompt.tokens
-    return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
-
-
-def _logprobs_of(asked: Asked, pieces: Sequence[Piece]) -> dict[str, Any]:
-    """Made-up numbers in the shape of the endpoint: chat's list of tokens, or completions' lists side by side."""
-    tokens: list[dict[str, Any]] = []
-    for piece in pieces:
-        for index in range(piece.first, piece.first + piece.tokens):
-            token = asked.prompt.token(index)
-            named = {"token": token, "logprob": -0.125 * (1 + index % 8), "bytes": list(token.encode())}
-            others = [named | {"token": f"{token}~{rank}"} for rank in range(1, asked.logprobs or 0)]
-            tokens.append(named | {"top_logprobs": [named, *others] if asked.logprobs else []})
-    if asked.chat:
-        return {"content": tokens}
-    return {
-        "text_offset": [sum(len(before["token"]) for before in tokens[:at]) for at in range(len(tokens))],
-        "token_logprobs": [each["logprob"] for each in tokens],
-        "tokens": [each["token"] for each in tokens],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in tokens],
-    }
-
-
-def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
-    if chat:
-        return _integer(body, "top_logprobs", 0) if body.get("logprobs") is True else None
-    return None if body.get("logprobs") is None else _integer(body, "logprobs", 0)
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = (
-        (value,) if isinstance(value, str) else tuple(value or ()) if isinstance(value, list | None) else None
-    )
-    if stops is None or not all(isinstance(stop, str) and stop for stop in stops):
-        raise bad_value("stop must be a text or a list of texts, none of them empty", "stop")
-    return stops
-
-
-def _integer(body: Mapping[str, Any], name: str, default: int, least: int | None = None) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or (least is not None and value < least):
-        raise bad_value(f"{name} is {value!r}; a whole number is accepted", name)
-    return value
 
 
 def _object(request: Request) -> dict[str, Any]:

@@ -212,7 +212,10 @@ class Engine:
     def _piece(self, prompt: Prompt, first: int, limit: int, ignore_eos: bool, finder: StopFinder) -> Piece:
         """The chunk that begins with token `first`."""
         behaviour = self.behaviour
-        end = limit if ignore_eos else min(limit, behaviour.answer_tokens)
+        if prompt.script is not None:
+            end = min(limit, len(prompt.script))
+        else:
+            end = limit if ignore_eos else min(limit, behaviour.answer_tokens)
         if first == end:  # all of the answer was said, and there was room left for the token that ends it
             return Piece(finder.rest(), first, 1, "stop")
         last = min(first + behaviour.tokens_per_chunk, end)

@@ -1,14 +1,15 @@
 """The text that the stand-in engine speaks: a plain function of the prompt, so that a gap or a repeat can be seen.
 
 Token number i of an answer is one word of the prompt, taken in turn, with the number behind it. To "tell me more" it
-answers `tell:0 me:1 more:2 tell:3 …`, whatever the speed and however the tokens are cut into chunks. A prompt without
-words is answered with `w:0 w:1 …`. A prompt's tokens are its words. Nothing here waits or is random.
+answers `tell:0 me:1 more:2 tell:3 …`, whatever the speed and however the tokens are cut into chunks. A second choice
+begins with the second word, and so on. A prompt without words is answered with `w:0 w:1 …`. A prompt's tokens are its
+words. An answer may also be a script: fixed tokens and then the end. Nothing here waits or is random.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ MAX_WORDS = 256
 MAX_WORD_CHARACTERS = 32
 TOKENS_PER_MESSAGE = 4
 """What a chat template adds around each message."""
-VOCABULARY = 50_000
+ID_BYTES = 7
+"""Of a word in one id, which is below 2**63."""
 
 
 class PromptError(Exception):
@@ -35,24 +37,38 @@ class Prompt:
 
     words: tuple[str, ...]
     tokens: int
+    # Set: the answer is these tokens and no others.
+    script: tuple[str, ...] | None = None
+    # Which choice this is.
+    choice: int = 0
+    # How many images came with it.
+    images: int = 0
 
     def token(self, index: int) -> str:
         """The text of the answer's token `index`, with the space that goes before it."""
-        return f"{' ' if index else ''}{self.words[index % len(self.words)]}:{index}"
+        if self.script is not None:
+            return (
+                self.script[index] if index < len(self.script) else ""
+            )  # the token that ends it has no text
+        return f"{' ' if index else ''}{self.words[(index + self.choice) % len(self.words)]}:{index}"
 
 
 def from_messages(messages: Any) -> Prompt:
     """The prompt of a chat: the last message speaks, all of them count. Raises PromptError."""
     if not isinstance(messages, list) or not messages:
         raise PromptError("messages must be a list of at least one message", "messages")
-    count = 0
+    count = images = 0
     words: list[str] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise PromptError("each of messages must be an object with role and content", "messages")
-        words = _text(message.get("content")).split()
+        content = message.get("content")
+        words = _text(content).split()
+        shown = [_image(part) for part in content if _is_image(part)] if isinstance(content, list) else []
+        words += shown
+        images += len(shown)
         count += len(words) + TOKENS_PER_MESSAGE
-    return Prompt(_cut(words), count)
+    return Prompt(_cut(words), count, images=images)
 
 
 def from_prompt(prompt: Any) -> Prompt:
@@ -70,8 +86,22 @@ def from_prompt(prompt: Any) -> Prompt:
 
 
 def token_ids(text: str) -> list[int]:
-    """One id for each word, the same wherever the word stands."""
-    return [zlib.crc32(word.encode()) % VOCABULARY for word in text.split()]
+    """An id for each word (for each part of a long one), made of its bytes, so that ids can be turned back."""
+    ids = []
+    for word in text.split():
+        data = word.encode("utf-8", "replace")
+        for at in range(0, len(data), ID_BYTES):
+            ids.append(int.from_bytes(data[at : at + ID_BYTES], "big") << 1 | (at == 0))
+    return ids
+
+
+def text_of_ids(ids: Sequence[int]) -> str:
+    """The words that have these ids, with one space between."""
+    data = b""
+    for each in ids:
+        part = (each >> 1).to_bytes(8, "big").lstrip(b"\0")
+        data += b" " + part if each & 1 and data else part
+    return data.decode(errors="replace")
 
 
 def embedding(text: str, size: int) -> list[float]:
@@ -120,6 +150,24 @@ def _text(content: Any) -> str:
     if content is None:
         return ""
     raise PromptError("content must be a text or a list of parts", "messages")
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
+
+
+def _image(part: dict[str, Any]) -> str:
+    """An image as a word: what is known of it without a network, its type and its size in bytes."""
+    url = (part.get("image_url") or {}).get("url")
+    if not isinstance(url, str) or not url.startswith(("http://", "https://", "data:image/")):
+        raise PromptError("The URL must be either a HTTP, data or file URL.", "messages")
+    if not url.startswith("data:"):
+        return url
+    kind, _, data = url.removeprefix("data:").partition(";base64,")
+    try:
+        return f"{kind},{len(base64.b64decode(data, validate=True))}"
+    except ValueError as error:
+        raise PromptError(f"the image cannot be read: {error}", "messages") from error
 
 
 def _cut(words: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,9 @@ One function a call and direction: `*_body` makes the JSON that is posted, `*_re
 comes back. Streams are read in merge.py, with the same small readers. Who asks, whether they may, and how the
 bytes travel is not known here.
 
+What comes here keeps the contract's field rules (penstock.contract); what is refused here is what those rules
+cannot say.
+
 The rule guarded here: nothing that a caller set is dropped in silence. A field is passed on, or refused by
 name.
 """
@@ -11,12 +14,14 @@ name.
 from __future__ import annotations
 
 import base64
+import json
+import math
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from penstock.v1 import inference_pb2 as pb
 
@@ -32,6 +37,7 @@ OWN_FIELDS = frozenset(
         "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty",
         "frequency_penalty", "repetition_penalty", "n", "logprobs", "top_logprobs", "ignore_eos",
         "structured_outputs", "response_format", "tools", "tool_choice", "dimensions", "encoding_format",
+        "text_1", "text_2", "queries", "query", "documents", "top_n",
     }
 )  # fmt: skip
 
@@ -59,12 +65,41 @@ _PLAIN_SAMPLING = (
 )  # fmt: skip
 
 
+# Where in the contract's requests the engine's field is, where the names differ.
+_CONTRACT_FIELDS = {
+    **{name: f"sampling.{name}" for name in (*_PLAIN_SAMPLING, "stop", "logprobs")},
+    "max_completion_tokens": "sampling.max_tokens",
+    "top_logprobs": "sampling.logprobs",
+    "structured_outputs": "output",
+    "response_format": "output",
+    "input": "inputs",
+    "text_1": "query",
+    "text_2": "documents",
+}
+_SAME_FIELDS = frozenset(
+    {"messages", "prompt", "tools", "tool_choice", "dimensions", "query", "documents", "top_n", "tokens"}
+)
+
+
 class BadRequest(Exception):
-    """The caller's message cannot be passed on; one sentence that names the field and what is accepted."""
+    """The caller's message cannot be passed on: `field`, and a sentence that says what is accepted."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(f"{field}: {sentence}")
+        self.field = field
+        self.sentence = sentence
 
 
 class BadAnswer(Exception):
     """The engine's answer is not of the shape that its API promises."""
+
+
+def field_of(parameter: str) -> str:
+    """The contract's path of a field that the engine complains of; what it has no place for is an engine option."""
+    name = parameter.removeprefix("body.")
+    if name in _SAME_FIELDS:
+        return name
+    return _CONTRACT_FIELDS.get(name, f"engine_options.{name}")
 
 
 # --- Requests.
@@ -72,11 +107,9 @@ class BadAnswer(Exception):
 
 def chat_body(request: ChatAsk, *, model: str, stream: bool) -> Json:
     """The body for /v1/chat/completions. `model` is the name that the engine knows."""
-    if not request.messages:
-        raise BadRequest("messages is empty; at least one message is needed")
     body: Json = _options(request.engine_options)
     body["model"] = model
-    body["messages"] = [_message(each, f"messages[{i}]") for i, each in enumerate(request.messages)]
+    body["messages"] = [_message(each) for each in request.messages]
     sampling = request.sampling
     _sampling(sampling, body)
     if sampling.HasField("logprobs"):
@@ -84,13 +117,9 @@ def chat_body(request: ChatAsk, *, model: str, stream: bool) -> Json:
         body["top_logprobs"] = sampling.logprobs
     _output(request.output, body)
     if request.tools:
-        body["tools"] = [_tool(each, f"tools[{i}]") for i, each in enumerate(request.tools)]
+        body["tools"] = [_tool(each) for each in request.tools]
     choice = request.tool_choice.WhichOneof("choice")
     if choice == "mode":
-        if request.tool_choice.mode not in ("auto", "none", "required"):
-            raise BadRequest(
-                f"tool_choice.mode is {request.tool_choice.mode!r}; accepted are auto, none and required"
-            )
         body["tool_choice"] = request.tool_choice.mode
     elif choice == "name":
         body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
@@ -101,8 +130,6 @@ def chat_body(request: ChatAsk, *, model: str, stream: bool) -> Json:
 
 def generate_body(request: GenerateAsk, *, model: str, stream: bool) -> Json:
     """The body for /v1/completions. `model` is the name that the engine knows."""
-    if not request.prompt:
-        raise BadRequest("prompt is empty; a text is needed")
     body: Json = _options(request.engine_options)
     body["model"] = model
     body["prompt"] = request.prompt
@@ -120,7 +147,6 @@ def embed_body(request: pb.EmbedRequest, *, model: str) -> Json:
 
     base64 because 32-bit floats are four times smaller that way than as text.
     """
-    _non_empty(request.inputs, "inputs")
     body: Json = _options(request.engine_options)
     body |= {"model": model, "input": list(request.inputs), "encoding_format": "base64"}
     if request.HasField("dimensions"):
@@ -130,14 +156,15 @@ def embed_body(request: pb.EmbedRequest, *, model: str) -> Json:
 
 def score_body(request: pb.ScoreRequest, *, model: str) -> Json:
     """The body for /score."""
-    _non_empty(request.documents, "documents")
-    return {"model": model, "text_1": request.query, "text_2": list(request.documents)}
+    body: Json = _options(request.engine_options)
+    body |= {"model": model, "text_1": request.query, "text_2": list(request.documents)}
+    return body
 
 
 def rerank_body(request: pb.RerankRequest, *, model: str) -> Json:
     """The body for /rerank."""
-    _non_empty(request.documents, "documents")
-    body: Json = {"model": model, "query": request.query, "documents": list(request.documents)}
+    body: Json = _options(request.engine_options)
+    body |= {"model": model, "query": request.query, "documents": list(request.documents)}
     if request.HasField("top_n"):
         body["top_n"] = request.top_n
     return body
@@ -145,7 +172,21 @@ def rerank_body(request: pb.RerankRequest, *, model: str) -> Json:
 
 def tokenize_body(request: pb.TokenizeRequest, *, model: str) -> Json:
     """The body for /tokenize."""
-    return {"model": model, "prompt": request.text}
+    body: Json = {"model": model}
+    if request.messages:
+        body["messages"] = [_message(each) for each in request.messages]
+        if request.tools:
+            body["tools"] = [_tool(each) for each in request.tools]
+    else:
+        body["prompt"] = request.text
+    if request.HasField("add_special_tokens"):
+        body["add_special_tokens"] = request.add_special_tokens
+    return body
+
+
+def detokenize_body(request: pb.DetokenizeRequest, *, model: str) -> Json:
+    """The body for /detokenize."""
+    return {"model": model, "tokens": list(request.tokens)}
 
 
 def choices_asked(sampling: pb.SamplingParameters) -> int:
@@ -155,29 +196,24 @@ def choices_asked(sampling: pb.SamplingParameters) -> int:
 
 def _stream(body: Json) -> None:
     body["stream"] = True
-    body["stream_options"] = {"include_usage": True}
-
-
-def _non_empty(values: Iterable[str], name: str) -> None:
-    if not any(True for _ in values):
-        raise BadRequest(f"{name} is empty; at least one is needed")
+    # In every event, so that an answer which breaks off is counted too: an event may carry several tokens.
+    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
 
 
 def _options(options: Struct) -> Json:
     for key in options.fields:
         if key in OWN_FIELDS:
             raise BadRequest(
-                f"engine_options.{key} is not accepted; the request has a field for it, or Penstock sets it"
+                f"engine_options.{key}",
+                "is not accepted; the request has a field for it, or Penstock sets it",
             )
-    return {key: plain(value) for key, value in options.fields.items()}
+    return {key: plain(value, f"engine_options.{key}") for key, value in options.fields.items()}
 
 
 def _sampling(sampling: pb.SamplingParameters, body: Json) -> None:
     for field, value in sampling.ListFields():
         if field.name in _PLAIN_SAMPLING:
             body[field.name] = value
-    if sampling.HasField("n") and sampling.n < 1:
-        raise BadRequest(f"sampling.n is {sampling.n}; it must be 1 or more")
     if sampling.stop:
         body["stop"] = list(sampling.stop)
 
@@ -188,11 +224,14 @@ def _output(output: pb.OutputFormat, body: Json) -> None:
         return
     wanted: Json
     if kind == "json_schema":
-        wanted = {"json": plain_struct(output.json_schema)}
+        wanted = {"json": plain_struct(output.json_schema, "output.json_schema")}
+    elif kind == "json_schema_text":
+        wanted = {"json": _schema(output.json_schema_text)}
     elif kind == "regex":
         wanted = {"regex": output.regex}
+    elif kind == "grammar":
+        wanted = {"grammar": output.grammar}
     elif kind == "choice":
-        _non_empty(output.choice.choices, "output.choice.choices")
         wanted = {"choice": list(output.choice.choices)}
     elif output.json_object:
         wanted = {"json_object": True}
@@ -201,28 +240,35 @@ def _output(output: pb.OutputFormat, body: Json) -> None:
     body["structured_outputs"] = wanted
 
 
-def _tool(tool: pb.Tool, where: str) -> Json:
-    if not tool.name:
-        raise BadRequest(f"{where}.name is empty; a tool needs a name")
+def _schema(text: str) -> Json:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("output.json_schema_text", f"must be JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise BadRequest("output.json_schema_text", "must be a JSON object")
+    return schema
+
+
+def _tool(tool: pb.Tool) -> Json:
     function: Json = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
     if tool.HasField("parameters"):
-        function["parameters"] = plain_struct(tool.parameters)
+        function["parameters"] = plain_struct(tool.parameters, "tools.parameters")
+    if tool.HasField("strict"):
+        function["strict"] = tool.strict
     return {"type": "function", "function": function}
 
 
-def _message(message: pb.Message, where: str) -> Json:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise BadRequest(f"{where}.role is not set; accepted are system, user, assistant and tool")
-    made: Json = {"role": role}
+def _message(message: pb.Message) -> Json:
+    made: Json = {"role": _ROLES[message.role]}
     parts = message.content
     if len(parts) == 1 and parts[0].WhichOneof("part") == "text":
         # Many chat templates take only a plain string.
         made["content"] = parts[0].text
     elif parts:
-        made["content"] = [_part(each, f"{where}.content[{i}]") for i, each in enumerate(parts)]
+        made["content"] = [_part(each) for each in parts]
     else:
         made["content"] = None if message.tool_calls else ""
     if message.tool_calls:
@@ -235,49 +281,41 @@ def _message(message: pb.Message, where: str) -> Json:
     return made
 
 
-def _part(part: pb.ContentPart, where: str) -> Json:
-    kind = part.WhichOneof("part")
-    if kind == "text":
+def _part(part: pb.ContentPart) -> Json:
+    if part.HasField("text"):
         return {"type": "text", "text": part.text}
-    if kind == "image_url":
-        # Another scheme, such as file:, would have the engine read what the caller may not.
-        if not part.image_url.startswith(("http://", "https://", "data:")):
-            raise BadRequest(f"{where}.image_url must be an http, https or data URL")
-        return {"type": "image_url", "image_url": {"url": part.image_url}}
-    if kind == "image":
+    url = part.image_url
+    if part.HasField("image"):
         data = base64.b64encode(part.image.data).decode("ascii")
-        mime_type = part.image.mime_type or "image/png"
-        return {"type": "image_url", "image_url": {"url": f"data:{mime_type};base64,{data}"}}
-    raise BadRequest(f"{where} is empty; accepted are text, image_url and image")
+        url = f"data:{part.image.mime_type or 'image/png'};base64,{data}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
-def plain_struct(value: Struct) -> Json:
-    """A Struct as a dict."""
-    return {key: plain(each) for key, each in value.fields.items()}
+def plain_struct(value: Struct, field: str) -> Json:
+    """A Struct as a dict. Raises BadRequest for `field` where it holds what JSON does not."""
+    return {key: plain(each, field) for key, each in value.fields.items()}
 
 
-def plain(value: Value) -> Any:
-    """A protobuf Value as Python's own;
+def plain(value: Value, field: str) -> Any:
+    """A protobuf Value as Python's own.
 
-    a whole number comes back as an int, as JSON schemas and the engine expect.
+    A whole number comes back as an int, as JSON schemas and the engine expect. Raises BadRequest for `field`.
     """
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
+        if not math.isfinite(number):
+            raise BadRequest(field, f"must have finite numbers, not {number}")
         return int(number) if number.is_integer() and abs(number) <= _EXACT else number
     if kind == "struct_value":
-        return plain_struct(value.struct_value)
+        return plain_struct(value.struct_value, field)
     if kind == "list_value":
-        return _plain_list(value.list_value)
+        return [plain(each, field) for each in value.list_value.values]
     if kind == "string_value":
         return value.string_value
     if kind == "bool_value":
         return value.bool_value
     return None
-
-
-def _plain_list(values: ListValue) -> list[Any]:
-    return [plain(each) for each in values.values]
 
 
 # --- Answers.
@@ -293,6 +331,12 @@ def finish_reason(word: str | None) -> pb.FinishReason.ValueType:
     if word == "error":
         raise BadAnswer("the engine ended a choice with an error")
     return _FINISH_REASONS.get(word, pb.FINISH_REASON_STOP)
+
+
+def stop_reason(choice: Mapping[str, Any]) -> str:
+    """The stop string or the id of the stop token that ended a choice; empty where none did."""
+    reason = choice.get("stop_reason")
+    return "" if reason is None else str(reason)
 
 
 def usage(value: Mapping[str, Any] | None) -> pb.Usage | None:
@@ -349,6 +393,7 @@ def chat_response(answer: Json) -> pb.ChatResponse:
             content=message.get("content") or "",
             reasoning_content=message.get("reasoning") or message.get("reasoning_content") or "",
             finish_reason=finish_reason(_finished(choice)),
+            stop_reason=stop_reason(choice),
             logprobs=chat_logprobs(choice.get("logprobs")),
         )
         for index, call in enumerate(message.get("tool_calls") or ()):
@@ -371,6 +416,7 @@ def generate_response(answer: Json) -> pb.GenerateResponse:
             index=choice["index"],
             text=choice.get("text") or "",
             finish_reason=finish_reason(_finished(choice)),
+            stop_reason=stop_reason(choice),
             logprobs=generate_logprobs(choice.get("logprobs")),
         )
     return response
@@ -428,3 +474,8 @@ def rerank_response(answer: Json) -> pb.RerankResponse:
 def tokenize_response(answer: Json) -> pb.TokenizeResponse:
     """The answer of /tokenize."""
     return pb.TokenizeResponse(tokens=answer["tokens"], max_model_len=answer.get("max_model_len") or 0)
+
+
+def detokenize_response(answer: Json) -> pb.DetokenizeResponse:
+    """The answer of /detokenize."""
+    return pb.DetokenizeResponse(text=answer["prompt"])

@@ -80,6 +80,7 @@ def test_base_install_stays_what_a_job_needs() -> None:
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {
         "googleapis-common-protos", "grpcio", "grpcio-health-checking", "grpcio-status", "httpx", "protobuf",
+        "protovalidate",
     }  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import grpc
 
+from penstock.contract import quoted
 from penstock.rpc import validate
 from penstock.rpc.admitted import Admitted, find
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.deployment import deployment_out
 from penstock.rpc.convert.spec import spec_in
 from penstock.rpc.masks import check_mask, merge
-from penstock.rpc.refusals import Refused, Violation, not_found, quoted
+from penstock.rpc.refusals import Refused, Violation, not_found
 from penstock.store.database import Database
 from penstock.store.errors import BeingDeleted
 from penstock.v1 import deployment_pb2, metadata_pb2

@@ -5,9 +5,10 @@ from __future__ import annotations
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.contract import quoted
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
-from penstock.rpc.refusals import Refused, quoted
+from penstock.rpc.refusals import Refused
 from penstock.store.errors import NotFound
 from penstock.store.queries import revisions
 

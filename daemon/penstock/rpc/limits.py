@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from penstock.contract import quoted
 from penstock.core.jobs import Cluster, Node, Partition
 from penstock.core.spec import Spec
 from penstock.rpc.quantities import as_memory, as_time
-from penstock.rpc.refusals import Fault, Violation, quoted
+from penstock.rpc.refusals import Fault, Violation
 
 MAX_NAMES = 20
 """How many names of partitions, accounts and the like a sentence lists."""

@@ -10,7 +10,8 @@ from typing import Any
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from penstock.rpc.refusals import Violation, quoted, refuse
+from penstock.contract import quoted
+from penstock.rpc.refusals import Violation, refuse
 
 MAX_CHANGES = 1000
 """A spec has fewer fields than this, unless its maps and lists are very long."""

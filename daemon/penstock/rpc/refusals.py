@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import grpc
 
+from penstock.contract import quoted
+
 MAX_NAMED = 5
 """How many violations the message itself names; the details carry all of them."""
 
@@ -59,20 +61,6 @@ def refuse(violations: list[Violation]) -> None:
     for fault in Fault:
         if named := tuple(violation for violation in violations if violation.fault is fault):
             raise Refused(fault.status, _sentence(named), named)
-
-
-def quoted(value: object) -> str:
-    """A value as the client gave it, cut to what a sentence can hold.
-
-    >>> quoted("8 GiBs"), quoted(-1), quoted(True)
-    ('"8 GiBs"', '-1', 'true')
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return str(value)
-    text = "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in value)
-    return f'"{text}"' if len(text) <= 80 else f'"{text[:77]}..."'
 
 
 def not_found(noun: str, name: str) -> Refused:

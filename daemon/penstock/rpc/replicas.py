@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 
+from penstock.contract import quoted
 from penstock.rpc import pages
 from penstock.rpc.convert.replica import attempt_out, replica_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.logs import stream_output
-from penstock.rpc.refusals import Refused, quoted
+from penstock.rpc.refusals import Refused
 from penstock.store.queries import attempts, deployments, replicas
 from penstock.v1 import replica_pb2 as pb
 from penstock.v1 import replica_pb2_grpc

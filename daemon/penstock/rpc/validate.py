@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import protovalidate
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from penstock import contract
+from penstock.contract import quoted
 from penstock.rpc.quantities import time_limit_s
-from penstock.rpc.refusals import Fault, Violation, quoted, refuse
+from penstock.rpc.refusals import Fault, Violation, refuse
 from penstock.slurm.options import KNOWN_OPTIONS, RESERVED_OPTIONS
 from penstock.v1 import deployment_pb2, metadata_pb2, spec_pb2
 
@@ -131,47 +132,8 @@ def warnings(deployment: deployment_pb2.Deployment) -> list[str]:
 
 
 def _field_rules(message: Message) -> Iterator[Violation]:
-    for found in protovalidate.collect_violations(message):
-        path = _path(found.proto.field)
-        if path.endswith("spec.model.source"):
-            # A oneof has a name in the contract only.
-            yield Violation(path.removesuffix(".source"), "one of path and hub must be given")
-        else:
-            yield Violation(path, _accepted(found))
-
-
-def _path(field: Any) -> str:
-    """A protovalidate field path in the manifest's spelling: `spec.engine.env["A"]`, `spec.placements[0].qos`."""
-    text = ""
-    for element in field.elements if field is not None else ():
-        text += ("." if text else "") + element.field_name
-        if element.subscript is not None:
-            value = element.subscript.value
-            text += f"[{quoted(value)}]" if isinstance(value, str) else f"[{value}]"
-    return text
-
-
-def _accepted(found: protovalidate.Violation) -> str:
-    """The value and what would be accepted, in words."""
-    rule, value = found.proto.rule_id, found.field_value
-    if rule == "required":
-        return "must be given"
-    message = found.proto.message
-    if rule == "string.min_len" and value == "":
-        return "must not be empty"
-    if rule.endswith(("gte_lte", ".gte", ".lte", ".gt")):
-        message = message.replace("greater than or equal to", "at least").replace(
-            "less than or equal to", "at most"
-        )
-    if rule == "enum.defined_only":
-        message = "must be one of the enum's values"
-    if rule == "string.pattern":
-        message = f"must match {found.rule_value}"
-    if rule == "string.prefix":
-        message = f"must begin with {found.rule_value}"
-    if isinstance(value, (str, int, float)):
-        return f"{message}, not {quoted(value)}"
-    return message
+    for broken in contract.broken_rules(message):
+        yield Violation(broken.field, broken.sentence)
 
 
 def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:

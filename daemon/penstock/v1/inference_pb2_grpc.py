@@ -28,9 +28,18 @@ if _version_not_supported:
 class InferenceServiceStub:
     """Using a model. Served by the replicas themselves, behind the front door, which reads `model` to choose one.
 
-    Errors: INVALID_ARGUMENT; NOT_FOUND (no such model); UNAVAILABLE (no ready replica, with the reason; or the replica died, and then a
-    stream has had part of its tokens); RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this
-    engine does not do). A stream ends in exactly one status: OK comes after a chunk with a finish reason, and only then.
+    Errors: INVALID_ARGUMENT, with a google.rpc.BadRequest that names the fields, by Penstock or in the engine's own words; NOT_FOUND (no
+    such model); UNAVAILABLE (no ready replica, with the reason; or the replica ended before its answer did); RESOURCE_EXHAUSTED;
+    DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this engine does not do); INTERNAL (the engine failed at this request
+    and lives on). Errors of Penstock's own carry a google.rpc.ErrorInfo of the domain `penstock`.
+
+    A stream ends in exactly one status: OK comes after a chunk with a finish reason for every choice, and only then. Where an engine dies in
+    the middle, the status is UNAVAILABLE and says how many tokens had been made until then; they are also in its details, as a Usage. Only a
+    replica that is killed together with its agent can say nothing any more: then the front door resets the stream, which gRPC shows as
+    UNAVAILABLE or INTERNAL, and the chunks that came are all there is.
+
+    Trailing metadata: `penstock-prompt-tokens` and `penstock-completion-tokens`, decimal, of every call that made any, also of one that fails.
+    Nothing here is kept between calls, so any call may be made again; a sampled answer will differ.
     """
 
     def __init__(self, channel):
@@ -79,6 +88,11 @@ class InferenceServiceStub:
                 request_serializer=penstock_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/penstock.v1.InferenceService/Detokenize',
+                request_serializer=penstock_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/penstock.v1.InferenceService/ListModels',
                 request_serializer=penstock_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -89,9 +103,18 @@ class InferenceServiceStub:
 class InferenceServiceServicer:
     """Using a model. Served by the replicas themselves, behind the front door, which reads `model` to choose one.
 
-    Errors: INVALID_ARGUMENT; NOT_FOUND (no such model); UNAVAILABLE (no ready replica, with the reason; or the replica died, and then a
-    stream has had part of its tokens); RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this
-    engine does not do). A stream ends in exactly one status: OK comes after a chunk with a finish reason, and only then.
+    Errors: INVALID_ARGUMENT, with a google.rpc.BadRequest that names the fields, by Penstock or in the engine's own words; NOT_FOUND (no
+    such model); UNAVAILABLE (no ready replica, with the reason; or the replica ended before its answer did); RESOURCE_EXHAUSTED;
+    DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this engine does not do); INTERNAL (the engine failed at this request
+    and lives on). Errors of Penstock's own carry a google.rpc.ErrorInfo of the domain `penstock`.
+
+    A stream ends in exactly one status: OK comes after a chunk with a finish reason for every choice, and only then. Where an engine dies in
+    the middle, the status is UNAVAILABLE and says how many tokens had been made until then; they are also in its details, as a Usage. Only a
+    replica that is killed together with its agent can say nothing any more: then the front door resets the stream, which gRPC shows as
+    UNAVAILABLE or INTERNAL, and the chunks that came are all there is.
+
+    Trailing metadata: `penstock-prompt-tokens` and `penstock-completion-tokens`, decimal, of every call that made any, also of one that fails.
+    Nothing here is kept between calls, so any call may be made again; a sampled answer will differ.
     """
 
     def Chat(self, request, context):
@@ -137,6 +160,12 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +221,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
             ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=penstock_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=penstock_dot_v1_dot_inference__pb2.ListModelsRequest.FromString,
@@ -208,9 +242,18 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService:
     """Using a model. Served by the replicas themselves, behind the front door, which reads `model` to choose one.
 
-    Errors: INVALID_ARGUMENT; NOT_FOUND (no such model); UNAVAILABLE (no ready replica, with the reason; or the replica died, and then a
-    stream has had part of its tokens); RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this
-    engine does not do). A stream ends in exactly one status: OK comes after a chunk with a finish reason, and only then.
+    Errors: INVALID_ARGUMENT, with a google.rpc.BadRequest that names the fields, by Penstock or in the engine's own words; NOT_FOUND (no
+    such model); UNAVAILABLE (no ready replica, with the reason; or the replica ended before its answer did); RESOURCE_EXHAUSTED;
+    DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this engine does not do); INTERNAL (the engine failed at this request
+    and lives on). Errors of Penstock's own carry a google.rpc.ErrorInfo of the domain `penstock`.
+
+    A stream ends in exactly one status: OK comes after a chunk with a finish reason for every choice, and only then. Where an engine dies in
+    the middle, the status is UNAVAILABLE and says how many tokens had been made until then; they are also in its details, as a Usage. Only a
+    replica that is killed together with its agent can say nothing any more: then the front door resets the stream, which gRPC shows as
+    UNAVAILABLE or INTERNAL, and the chunks that came are all there is.
+
+    Trailing metadata: `penstock-prompt-tokens` and `penstock-completion-tokens`, decimal, of every call that made any, also of one that fails.
+    Nothing here is kept between calls, so any call may be made again; a sampled answer will differ.
     """
 
     @staticmethod
@@ -419,6 +462,33 @@ class InferenceService:
             '/penstock.v1.InferenceService/Tokenize',
             penstock_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             penstock_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/Detokenize',
+            penstock_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            penstock_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

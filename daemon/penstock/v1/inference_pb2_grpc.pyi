@@ -15,9 +15,18 @@ GRPC_VERSION: str
 class InferenceServiceStub:
     """Using a model. Served by the replicas themselves, behind the front door, which reads `model` to choose one.
 
-    Errors: INVALID_ARGUMENT; NOT_FOUND (no such model); UNAVAILABLE (no ready replica, with the reason; or the replica died, and then a
-    stream has had part of its tokens); RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this
-    engine does not do). A stream ends in exactly one status: OK comes after a chunk with a finish reason, and only then.
+    Errors: INVALID_ARGUMENT, with a google.rpc.BadRequest that names the fields, by Penstock or in the engine's own words; NOT_FOUND (no
+    such model); UNAVAILABLE (no ready replica, with the reason; or the replica ended before its answer did); RESOURCE_EXHAUSTED;
+    DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this engine does not do); INTERNAL (the engine failed at this request
+    and lives on). Errors of Penstock's own carry a google.rpc.ErrorInfo of the domain `penstock`.
+
+    A stream ends in exactly one status: OK comes after a chunk with a finish reason for every choice, and only then. Where an engine dies in
+    the middle, the status is UNAVAILABLE and says how many tokens had been made until then; they are also in its details, as a Usage. Only a
+    replica that is killed together with its agent can say nothing any more: then the front door resets the stream, which gRPC shows as
+    UNAVAILABLE or INTERNAL, and the chunks that came are all there is.
+
+    Trailing metadata: `penstock-prompt-tokens` and `penstock-completion-tokens`, decimal, of every call that made any, also of one that fails.
+    Nothing here is kept between calls, so any call may be made again; a sampled answer will differ.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -29,15 +38,25 @@ class InferenceServiceStub:
     Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
     Rerank: _aio.UnaryUnaryMultiCallable[_inference_pb2.RerankRequest, _inference_pb2.RerankResponse]
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
+    Detokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """Answered by the control plane: the deployments that can be asked for."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Using a model. Served by the replicas themselves, behind the front door, which reads `model` to choose one.
 
-    Errors: INVALID_ARGUMENT; NOT_FOUND (no such model); UNAVAILABLE (no ready replica, with the reason; or the replica died, and then a
-    stream has had part of its tokens); RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this
-    engine does not do). A stream ends in exactly one status: OK comes after a chunk with a finish reason, and only then.
+    Errors: INVALID_ARGUMENT, with a google.rpc.BadRequest that names the fields, by Penstock or in the engine's own words; NOT_FOUND (no
+    such model); UNAVAILABLE (no ready replica, with the reason; or the replica ended before its answer did); RESOURCE_EXHAUSTED;
+    DEADLINE_EXCEEDED; CANCELLED; UNIMPLEMENTED (what this release or this engine does not do); INTERNAL (the engine failed at this request
+    and lives on). Errors of Penstock's own carry a google.rpc.ErrorInfo of the domain `penstock`.
+
+    A stream ends in exactly one status: OK comes after a chunk with a finish reason for every choice, and only then. Where an engine dies in
+    the middle, the status is UNAVAILABLE and says how many tokens had been made until then; they are also in its details, as a Usage. Only a
+    replica that is killed together with its agent can say nothing any more: then the front door resets the stream, which gRPC shows as
+    UNAVAILABLE or INTERNAL, and the chunks that came are all there is.
+
+    Trailing metadata: `penstock-prompt-tokens` and `penstock-completion-tokens`, decimal, of every call that made any, also of one that fails.
+    Nothing here is kept between calls, so any call may be made again; a sampled answer will differ.
     """
 
     @_abc_1.abstractmethod
@@ -95,6 +114,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.TokenizeRequest,
         context: _aio.ServicerContext[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse],
     ) -> _abc.Awaitable[_inference_pb2.TokenizeResponse]: ...
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _inference_pb2.DetokenizeRequest,
+        context: _aio.ServicerContext[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse],
+    ) -> _abc.Awaitable[_inference_pb2.DetokenizeResponse]: ...
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -217,7 +217,19 @@ async def test_what_came_before_a_failure_is_sent(events: list[Any], kind: type[
     text, error = await collect(Pipe(merge), events)
     assert text == "ab"
     assert type(error) is kind
-    assert merge.parts == 2
+
+
+def test_what_was_made_is_counted_though_its_end_never_came() -> None:
+    """The engine counts each choice by itself in every event, and all of them at the end."""
+    merge = ChatMerge(2)
+    assert merge.counted == pb.Usage()
+    for index, made in ((0, 1), (1, 1), (0, 3)):
+        usage = {"prompt_tokens": 5, "completion_tokens": made}
+        merge.add(event({"index": index, "delta": {"content": "x"}, "finish_reason": None}, usage=usage))
+        assert not merge.take().HasField("usage")
+    assert merge.counted == pb.Usage(prompt_tokens=5, completion_tokens=4)
+    merge.add(event(usage=USAGE))
+    assert merge.counted.completion_tokens == merge.take().usage.completion_tokens == 9
 
 
 async def test_a_second_choice_that_never_finished_is_missed() -> None:
@@ -274,10 +286,12 @@ def test_generate_merges_text_and_log_probabilities() -> None:
     assert chunk.choices[0].text == "Once upon"
     assert [one.token for one in chunk.choices[0].logprobs] == ["Once", " upon"]
     before = merge.finished
-    merge.add(event({"index": 0, "text": "", "finish_reason": "length"}, usage=USAGE))
+    merge.add(event({"index": 0, "text": "", "finish_reason": "stop", "stop_reason": "."}))
     assert (before, merge.finished) == (False, True)
+    merge.add(event(usage=USAGE))
     last = merge.take()
-    assert (last.id, last.choices[0].finish_reason) == ("", pb.FINISH_REASON_LENGTH)
+    assert (last.id, last.choices[0].finish_reason) == ("", pb.FINISH_REASON_STOP)
+    assert last.choices[0].stop_reason == "."
     assert last.usage.completion_tokens == 9
 
 

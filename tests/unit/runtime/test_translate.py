@@ -46,12 +46,16 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "minLength": 
         ({"sampling": {"logprobs": 0}}, {"logprobs": True, "top_logprobs": 0}),
         ({"sampling": {"logprobs": 3}}, {"logprobs": True, "top_logprobs": 3}),
         ({"output": {"jsonSchema": SCHEMA}}, {"structured_outputs": {"json": SCHEMA}}),
+        ({"output": {"jsonSchemaText": '{"b": 1, "a": 2}'}}, {"structured_outputs": {"json": {"b": 1, "a": 2}}}),
+        ({"output": {"grammar": "root ::= x"}}, {"structured_outputs": {"grammar": "root ::= x"}}),
         ({"output": {"regex": "a+"}}, {"structured_outputs": {"regex": "a+"}}),
         ({"output": {"choice": {"choices": ["x", "y"]}}}, {"structured_outputs": {"choice": ["x", "y"]}}),
         ({"output": {"jsonObject": True}}, {"structured_outputs": {"json_object": True}}),
         ({"output": {"jsonObject": False}}, {}),
         ({"tools": [{"name": "f", "description": "d", "parameters": SCHEMA}]},
          {"tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}]}),
+        ({"tools": [{"name": "f", "strict": False}]},
+         {"tools": [{"type": "function", "function": {"name": "f", "strict": False}}]}),
         ({"tools": [{"name": "f"}], "toolChoice": {"mode": "required"}},
          {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}),
         ({"toolChoice": {"name": "f"}}, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
@@ -95,17 +99,10 @@ def test_messages(message: dict[str, Any], body: Json) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"messages": []}, "messages is empty"),
-        ({"messages": [{"content": [{"text": "Hi"}]}]}, "messages[0].role is not set"),
-        ({"messages": [{"role": "ROLE_USER", "content": [{}]}]}, "messages[0].content[0] is empty"),
-        ({"messages": [{"role": "ROLE_USER", "content": [{"imageUrl": "file:///etc/passwd"}]}]},
-         "messages[0].content[0].image_url must be an http, https or data URL"),
-        ({"toolChoice": {"mode": "always"}}, "tool_choice.mode is 'always'; accepted are auto, none and required"),
-        ({"tools": [{}]}, "tools[0].name is empty"),
-        ({"output": {"choice": {}}}, "output.choice.choices is empty"),
-        ({"engineOptions": {"temperature": 1}}, "engine_options.temperature is not accepted"),
-        ({"engineOptions": {"stream": False}}, "engine_options.stream is not accepted"),
-        ({"sampling": {"n": 0}}, "sampling.n is 0; it must be 1 or more"),
+        ({"engineOptions": {"temperature": 1}}, "engine_options.temperature: is not accepted"),
+        ({"engineOptions": {"stream": False}}, "engine_options.stream: is not accepted"),
+        ({"output": {"jsonSchemaText": "{"}}, "output.json_schema_text: must be JSON"),
+        ({"output": {"jsonSchemaText": "[]"}}, "output.json_schema_text: must be a JSON object"),
     ],
 )  # fmt: skip
 def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
@@ -124,13 +121,15 @@ def test_a_stream_asks_for_usage() -> None:
         "max_tokens": 1,
         "logprobs": 2,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(BadRequest, match="prompt is empty"):
-        translate.generate_body(pb.GenerateRequest(model="m"), model="m", stream=False)
+def test_a_number_that_json_does_not_have_is_refused() -> None:
+    request = chat()
+    request.engine_options.update({"x": [float("inf")]})
+    with pytest.raises(BadRequest, match="engine_options.x: must have finite numbers, not inf"):
+        translate.chat_body(request, model="m", stream=False)
 
 
 def test_chat_answer() -> None:
@@ -262,8 +261,28 @@ def test_pooling_bodies() -> None:
         "model": "m", "query": "q", "documents": ["a"], "top_n": 1,
     }  # fmt: skip
     assert translate.tokenize_body(pb.TokenizeRequest(text="t"), model="m") == {"model": "m", "prompt": "t"}
-    with pytest.raises(BadRequest, match="inputs is empty"):
-        translate.embed_body(pb.EmbedRequest(model="x"), model="m")
+    message = pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text="Hi")])
+    chat_of = pb.TokenizeRequest(messages=[message], tools=[pb.Tool(name="f")], add_special_tokens=False)
+    assert translate.tokenize_body(chat_of, model="m") == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "add_special_tokens": False,
+    }
+    assert translate.detokenize_body(pb.DetokenizeRequest(tokens=[1, 2]), model="m") == {
+        "model": "m", "tokens": [1, 2],
+    }  # fmt: skip
+
+
+def test_options_of_pooling_requests() -> None:
+    score, rerank = pb.ScoreRequest(query="q", documents=["a"]), pb.RerankRequest(query="q", documents=["a"])
+    for request in (score, rerank):
+        request.engine_options.update({"truncate_prompt_tokens": 8})
+    assert translate.score_body(score, model="m")["truncate_prompt_tokens"] == 8
+    assert translate.rerank_body(rerank, model="m")["truncate_prompt_tokens"] == 8
+    score.engine_options.update({"text_2": "b"})
+    with pytest.raises(BadRequest, match="engine_options.text_2: is not accepted"):
+        translate.score_body(score, model="m")
 
 
 def test_pooling_answers() -> None:
