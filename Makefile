@@ -78,6 +78,11 @@ bench-controller: env ## 10,000 replicas: ticks, memory and submissions, to a fa
 	@deploy/dev/system-packages.sh quickstart
 	@.venv/bin/python -m tests.bench.controller
 
+.PHONY: bench-gateway
+bench-gateway: env ## The front door beside direct and beside other routers: CPU, latency, streams (ROUNDS=3)
+	@deploy/dev/system-packages.sh bench
+	@.venv/bin/python -m tests.bench.gateway --rounds $(or $(ROUNDS),3) --only "$(ONLY)"
+
 .PHONY: chaos
 chaos: env ## Kill everything again and again (KILLS=100 SEED=1); the report is kept in .chaos
 	@deploy/dev/system-packages.sh quickstart

@@ -10,7 +10,9 @@ for purpose in "${@:-quickstart}"; do
         quickstart) packages+=(slurmctld slurmd slurm-client munge) ;;
         # The newer Slurm of the contract suite lives in a chroot.
         test) packages+=(slurmctld slurmd slurm-client munge debootstrap) ;;
-        *) echo "system-packages.sh knows quickstart and test, not $purpose" >&2; exit 1 ;;
+        # The load generator and the replicas of the bench are Go: Python would be the limit.
+        bench) packages+=(slurmctld slurmd slurm-client munge golang-go golang-google-grpc-dev) ;;
+        *) echo "system-packages.sh knows quickstart, test and bench, not $purpose" >&2; exit 1 ;;
     esac
 done
 
