@@ -64,6 +64,7 @@ def jobs(draw: st.DrawFn, name: str, comment: str, job_id: int) -> Job:
         state_text="?",
         reason=draw(st.sampled_from(["", "Resources", "NonZeroExitCode"])),
         nodes=draw(st.sampled_from(["", "gpu1"])),
+        time_limit_s=draw(st.sampled_from([None, 600, 3600])),
         submitted_at=draw(maybe(past)),
         started_at=draw(maybe(moments)),
         ends_at=draw(maybe(moments)),
@@ -97,6 +98,7 @@ def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> 
         drain_at=draw(maybe(past)),
         signalled_at=draw(maybe(past)),
         cancelled_at=draw(maybe(past)),
+        handover_at=draw(maybe(past)),
         ended_at=None if live else draw(past),
         end_message=draw(st.sampled_from(["", "job 7 ended as FAILED"])),
     )
@@ -298,6 +300,8 @@ def _do(
             change(token, job=job, running_since=running_since)
         case acts.RecordMissing(token, since):
             change(token, missing_since=since)
+        case acts.BeginHandover(token):
+            change(token, handover_at=now)
         case acts.EndAttempt():
             change(action.token, ended_at=now, end_message=action.message)
             uid = action.replica_uid
@@ -361,6 +365,28 @@ def test_ready_replicas_stay_above_the_floor(world: Observation) -> None:
         assert len(serving - let_go) >= min(len(serving), floor)
         if serving & let_go:
             event("a ready replica was let go")
+
+
+@bounded
+@given(worlds())
+def test_a_handover_takes_no_replica_before_its_successor_is_ready(world: Observation) -> None:
+    """Rule 5, without the leave that a rollout has: what is handed over goes only beyond the wanted number."""
+    rows = {one.uid: one for one in world.replicas}
+    untouched = replace(world, deployments=tuple(replace(one, paused=True) for one in world.deployments))
+    ready = {decision.subject for decision in plan(untouched).decisions if decision.reason is Reason.READY}
+    for decision in plan(world).decisions:
+        if decision.reason is not Reason.HANDOVER or decision.replica:
+            continue
+        (of,) = [one for one in world.deployments if one.name == decision.deployment]
+        gone = {action.replica_uid for action in decision.actions if isinstance(action, acts.Leave)}
+        serving = [
+            one.uid
+            for one in rows.values()
+            if one.deployment_uid == of.uid and not one.leaving and (of.name, one.name) in ready
+        ]
+        if gone:
+            event("one was handed over")
+            assert len(set(serving) - gone) >= of.spec.replicas
 
 
 @bounded

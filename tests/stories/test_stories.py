@@ -10,7 +10,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Engine, RestartPolicy
+from penstock.core.spec import Engine, Placement, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -550,4 +550,35 @@ async def test_forgotten_job_is_looked_up(stage: Stage) -> None:
     stage.pass_time(2)
     await stage.becomes_ready("chat-1")
     await stage.tick()
+    await stage.quiet_tick()
+
+
+async def test_handover(stage: Stage) -> None:
+    stage.tell("""A job may run for an hour. What its successor takes is known from this deployment's own starts: the
+        wait in the queue, and the time to the first token. With the margin of 120 s, that is when the successor
+        is made, beside the old replica, which goes on serving until the new one is ready and only then drains.""")
+    hour = Placement(time_limit="1h", time_limit_s=3600)
+    await stage.apply(placement=hour)
+    await stage.tick()
+    stage.pass_time(2)
+    await stage.register("chat-1")
+    await stage.tick()
+    stage.pass_time(90)
+    await stage.report("chat-1", Phase.READY)
+    await stage.tick()
+    stage.ready_at_least = 1
+    await stage.quiet_tick(60)
+    await stage.quiet_tick(3000)
+    await stage.tick(240)
+    await stage.tick(1)
+    await stage.register("chat-2")
+    await stage.tick()
+    await stage.quiet_tick(80)
+    await stage.report("chat-2", Phase.READY)
+    await stage.tick()
+    await stage.tick(1)
+    await stage.report("chat-1", Phase.DRAINING, "1 request to finish")
+    await stage.finish("chat-1")
+    await stage.tick(5)
+    await stage.tick(1)
     await stage.quiet_tick()

@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import IntegrityError
 
@@ -22,6 +22,7 @@ from penstock.controller.observe import Observer, failures_of
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
 from penstock.core.decisions import CreateReplica, Resubmit, Submit
+from penstock.core.estimates import Start
 from penstock.core.jobs import MESSAGE_TIMEOUT_S
 from penstock.core.model import Listing, Observation, Replica, Unknown, job_name, marked_token
 from penstock.core.plan import Plan, plan
@@ -31,6 +32,9 @@ from penstock.store.queries import attempts, members, world
 from penstock.store.records import World as StoredWorld
 
 log = logging.getLogger(__name__)
+
+STARTS_STAND_FOR = timedelta(minutes=1)
+"""How attempts of the past came to serve moves slowly, and reading it goes through all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Reconciler:
         self._world = world.Reader()
         self._strays_since: dict[int, datetime] = {}
         """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
+        self._starts: Mapping[str, tuple[Start, ...]] = {}
+        self._read_starts_at: datetime | None = None
 
     async def tick(self) -> Outcome:
         """Runs one pass. Raises LeaseLost, the database's outages, and bugs; Slurm's failures are
@@ -100,6 +106,10 @@ class Reconciler:
             stored = await self._world.load(connection)
             reports_open_since = await members.reports_open_since(connection)
             failed = await attempts.failures(connection, self._clock() - WINDOW)
+            now = self._clock()
+            if self._read_starts_at is None or now >= self._read_starts_at:
+                self._starts = await attempts.starts(connection)
+                self._read_starts_at = now + STARTS_STAND_FOR
             strays = self._strays(seen, stored.replicas)
             known = await world.ended_tokens(connection, strays.values()) if strays else frozenset[str]()
         now = self._clock()
@@ -114,6 +124,7 @@ class Reconciler:
             message_timeout_s=self._message_timeout_s or MESSAGE_TIMEOUT_S,
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
+            starts=self._starts,
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},
             strays_since=self._strays_since,
             known_tokens=known,

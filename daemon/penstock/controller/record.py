@@ -286,6 +286,8 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
             await attempts.record_job_id(connection, token, job.job_id, job)
         case acts.RecordMissing(token, since):
             await attempts.record_missing(connection, token, since)
+        case acts.BeginHandover(token):
+            await attempts.mark_handed_over(connection, token, now)
         case acts.EndAttempt() as end:
             await attempts.end(
                 connection,

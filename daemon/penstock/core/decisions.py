@@ -31,6 +31,14 @@ class Reason(enum.Enum):
         "A replica of an old revision is drained, because the new revision is ready for it.",
     )
     ROLLOUT_WAIT = ("RolloutWait", "An old replica stays until a new one is ready. Not now.")
+    HANDOVER = (
+        "Handover",
+        "A replica's job must end soon, or its node is to be freed; its successor is made, or takes over.",
+    )
+    HANDOVER_WAIT = (
+        "HandoverWait",
+        "A replica that is handed over stays until its successor is ready. Not now.",
+    )
     DELETING = ("Deleting", "The deployment is being deleted; its replicas are drained or cancelled.")
     DELETED = ("Deleted", "The deployment's last job has ended; the deployment is removed.")
     PAUSED = (
@@ -164,6 +172,13 @@ class RecordMissing:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginHandover:
+    """Write that a successor is to take over from this run of the attempt's job. The database only."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndAttempt:
     """Write that the attempt has ended. The database only."""
 
@@ -234,6 +249,7 @@ Action = (
     | Adopt
     | RecordJob
     | RecordMissing
+    | BeginHandover
     | EndAttempt
     | Drain
     | Cancel

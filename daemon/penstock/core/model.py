@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from penstock.core.estimates import Start
 from penstock.core.jobs import MESSAGE_TIMEOUT_S, Cluster, Job, JobState
 from penstock.core.spec import Spec
 
@@ -256,6 +257,8 @@ class Observation:
     """Since when somebody could hear the agents' reports without a break; None: nobody can now."""
     failures: tuple[Failure, ...] = ()
     """Of the last hour."""
+    starts: Mapping[str, tuple[Start, ...]] = field(default_factory=dict)
+    """Deployment's uid -> how the last of its attempts that have ended came to serve."""
     history: Mapping[str, Job] = field(default_factory=dict)
     """Attempt's token -> what accounting says of its job, where that has vanished; none: not asked, or not known."""
     cluster: Cluster | None = None

@@ -13,13 +13,14 @@ When Slurm did not answer, one decision says so, and nothing else happens (rule 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from penstock.core.budget import held_back
 from penstock.core.conditions import conditions_of
 from penstock.core.decisions import Decision, EndAttempt, Reason, RemoveDeployment
+from penstock.core.estimates import Estimates, estimate, start_of
 from penstock.core.jobs import Job
 from penstock.core.model import (
     Attempt,
@@ -146,10 +147,14 @@ def _plan_deployment(
         for attempt in (replica.live_attempt for replica in replicas)
     )
     avoiding = avoided(deployment.spec, suspected, observation.cluster) if may_submit else ()
+    jobs = {
+        replica.uid: None if (attempt := replica.live_attempt) is None else jobs_of(attempt, jobs_by_token)
+        for replica in replicas
+    }
+    estimates = None if deployment.paused else _estimates(observation, deployment, replicas, jobs.values())
 
     def look(replica: Replica) -> Outlook:
-        attempt = replica.live_attempt
-        job = None if attempt is None else jobs_of(attempt, jobs_by_token)
+        attempt, job = replica.live_attempt, jobs[replica.uid]
         return plan_replica(
             Scene(
                 now=observation.now,
@@ -162,6 +167,7 @@ def _plan_deployment(
                 held_back=held.get(replica.uid),
                 avoiding=avoiding,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
+                estimates=estimates,
             )
         )
 
@@ -171,7 +177,8 @@ def _plan_deployment(
         replica if replica.state is (state := outlooks[replica.uid].state) else replace(replica, state=state)
         for replica in replicas
     ]
-    counts = plan_counts(deployment, seen)
+    handed_over = frozenset(uid for uid, outlook in outlooks.items() if outlook.handed_over)
+    counts = plan_counts(deployment, seen, handed_over)
     for replica in replicas:
         if replica.uid in counts.leaving:
             outlooks[replica.uid] = look(replace(replica, leaving=True))
@@ -188,6 +195,18 @@ def _plan_deployment(
         ),
         _status_if_changed(deployment, conditions_of(deployment, own, shown, after, observation.now)),
     )
+
+
+def _estimates(
+    observation: Observation, deployment: Deployment, replicas: Sequence[Replica], jobs: Iterable[Job | None]
+) -> Estimates:
+    live = [
+        start_of(attempt.running_since, attempt.ready_at, attempt.job)
+        for attempt in (replica.live_attempt for replica in replicas)
+        if attempt is not None
+    ]
+    starts = [*observation.starts.get(deployment.uid, ()), *(start for start in live if start is not None)]
+    return estimate(deployment.spec, starts, (job for job in jobs if job is not None))
 
 
 def _after(replica: Replica, outlook: Outlook, now: datetime) -> Replica:

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from penstock.core import backoff
+from penstock.core import backoff, handover
 from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
     Action,
     Adopt,
+    BeginHandover,
     Cancel,
     Decision,
     Drain,
@@ -30,6 +31,7 @@ from penstock.core.decisions import (
     Resubmit,
     Submit,
 )
+from penstock.core.estimates import Estimates
 from penstock.core.jobs import ENDING_STATES, HALTED_STATES, Job, JobState
 from penstock.core.model import Attempt, Deployment, Phase, Replica, ReplicaState, job_name
 from penstock.core.sentences import clock, job_end, queue_wait
@@ -58,6 +60,8 @@ class Outlook:
     decision: Decision
     state: ReplicaState
     message: str
+    handed_over: bool = False
+    """A successor is to take over from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,10 @@ class Scene:
     """Nodes that a submission stays away from."""
     id_taken: bool = False
     """The job's id is another attempt's too. Slurm gives ids again after it has lost its state."""
+    estimates: Estimates | None = None
+    """What a successor would take; None: nothing is handed over now."""
+    threats: tuple[handover.Threat, ...] = ()
+    """What will take the job's nodes from it, besides its time limit."""
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
@@ -373,11 +381,34 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _give_up(scene, attempt, job, Reason.REPORT_TIMEOUT, message, state)
     if attempt.phase is Phase.DRAINING:
         message = attempt.phase_message or f"job {job.job_id} drains"
-        return scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
+        return _handed_over(
+            scene, attempt, job, scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
+        )
     if attempt.phase is Phase.READY:
         message = f"takes requests at {attempt.endpoint} (job {job.job_id})"
-        return scene.decide(Reason.READY, ReplicaState.READY, message)
+        return _handed_over(scene, attempt, job, scene.decide(Reason.READY, ReplicaState.READY, message))
     return _starting(scene, attempt, job)
+
+
+def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> Outlook:
+    """A replica that has served, with the handover that it is in, or that begins now."""
+    spec, estimates = scene.deployment.spec, scene.estimates
+    if attempt.handover_at is not None and handover.handed_over(attempt):
+        ends_at = handover.limit_at(attempt, job)
+        until = f"; the job ends at {clock(ends_at, scene.now)}" if ends_at is not None else ""
+        message = (
+            f"{outlook.message}; its successor is due since {clock(attempt.handover_at, scene.now)}{until}"
+        )
+        told = scene.decide(outlook.decision.reason, outlook.state, message)
+        return replace(told, handed_over=True)
+    if estimates is None:
+        return outlook
+    found = handover.due(spec, attempt, job, estimates, scene.now, scene.threats)
+    if found is None or scene.now < found.at:
+        return outlook
+    message = handover.sentence(found, spec, estimates)
+    begun = scene.decide(Reason.HANDOVER, outlook.state, message, BeginHandover(attempt.token))
+    return replace(begun, handed_over=True)
 
 
 def _starting(scene: Scene, attempt: Attempt, job: Job) -> Outlook:

@@ -3,6 +3,9 @@
 Knows neither Slurm nor time: it counts, by the states that this very observation shows. The rule guarded here is the
 fifth: our own acts never take ready replicas below the minimum available, and a healthy replica is not removed before
 its successor is ready.
+
+A replica that is being handed over (`handover`) is one too many from then on: it is left out where the replicas are
+counted, so that a successor is made for it beyond every surge, and it goes once the wanted number is ready without it.
 """
 
 from __future__ import annotations
@@ -29,8 +32,13 @@ class Counts:
     """Uids of replicas that the decision lets go."""
 
 
-def plan_counts(deployment: Deployment, replicas: Sequence[Replica]) -> Counts:
-    """Counts `replicas` (all of the deployment that are not removed, in their states of now) against the spec."""
+def plan_counts(
+    deployment: Deployment, replicas: Sequence[Replica], handed_over: frozenset[str] = frozenset()
+) -> Counts:
+    """Counts `replicas` (all of the deployment that are not removed, in their states of now) against the spec.
+
+    `handed_over`: uids of replicas that a successor is to take over from.
+    """
     staying = [replica for replica in replicas if not replica.leaving]
     if deployment.deleted_at is not None:
         return _delete(deployment, replicas, staying)
@@ -48,8 +56,8 @@ def plan_counts(deployment: Deployment, replicas: Sequence[Replica]) -> Counts:
             message = f"{count(going, 'replica')} of an old revision must be gone before new ones are made"
             return Counts(Decision(deployment.name, "", Reason.ROLLOUT_WAIT, message), frozenset())
     if not old:
-        return _scale(deployment, current)
-    return _roll(deployment, current, old)
+        return _scale(deployment, current, handed_over)
+    return _roll(deployment, current, old, handed_over)
 
 
 def available_floor(rollout: Rollout, want: int) -> int:
@@ -69,32 +77,87 @@ def _delete(deployment: Deployment, replicas: Sequence[Replica], staying: Sequen
     return _let_go(deployment, staying, Reason.DELETING, message)
 
 
-def _scale(deployment: Deployment, current: Sequence[Replica]) -> Counts:
-    want, have = deployment.spec.replicas, len(current)
-    if have < want:
-        actions = (CreateReplica(deployment.uid, deployment.revision),) * (want - have)
-        message = f"{have} of {want} exist; {want - have} made"
+def _scale(deployment: Deployment, current: Sequence[Replica], handed_over: frozenset[str]) -> Counts:
+    want, fresh = deployment.spec.replicas, _fresh(current, handed_over)
+    relieved = _relieved(current, handed_over, want)
+    surplus = _least_worth(fresh)[: max(0, len(fresh) - want)]
+    made = max(0, want - len(fresh))
+    if len(fresh) < len(current) and not surplus:
+        return _hand_over(deployment, current, fresh, relieved, made)
+    if made:
+        actions = (CreateReplica(deployment.uid, deployment.revision),) * made
+        message = f"{len(fresh)} of {want} exist; {made} made"
         return Counts(Decision(deployment.name, "", Reason.SCALE_UP, message, actions), frozenset())
-    if have > want:
-        surplus = _least_worth(current)[: have - want]
-        message = f"{count(have, 'replica')} for {want} wanted; {have - want} to go"
-        return _let_go(deployment, surplus, Reason.SCALE_DOWN, message)
+    if surplus:
+        going = [*relieved, *surplus]
+        message = f"{count(len(current), 'replica')} for {want} wanted; {len(going)} to go"
+        return _let_go(deployment, going, Reason.SCALE_DOWN, message)
     return Counts(None, frozenset())
 
 
-def _roll(deployment: Deployment, current: Sequence[Replica], old: Sequence[Replica]) -> Counts:
+def _hand_over(
+    deployment: Deployment,
+    current: Sequence[Replica],
+    fresh: Sequence[Replica],
+    relieved: Sequence[Replica],
+    made: int,
+) -> Counts:
+    want = deployment.spec.replicas
+    ready = sum(replica.state is ReplicaState.READY for replica in fresh)
+    actions: list[Action] = [Leave(replica.uid) for replica in relieved]
+    actions += [CreateReplica(deployment.uid, deployment.revision)] * made
+    message = f"{len(current) - len(fresh)} of {count(len(current), 'replica')} handed over"
+    if made:
+        message += f"; {count(made, 'successor')} made"
+    if relieved:
+        message += f"; {len(relieved)} to go"
+    if not actions:
+        message += f"; {ready} of {want} ready without them"
+    reason = Reason.HANDOVER if actions else Reason.HANDOVER_WAIT
+    decision = Decision(deployment.name, "", reason, message, tuple(actions))
+    return Counts(decision, frozenset(replica.uid for replica in relieved))
+
+
+def _fresh(replicas: Sequence[Replica], handed_over: frozenset[str]) -> list[Replica]:
+    return [replica for replica in replicas if replica.uid not in handed_over]
+
+
+def _relieved(replicas: Sequence[Replica], handed_over: frozenset[str], want: int) -> list[Replica]:
+    """Those handed over that may go: as many ready ones are wanted as there are without them.
+
+    One that serves nobody is ending by itself, and what it still finishes is left to it.
+    """
+    ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
+    serving = [replica for replica in ready if replica.uid in handed_over]
+    return sorted(serving, key=lambda replica: replica.number)[: max(0, len(ready) - want)]
+
+
+def _roll(
+    deployment: Deployment,
+    current: Sequence[Replica],
+    old: Sequence[Replica],
+    handed_over: frozenset[str],
+) -> Counts:
     want, rollout = deployment.spec.replicas, deployment.spec.rollout
-    floor = available_floor(rollout, want)
+    fresh, floor = _fresh(current, handed_over), available_floor(rollout, want)
     ready = sum(replica.state is ReplicaState.READY for replica in (*current, *old))
     idle = [replica for replica in old if replica.state is not ReplicaState.READY]
     serving = [replica for replica in old if replica.state is ReplicaState.READY]
+    ending_first = sorted(_least_worth(serving), key=lambda replica: replica.uid not in handed_over)
     # Old replicas that serve nobody are no loss, whatever the others do.
-    retired = [*idle, *_least_worth(serving)[: max(0, ready - floor)]]
-    room = want + share(rollout.max_surge, want, up=True) - len(current) - (len(old) - len(retired))
-    made = max(0, min(room, want - len(current)))
+    retired = [*idle, *ending_first[: max(0, ready - floor)]]
+    going = {replica.uid for replica in retired}
+    staying = [replica for replica in (*current, *old) if replica.uid not in going]
+    retired += _relieved(staying, handed_over, want)
+    going |= {replica.uid for replica in retired}
+    kept = [replica for replica in _fresh(old, handed_over) if replica.uid not in going]
+    room = want + share(rollout.max_surge, want, up=True) - len(fresh) - len(kept)
+    made = max(0, min(room, want - len(fresh)))
     actions: list[Action] = [Leave(replica.uid) for replica in retired]
     actions += [CreateReplica(deployment.uid, deployment.revision)] * made
-    message = f"{len(current)} of {want} run revision {deployment.revision}, {len(old)} an old one"
+    message = f"{len(fresh)} of {want} run revision {deployment.revision}, {len(old)} an old one"
+    if ending := len(current) - len(fresh):
+        message += f", {ending} handed over"
     if actions:
         reason = Reason.ROLLOUT_RETIRE if retired else Reason.ROLLOUT_SURGE
         message += "; " + ", ".join([f"{made} made"] * bool(made) + [f"{len(retired)} to go"] * bool(retired))

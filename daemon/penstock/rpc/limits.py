@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from penstock.contract import quoted
 from penstock.core.jobs import Cluster, Node, Partition
-from penstock.core.spec import Spec
+from penstock.core.spec import Handover, Spec
 from penstock.rpc.quantities import as_memory, as_time
 from penstock.rpc.refusals import Fault, Violation
 
@@ -28,6 +28,7 @@ def check(spec: Spec, cluster: Cluster) -> list[Violation]:
     partitions = _partitions(spec, cluster, found)
     if partitions:
         found += _time(spec, partitions)
+        found += _margin(spec, partitions)
         found += _accounts(spec, cluster, partitions)
         found += _nodes(spec, cluster, partitions)
     return found
@@ -68,6 +69,26 @@ def _time(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
         f"{quoted(spec.placement.time_limit)} is longer than partition {best.name} allows,"
         f" {as_time(best.max_time_s or 0)}",
     )
+
+
+def _margin(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
+    """Where no time limit is given the partition's own counts, and a margin that was given must fit into it."""
+    margin_s = spec.handover.margin_s
+    if (
+        not spec.handover.enabled
+        or spec.placement.time_limit_s is not None
+        or margin_s == Handover().margin_s
+    ):
+        return
+    for partition in partitions:
+        limit_s = partition.default_time_s or partition.max_time_s
+        if limit_s is not None and margin_s >= limit_s:
+            yield _cannot(
+                "spec.handover.margin_s",
+                f"must be shorter than the time limit that partition {partition.name} gives a job,"
+                f" {as_time(limit_s)}, not {margin_s} s",
+            )
+            return
 
 
 def _accounts(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterable[Violation]:

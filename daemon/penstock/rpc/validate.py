@@ -166,6 +166,26 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
                 yield Violation(f"{path}.time_limit", f"{error}, not {quoted(placement.time_limit)}")
         for option in sorted(placement.options):
             yield from _option(path, option)
+    yield from _margin(spec)
+
+
+def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
+    """A successor that is always due would be followed by the next one at once."""
+    handover = spec.handover
+    if handover.disabled or not handover.HasField("margin_s"):
+        return
+    for index, placement in enumerate(spec.placements):
+        try:
+            limit_s = time_limit_s(placement.time_limit) if placement.time_limit else None
+        except ValueError:
+            continue  # That is a violation of its own.
+        if limit_s is not None and handover.margin_s >= limit_s:
+            yield Violation(
+                "spec.handover.margin_s",
+                f"must be shorter than spec.placements[{index}].time_limit, {quoted(placement.time_limit)}"
+                f" ({limit_s} s), not {handover.margin_s}",
+            )
+            return
 
 
 def _nothing(share: str) -> bool:
@@ -255,7 +275,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.rollout.progress_deadline_s": spec.rollout.HasField("progress_deadline_s"),
         "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
         "spec.rollout.canary": spec.rollout.HasField("canary"),
-        "spec.handover": spec.HasField("handover"),
         "spec.burst": spec.HasField("burst"),
         "spec.outside_changes": bool(spec.outside_changes),
         "spec.node_spread": bool(spec.node_spread),

@@ -148,6 +148,8 @@ def decided(action: core.Action, names: Mapping[str, str] | None = None) -> Deci
             return DecidedAction("record-job", f"job {job.job_id}")
         case core.RecordMissing(token=token):
             return DecidedAction("record-missing", f"attempt {token}")
+        case core.BeginHandover(token=token):
+            return DecidedAction("begin-handover", f"attempt {token}")
         case core.EndAttempt(token=token):
             return DecidedAction("end-attempt", f"attempt {token}")
         case core.Drain(job_id=job_id):

@@ -39,6 +39,7 @@ class Row:
     says: str = ""
     leave: list[str] = field(default_factory=list)
     made: int = 0
+    handed_over: tuple[str, ...] = ()
 
 
 ROWS = [
@@ -198,6 +199,94 @@ ROWS = [
         leave=["r1"],
     ),
     Row(
+        "handover: a successor is made beside it",
+        deployment(replicas=2),
+        these((1, READY), (1, READY)),
+        Reason.HANDOVER,
+        "1 of 2 replicas handed over; 1 successor made",
+        made=1,
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover: it stays until the successor is ready",
+        deployment(replicas=2),
+        these((1, READY), (1, READY), (1, STARTING)),
+        Reason.HANDOVER_WAIT,
+        "1 of 3 replicas handed over; 1 of 2 ready without them",
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover: and goes then",
+        deployment(replicas=2),
+        these((1, READY), (1, READY), (1, READY)),
+        Reason.HANDOVER,
+        "1 of 3 replicas handed over; 1 to go",
+        leave=["r1"],
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover of all at once: one goes for each that is ready",
+        deployment(replicas=2),
+        these((1, READY), (1, READY), (1, READY), (1, QUEUED)),
+        Reason.HANDOVER,
+        "2 of 4 replicas handed over; 1 to go",
+        leave=["r1"],
+        handed_over=("r1", "r2"),
+    ),
+    Row(
+        "handover: another one has died meanwhile, so it stays",
+        deployment(replicas=2),
+        these((1, READY), (1, WAITING), (1, READY)),
+        Reason.HANDOVER_WAIT,
+        "1 of 3 replicas handed over; 1 of 2 ready without them",
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover: it drains by itself already, and is left to it",
+        deployment(replicas=1),
+        these((1, ReplicaState.DRAINING), (1, READY)),
+        Reason.HANDOVER_WAIT,
+        "1 of 2 replicas handed over; 1 of 1 ready without them",
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover while it is scaled up",
+        deployment(replicas=3),
+        these((1, READY)),
+        Reason.HANDOVER,
+        "1 of 1 replica handed over; 3 successors made",
+        made=3,
+        handed_over=("r1",),
+    ),
+    Row(
+        "handover while it is scaled down: the successor goes where nothing else is ready",
+        deployment(replicas=1),
+        these((1, READY), (1, READY), (1, QUEUED)),
+        Reason.SCALE_DOWN,
+        "3 replicas for 1 wanted; 2 to go",
+        leave=["r1", "r3"],
+        handed_over=("r1",),
+    ),
+    Row(
+        "rollout with a handover: the old one that ends goes first, and its room is beyond the surge",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY), (2, READY)),
+        Reason.ROLLOUT_RETIRE,
+        "1 of 2 run revision 2, 2 an old one; 1 made, 1 to go",
+        leave=["r1"],
+        made=1,
+        handed_over=("r1",),
+    ),
+    Row(
+        "rollout with a handover of a new one: it is no loss to count one less",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (2, READY)),
+        Reason.ROLLOUT_SURGE,
+        "0 of 2 run revision 2, 1 an old one, 1 handed over; 2 made",
+        made=2,
+        handed_over=("r2",),
+    ),
+    Row(
         "recreate: the old ones go",
         deployment(replicas=2, revision=2, rollout=RECREATE),
         these((1, READY), (1, READY)),
@@ -225,7 +314,7 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_counts(row: Row) -> None:
-    counts = plan_counts(row.of, row.replicas)
+    counts = plan_counts(row.of, row.replicas, frozenset(row.handed_over))
     assert counts.leaving == frozenset(row.leave)
     if row.reason is None:
         assert counts.decision is None

@@ -94,6 +94,14 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         + ', not "1:75"',
     ),
     (
+        {"handover": {"margin_s": 600}, "placements": [{"time_limit": "4h"}, {"time_limit": "10m"}]},
+        'spec.handover.margin_s: must be shorter than spec.placements[1].time_limit, "10m" (600 s), not 600',
+    ),
+    (
+        {"handover": {"stagger_percent": 51}},
+        "spec.handover.stagger_percent: must be at least 0 and at most 50, not 51",
+    ),
+    (
         {"placements": [{"partition": "a b"}]},
         'spec.placements[0].partition: must be at most 128 characters: letters, digits and any of _ . , -, not "a b"',
     ),

@@ -18,9 +18,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
+from penstock.core.estimates import SAMPLES, Start, start_of
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt
-from penstock.store.documents import encode
+from penstock.store.documents import decode, encode
 from penstock.store.errors import NotFound
 from penstock.store.queries import notify, rows
 from penstock.store.records import FailedAttempt, Load
@@ -58,6 +59,7 @@ _LIVE = update(attempts).where(attempts.c.token == bindparam("at"), attempts.c.e
 _NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
 MARK_SUBMITTING = notify.telling(_LIVE.values(submitted_at=_NOT_BEFORE_INTENT))
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
+MARK_HANDED_OVER = notify.telling(_LIVE.values(handover_at=bindparam("now")))
 MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
 MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
@@ -101,6 +103,28 @@ FAILURES = (
     .order_by(attempts.c.ended_at.desc(), attempts.c.token)
     .limit(FAILURES_READ_MAX)
 )
+_started = (
+    select(
+        replicas.c.deployment_uid,
+        attempts.c.running_since,
+        attempts.c.ready_at,
+        attempts.c.job,
+        func.row_number()
+        .over(partition_by=replicas.c.deployment_uid, order_by=attempts.c.ready_at.desc())
+        .label("newest"),
+    )
+    .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid))
+    .where(
+        attempts.c.ended_at.is_not(None),
+        attempts.c.ready_at > attempts.c.running_since,
+        or_(
+            bindparam("of", type_=Text).is_(None),
+            replicas.c.deployment_uid == bindparam("of", type_=Text),
+        ),
+    )
+    .subquery()
+)
+STARTS = select(_started).where(_started.c.newest <= SAMPLES)
 SCRIPT = select(attempts.c.script).where(attempts.c.token == bindparam("token"))
 KNOWN = select(attempts.c.token).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
 LOADS = select(*rows.LOAD).where(attempts.c.token.in_(bindparam("tokens", expanding=True)))
@@ -209,6 +233,11 @@ async def mark_draining(conn: AsyncConnection, token: str, now: datetime) -> boo
     return await _write(conn, MARK_DRAINING, token, now=now)
 
 
+async def mark_handed_over(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Writes since when a successor is to take over from it."""
+    return await _write(conn, MARK_HANDED_OVER, token, now=now)
+
+
 async def mark_signalled(conn: AsyncConnection, token: str, now: datetime) -> bool:
     """Writes that its job was told to drain."""
     return await _write(conn, MARK_SIGNALLED, token, now=now)
@@ -270,6 +299,16 @@ async def failures(conn: AsyncConnection, after: datetime) -> tuple[FailedAttemp
         )
         for row in found
     )
+
+
+async def starts(conn: AsyncConnection, deployment_uid: str | None = None) -> Mapping[str, tuple[Start, ...]]:
+    """How the last attempts that have ended came to serve, at most SAMPLES of each deployment; None: of all of them."""
+    found: dict[str, tuple[Start, ...]] = {}
+    for row in await conn.execute(STARTS, {"of": deployment_uid}):
+        job = None if row.job is None else decode(Job, row.job)
+        if (start := start_of(row.running_since, row.ready_at, job)) is not None:
+            found[row.deployment_uid] = (*found.get(row.deployment_uid, ()), start)
+    return found
 
 
 async def script(conn: AsyncConnection, token: str) -> str:
