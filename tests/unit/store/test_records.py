@@ -15,6 +15,7 @@ SHOWN: dict[core.Action, DecidedAction] = {
     core.Submit("r"): DecidedAction("submit", "replica r"),
     core.Resubmit("r", "t"): DecidedAction("resubmit", "attempt t"),
     core.RecordMissing("t", None): DecidedAction("record-missing", "attempt t"),
+    core.BeginHandover("t"): DecidedAction("begin-handover", "attempt t"),
     core.EndAttempt("r", "t", 1, None, 1, None, ""): DecidedAction("end-attempt", "attempt t"),
     core.Drain("r", "t", 7, "n"): DecidedAction("drain", "job 7"),
     core.Cancel("t", 7, "n"): DecidedAction("cancel", "job 7"),
