@@ -1,4 +1,4 @@
-"""Write the pages under docs/ that are made from the code: reasons.md and states.md.
+"""Write the pages under docs/ that are made from the code: reasons.md, states.md and slurm.md.
 
 `--check` writes nothing and fails when a page is stale.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from penstock.core.decisions import Reason
 from penstock.core.model import ReplicaState
+from penstock.core.slurm_words import ACCUSING_STATES, DOES, REASONS, STATES, Blame
 from penstock.core.states import MEANINGS, MOVES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -76,7 +77,45 @@ def _diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"reasons.md": reasons, "states.md": states}
+def slurm() -> str:
+    """Every state and reason of a Slurm job: what it means, what the controller does, what is shown."""
+    states = "\n".join(
+        f"| `{state}` | {row.meaning} | {row.kind.value} | {row.does} | {row.shown} |"
+        for state, row in STATES.items()
+    )
+    blamed = "\n".join(
+        f"| {blame.value} | {', '.join(f'`{state}`' for state, row in STATES.items() if row.blame is blame)} |"
+        for blame in Blame
+    )
+    accusing = ", ".join(f"`{state}`" for state in STATES if state in ACCUSING_STATES)
+    reasons = "\n".join(
+        f"| `{word}` | {row.meaning} | {row.wait.value} |"
+        for word, row in sorted(REASONS.items(), key=lambda pair: pair[0].casefold())
+    )
+    does = "\n".join(f"| {wait.value} | {what} |" for wait, what in DOES.items())
+    return "\n".join(
+        [
+            NOTE,
+            "# What Slurm does to jobs\n",
+            "Slurm's own words for what becomes of a job (22.05 through 26.05), and what Penstock makes of them. A word"
+            " that is not here is shown as Slurm says it; nothing follows from it.\n",
+            "## States\n\n| state | meaning | of its processes | what the controller does | the replica is shown as |\n"
+            f"|---|---|---|---|---|\n{states}\n",
+            "An end that Penstock did not ask for is counted against:\n",
+            f"| whom | ends |\n|---|---|\n{blamed}\n",
+            f"Three of these ends within an hour on one node, and new submissions avoid it: {accusing}.\n",
+            "Only what is counted against the revision makes the replica back off and uses its budget of failures; a"
+            " revision whose attempts end well is not held up by a cluster that preempts. A replica that was ready when"
+            " its time limit came is no failure either.\n",
+            "## Reasons\n",
+            "What a job waits for says what the controller does:\n",
+            f"| it waits | what the controller does |\n|---|---|\n{does}\n",
+            f"| reason | meaning | it waits |\n|---|---|---|\n{reasons}\n",
+        ]
+    )
+
+
+PAGES = {"reasons.md": reasons, "states.md": states, "slurm.md": slurm}
 
 
 def main() -> None:

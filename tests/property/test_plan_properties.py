@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from penstock.core import decisions as acts
-from penstock.core.budget import SLURMS_OWN, WINDOW
+from penstock.core.budget import WINDOW
 from penstock.core.decisions import EFFECTS, Action, Reason
 from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
 from penstock.core.model import (
@@ -487,7 +487,7 @@ def test_no_revision_is_tried_beyond_its_budget(world: Observation) -> None:
             lost = sum(
                 (one.deployment, one.revision) == (of.name, revision)
                 and one.state is not None
-                and one.state not in SLURMS_OWN
+                and one.state not in BLAMELESS_STATES
                 and one.ended_at > world.now - WINDOW
                 for one in world.failures
             )

@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from penstock.core.jobs import JobState
+from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.model import Deployment, Failure, Phase, Replica
 
 WINDOW = timedelta(hours=1)
-
-SLURMS_OWN = frozenset({JobState.PREEMPTED, JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.REVOKED})
-"""Ends that say nothing of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ def held_back(
             for failure in failures
             if (failure.deployment, failure.revision) == (deployment.name, revision)
             and failure.state is not None
-            and failure.state not in SLURMS_OWN
+            and failure.state not in BLAMELESS_STATES
             and failure.ended_at > now - WINDOW
         )
         if not counted:

@@ -58,6 +58,10 @@ class Reason(enum.Enum):
         "CrashLooping",
         "Attempts of a replica failed several times in a row. Said of the deployment as a condition.",
     )
+    PACED = (
+        "Paced",
+        "The last attempt ended through no fault of its own; attempts follow one another once a minute at most. Not now.",
+    )
     SUBMISSION_DOUBTFUL = (
         "SubmissionDoubtful",
         "It is not known whether Slurm took the submission; it is looked up first. Not now.",
@@ -70,6 +74,16 @@ class Reason(enum.Enum):
         "Suspended",
         "Slurm has halted the job; it serves nobody until it is let go on. Not a failure, and no time-out runs.",
     )
+    SUSPENDED_TOO_LONG = (
+        "SuspendedTooLong",
+        "Slurm has halted the job for longer than is waited for; it is cancelled, and another one submitted.",
+    )
+    QUEUE_BLOCKED = (
+        "QueueBlocked",
+        "The job waits for a reason that waiting does not mend: somebody must act. Said as a condition, too.",
+    )
+    HELD = ("Held", "The job is held in Slurm; it is replaced, or stays so, as spec.outside_changes says.")
+    JOB_ALTERED = ("JobAltered", "Somebody, or Slurm, altered the job; it is left so, and counts as it is now.")
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
     STARTUP_TIMEOUT = (
@@ -78,6 +92,12 @@ class Reason(enum.Enum):
     )
     REPORT_TIMEOUT = ("ReportTimeout", "The agent has been silent for too long; the job is cancelled.")
     JOB_ENDED = ("JobEnded", "The job ended although nobody asked it to; the replica will be started again.")
+    PREEMPTED = ("Preempted", "Slurm ended the job to make room for another one. No failure.")
+    NODE_FAILED = ("NodeFailed", "The job's node failed it. Counted against the node, not against the revision.")
+    CANCELLED_OUTSIDE = (
+        "CancelledOutside",
+        "Somebody cancelled the job; another one is submitted, or it stays so, as spec.outside_changes says.",
+    )
     JOB_MISSING = (
         "JobMissing",
         "Slurm answers, but does not list the job any more; that must last before it is believed. Not now.",

@@ -1,8 +1,8 @@
 """A Slurm job, as the rest of Penstock sees it.
 
-Slurm's own words, made into values: a closed list of states, times as aware UTC datetimes, amounts with their
-unit in the name. Nothing here knows how a job is read from a cluster or written to one; `penstock.slurm` does that,
-and hands these values to the planner.
+Slurm's own words, made into values: states of the closed list in `slurm_words`, times as aware UTC datetimes, amounts
+with their unit in the name. Nothing here knows how a job is read from a cluster or written to one; `penstock.slurm`
+does that, and hands these values to the planner.
 
 The rule guarded here: a state that this release does not know is `JobState.UNKNOWN`, and is neither live nor
 ended. Unknown is not absent.
@@ -10,82 +10,15 @@ ended. Unknown is not absent.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from penstock.core.slurm_words import ENDED_STATES, WAITING_STATES
+from penstock.core.slurm_words import JobState as JobState
+
 MESSAGE_TIMEOUT_S = 10
 """Slurm's own default of MessageTimeout, which stands for it until Slurm has said."""
-
-
-class JobState(enum.StrEnum):
-    """The base states of a Slurm job (`JOB STATE CODES` in squeue(1)), and one for what we cannot read."""
-
-    PENDING = "PENDING"
-    CONFIGURING = "CONFIGURING"
-    RUNNING = "RUNNING"
-    SUSPENDED = "SUSPENDED"
-    STOPPED = "STOPPED"
-    COMPLETING = "COMPLETING"
-    STAGE_OUT = "STAGE_OUT"
-    SIGNALING = "SIGNALING"
-    RESIZING = "RESIZING"
-    REQUEUED = "REQUEUED"
-    REQUEUE_FED = "REQUEUE_FED"
-    REQUEUE_HOLD = "REQUEUE_HOLD"
-    RESV_DEL_HOLD = "RESV_DEL_HOLD"
-    SPECIAL_EXIT = "SPECIAL_EXIT"
-    COMPLETED = "COMPLETED"
-    CANCELLED = "CANCELLED"
-    FAILED = "FAILED"
-    TIMEOUT = "TIMEOUT"
-    PREEMPTED = "PREEMPTED"
-    NODE_FAIL = "NODE_FAIL"
-    BOOT_FAIL = "BOOT_FAIL"
-    DEADLINE = "DEADLINE"
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    LAUNCH_FAILED = "LAUNCH_FAILED"
-    RECONFIG_FAIL = "RECONFIG_FAIL"
-    REVOKED = "REVOKED"
-    UNKNOWN = "UNKNOWN"
-
-
-ENDED_STATES = frozenset(
-    {
-        JobState.COMPLETED,
-        JobState.CANCELLED,
-        JobState.FAILED,
-        JobState.TIMEOUT,
-        JobState.PREEMPTED,
-        JobState.NODE_FAIL,
-        JobState.BOOT_FAIL,
-        JobState.DEADLINE,
-        JobState.OUT_OF_MEMORY,
-        JobState.LAUNCH_FAILED,
-        JobState.RECONFIG_FAIL,
-        JobState.REVOKED,
-    }
-)
-"""States from which a job never runs again by itself (a human may still requeue it: then it is PENDING again)."""
-
-WAITING_STATES = frozenset(
-    {
-        JobState.PENDING,
-        JobState.REQUEUED,
-        JobState.REQUEUE_FED,
-        JobState.REQUEUE_HOLD,
-        JobState.RESV_DEL_HOLD,
-        JobState.SPECIAL_EXIT,
-    }
-)
-"""States in which Slurm has not given the job its nodes yet. Waiting is not a failure (rule 9)."""
-
-ENDING_STATES = frozenset({JobState.COMPLETING, JobState.STAGE_OUT})
-"""States of a job that has begun to end: its processes are told to go, or its files are copied out."""
-
-HALTED_STATES = frozenset({JobState.SUSPENDED, JobState.STOPPED})
-"""States in which the job's processes stand still until Slurm, or whoever halted them, lets them go on."""
 
 
 @dataclass(frozen=True, slots=True)

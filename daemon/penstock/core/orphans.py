@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from penstock.core.decisions import CancelOrphan, Decision, Reason
-from penstock.core.jobs import ENDING_STATES, Job, JobState
+from penstock.core.jobs import Job, JobState
 from penstock.core.model import Observation, marked_token
 from penstock.core.sentences import clock
+from penstock.core.slurm_words import ENDING_STATES
 
 ORPHAN_GRACE_S = 60
 """Time for a human to stop the controller; and longer than any commit that a listing may have overtaken."""

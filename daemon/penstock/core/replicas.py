@@ -32,9 +32,18 @@ from penstock.core.decisions import (
     Submit,
 )
 from penstock.core.estimates import Estimates
-from penstock.core.jobs import ENDING_STATES, HALTED_STATES, Job, JobState
+from penstock.core.jobs import Job, JobState
 from penstock.core.model import Attempt, Deployment, Phase, Replica, ReplicaState, job_name
-from penstock.core.sentences import clock, job_end, queue_wait
+from penstock.core.sentences import clock, job_end, queue_wait, why_blocked
+from penstock.core.slurm_words import (
+    ENDING_STATES,
+    HALTED_STATES,
+    STATES,
+    Blame,
+    Wait,
+    waits_for,
+)
+from penstock.core.spec import OutsideChanges
 from penstock.core.suspects import Suspect, told
 
 DOUBT_FACTOR = 3
@@ -51,6 +60,18 @@ to arrive."""
 
 REPEAT_AFTER_S = 60
 """A cancellation that had no effect is repeated after this time: Slurm's KillWait (30 s by default) and once more."""
+
+PACE_S = 60
+"""After an end that is nobody's failure the next attempt follows at once, but not sooner than this after the last one was
+written down: whoever cancels our jobs in a loop, or a partition that preempts each at once, makes no submit storm."""
+
+SUSPENDED_MAX_S = 300
+"""A job that is halted for longer is replaced. Time slices (SchedulerTimeSlice, 30 s by default) are over sooner, and a
+job that was preempted by suspension may stand still for days; nobody says which of them it is."""
+
+
+USER_HOLD = "JobHeldUser"
+_LEFT = "it stays so until somebody changes that (spec.outside_changes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +144,13 @@ def _without_attempt(scene: Scene) -> Outlook:
     if scene.deployment.paused:
         message = "nothing is submitted while the deployment is paused"
         return scene.decide(Reason.PAUSED, ReplicaState.WAITING, message)
+    if last is not None and _stays_cancelled(scene, last):
+        return scene.decide(Reason.CANCELLED_OUTSIDE, ReplicaState.WAITING, f"{last.end_message}; {_LEFT}")
     if replica.next_attempt_at is not None and now < replica.next_attempt_at:
+        if replica.failures == 0:
+            how = f"{last.end_message}; " if last is not None and last.end_message else ""
+            message = f"{how}next attempt {clock(replica.next_attempt_at, now)}"
+            return scene.decide(Reason.PACED, ReplicaState.WAITING, message)
         failed = (
             f"{replica.failures} attempts failed in a row" if replica.failures > 1 else "1 attempt failed"
         )
@@ -234,6 +261,10 @@ def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     this_run = replace(_of_this_run(attempt, job), running_since=running_since)
     outlook = _by_job_state(scene, this_run, job)
     decision = outlook.decision
+    altered = _alterations(attempt.job, job)
+    if altered and not job.ended and not decision.actions:
+        message = f"job {job.job_id} was altered in Slurm: {altered}; it counts as it is now"
+        decision = replace(decision, reason=Reason.JOB_ALTERED, message=message)
     if attempt.missing_since is not None:
         decision = replace(decision, actions=(RecordMissing(attempt.token, None), *decision.actions))
     said = (attempt.job, attempt.running_since)
@@ -241,6 +272,20 @@ def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         record = RecordJob(attempt.token, job, running_since)
         decision = replace(decision, actions=(record, *decision.actions))
     return replace(outlook, decision=decision)
+
+
+def _alterations(before: Job | None, job: Job) -> str:
+    """What is another than when the job was last recorded, of what a listing shows. It is said once."""
+    if before is None:
+        return ""
+    found = []
+    limits = before.time_limit_s, job.time_limit_s
+    if limits[0] is not None and limits[1] is not None and limits[0] != limits[1]:
+        found.append(f"its time limit is {limits[1] // 60} min instead of {limits[0] // 60}")
+    # Of several partitions Slurm keeps the one in which it starts the job.
+    if before.partition and job.partition and not {*job.partition.split(",")} <= {*before.partition.split(",")}:
+        found.append(f"its partition is {job.partition} instead of {before.partition}")
+    return ", ".join(found)
 
 
 def _running_since(scene: Scene, attempt: Attempt, job: Job) -> datetime | None:
@@ -280,10 +325,9 @@ def _by_job_state(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if scene.replica.leaving or attempt.cancelled_at is not None:
         return _leaving(scene, attempt, job)
     if job.waiting:
-        return scene.decide(Reason.QUEUED, ReplicaState.QUEUED, queue_wait(job, scene.now))
+        return _queued(scene, attempt, job)
     if job.state in HALTED_STATES:
-        message = f"job {job.job_id} is suspended in Slurm"
-        return scene.decide(Reason.SUSPENDED, ReplicaState.QUEUED, message)
+        return _halted(scene, attempt, job)
     if (
         job.state is JobState.CONFIGURING
     ):  # Whatever its agent said, that was before: its nodes are being booted.
@@ -292,11 +336,76 @@ def _by_job_state(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     return _staying(scene, attempt, job)
 
 
+def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    """The job waits for nodes, or for somebody."""
+    wait = waits_for(job.state, job.reason)
+    if wait in (Wait.HELD, Wait.HELD_BY_SLURM):
+        return _held(scene, attempt, job, wait)
+    if wait is Wait.SOMEBODY:
+        return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
+    return scene.decide(Reason.QUEUED, ReplicaState.QUEUED, queue_wait(job, scene.now))
+
+
+def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
+    """What an administrator holds is his to release: submitting another one would only evade him."""
+    message = f"job {job.job_id} is held in Slurm ({job.reason or job.state})"
+    admin = wait is Wait.HELD and job.reason != USER_HOLD
+    if admin or _respects(scene) or scene.deployment.paused:
+        message += ", until it is released" if admin else f"; {_LEFT}" * _respects(scene)
+        return scene.decide(Reason.HELD, ReplicaState.QUEUED, message)
+    return _cancel(scene, attempt, job, Reason.HELD, f"{message} and is replaced")
+
+
+def _halted(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    """Slurm halts the job: it serves nobody, and routing leaves it."""
+    message = f"job {job.job_id} is suspended in Slurm"
+    since = scene.replica.since
+    patient_until = since + timedelta(seconds=SUSPENDED_MAX_S)
+    known = scene.replica.state is ReplicaState.QUEUED
+    if known and scene.now >= patient_until and not (_respects(scene) or scene.deployment.paused):
+        message += f" since {clock(since, scene.now)} and is replaced"
+        return _cancel(scene, attempt, job, Reason.SUSPENDED_TOO_LONG, message)
+    return scene.decide(Reason.SUSPENDED, ReplicaState.QUEUED, message)
+
+
+def _respects(scene: Scene) -> bool:
+    return scene.deployment.spec.outside_changes is OutsideChanges.RESPECT
+
+
+def _stays_cancelled(scene: Scene, last: Attempt) -> bool:
+    return _respects(scene) and _cancelled_by_somebody(last, last.job)
+
+
+def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
+    return job is not None and job.state is JobState.CANCELLED and attempt.cancelled_at is None
+
+
 def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
+    if _cancelled_by_somebody(attempt, job) and not scene.replica.leaving:
+        message = f"somebody cancelled job {job.job_id}"
+    else:
+        message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
     if attempt.phase is Phase.FAILED and attempt.phase_message:
         message += f": {attempt.phase_message}"
-    return _end(scene, attempt, job, Reason.JOB_ENDED, message, failed=not scene.replica.leaving)
+    reason = _ENDS.get(_blame(attempt, job), Reason.JOB_ENDED)
+    if job.state is JobState.PREEMPTED:
+        reason = Reason.PREEMPTED
+    return _end(scene, attempt, job, reason, message, failed=not scene.replica.leaving)
+
+
+_ENDS = {Blame.NODE: Reason.NODE_FAILED, Blame.SOMEBODY: Reason.CANCELLED_OUTSIDE}
+
+
+def _blame(attempt: Attempt, job: Job | None) -> Blame:
+    """Whom the end of an attempt is counted against."""
+    if job is None:
+        return Blame.REVISION
+    if job.state is JobState.CANCELLED and attempt.cancelled_at is not None:
+        # It was ours; one that did not run (held, suspended) had not failed.
+        return Blame.NOBODY if attempt.running_since is None else Blame.REVISION
+    if job.state in (JobState.TIMEOUT, JobState.COMPLETED) and attempt.ready_at is not None:
+        return Blame.NOBODY
+    return STATES[job.state].blame or Blame.REVISION
 
 
 def _end(
@@ -304,12 +413,22 @@ def _end(
 ) -> Outlook:
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
+    blame = _blame(attempt, job)
     if failed:
         ended_at = _ended_at(scene, attempt, job)
-        failures = backoff.failures_after(replica, attempt, ended_at, policy)
-        next_attempt_at = scene.now + backoff.delay(failures, policy, f"{replica.name}/{attempt.number}")
-        blamed = not backoff.has_served(attempt, ended_at, policy) and not _cancelled_by_hand(attempt, job)
-        then = "" if scene.deployment.paused else f"; next attempt {clock(next_attempt_at, scene.now)}"
+        served = backoff.has_served(attempt, ended_at, policy)
+        if blame is Blame.REVISION:
+            failures = backoff.failures_after(replica, attempt, ended_at, policy)
+            next_attempt_at = scene.now + backoff.delay(failures, policy, f"{replica.name}/{attempt.number}")
+        else:
+            failures = 0 if served else replica.failures
+            next_attempt_at = max(scene.now, attempt.intended_at + timedelta(seconds=PACE_S))
+        blamed = blame is Blame.NODE or (blame is Blame.REVISION and not served)
+        if _respects(scene) and _cancelled_by_somebody(attempt, job):
+            then = f"; {_LEFT}"
+        elif not scene.deployment.paused:
+            at_once = next_attempt_at <= scene.now
+            then = f"; next attempt {'at once' if at_once else clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
     end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message, blamed)
     if replica.leaving:
@@ -324,10 +443,6 @@ def _ended_at(scene: Scene, attempt: Attempt, job: Job | None) -> datetime:
         return scene.now
     earliest = attempt.reported_at or job.ends_at
     return min(scene.now, max(job.ends_at, earliest))
-
-
-def _cancelled_by_hand(attempt: Attempt, job: Job | None) -> bool:
-    return job is not None and job.state is JobState.CANCELLED and attempt.cancelled_at is None
 
 
 def _cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: str) -> Outlook:
@@ -349,6 +464,8 @@ def _leaving(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _cancel(scene, attempt, job, Reason.CANCEL, message)
     if job.waiting or job.state is JobState.CONFIGURING:
         return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled before it runs")
+    if job.state in HALTED_STATES:  # It serves nobody, and no signal to drain would be heeded.
+        return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled while it is suspended")
     if attempt.phase in (Phase.FAILED, Phase.ENDED):
         return _after_agent(scene, attempt, job)
     allowed = timedelta(seconds=scene.deployment.spec.drain_timeout_s + DRAIN_GRACE_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from penstock.core.jobs import Job, JobState
+from penstock.core.slurm_words import STATES, reason_row
 
 
 def clock(at: datetime, now: datetime) -> str:
@@ -35,11 +36,28 @@ def queue_wait(job: Job, now: datetime) -> str:
     return ", ".join(parts)
 
 
+def why_blocked(job: Job) -> str:
+    """Why waiting does not help: `job 7 never starts as it is: PartitionTimeLimit: its time limit is above ...`."""
+    row = reason_row(job.reason)
+    meaning = f": {_inside(row.meaning)}" if row is not None else ""
+    return f"job {job.job_id} never starts as it is: {job.reason}{meaning}"
+
+
+def _inside(sentence: str) -> str:
+    """A sentence as a part of another one."""
+    return sentence[0].lower() + sentence[1:].rstrip(".")
+
+
+_PLAIN_ENDS = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+"""Ends whose word says it all."""
+
+
 def job_end(job: Job, exit_code: int | None) -> str:
-    """How a job ended: `job 7 ended as FAILED with exit code 1 (NonZeroExitCode)`."""
+    """How a job ended: `job 7 ended as FAILED with exit code 1 (NonZeroExitCode)`, and what a rarer word means."""
     text = f"job {job.job_id} ended as {job.state}"
     if job.state is not JobState.COMPLETED and exit_code:
         text += f" with exit code {exit_code}"
     if job.exit_signal:
         text += f", signal {job.exit_signal}"
-    return f"{text} ({job.reason})" if job.reason else text
+    text += f" ({job.reason})" if job.reason else ""
+    return text if job.state in _PLAIN_ENDS else f"{text}: {_inside(STATES[job.state].meaning)}"

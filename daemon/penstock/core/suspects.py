@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from penstock.core.budget import WINDOW
-from penstock.core.jobs import Cluster, JobState, Node
+from penstock.core.jobs import Cluster, Node
 from penstock.core.model import Failure
 from penstock.core.sentences import clock, count
+from penstock.core.slurm_words import ACCUSING_STATES
 from penstock.core.spec import Spec
 
 FAILURES = 3
@@ -29,7 +30,6 @@ EXCLUDED_MAX = 16
 """A command line of sbatch stays readable, and more broken nodes than that is not Penstock's to work around."""
 NAMED = 3
 
-_NOT_THE_NODES = frozenset({JobState.PREEMPTED, JobState.REVOKED, JobState.DEADLINE, JobState.TIMEOUT})
 _PLAIN_FEATURE = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -57,7 +57,9 @@ def suspects(failures: Sequence[Failure], now: datetime) -> tuple[Suspect, ...]:
     young = [
         failure
         for failure in failures
-        if failure.ended_at > now - WINDOW and failure.nodes and failure.state not in _NOT_THE_NODES
+        if failure.ended_at > now - WINDOW
+        and failure.nodes
+        and (failure.state is None or failure.state in ACCUSING_STATES)
     ]
     places: dict[tuple[str, int], set[str]] = {}
     for failure in young:

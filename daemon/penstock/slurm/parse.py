@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from penstock.core.jobs import ENDED_STATES, Job, JobState, Node, Partition
+from penstock.core.jobs import Job, JobState, Node, Partition
+from penstock.core.slurm_words import ENDED_STATES
 
 EXPANDED_NODES_MAX = 100_000
 """No cluster has more nodes; a longer list is a misreading and would fill the memory."""

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from penstock.core.jobs import ENDED_STATES, Cluster, Job, Node, Partition, Submission
+from penstock.core.jobs import Cluster, Job, Node, Partition, Submission
+from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.bridge import Bridge, BridgeBroken
 from penstock.slurm.environment import clean_environment

@@ -28,7 +28,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from penstock.core.jobs import ENDED_STATES, Cluster, Job, JobState, Node, Partition, Submission
+from penstock.core.jobs import Cluster, Job, JobState, Node, Partition, Submission
+from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.port import (
     NoAccounting,

@@ -11,16 +11,10 @@ import pytest
 from penstock.core import backoff, spec
 from penstock.core.conditions import Shown, conditions_of, summary
 from penstock.core.decisions import EFFECTS, Decision, Reason
-from penstock.core.jobs import (
-    ENDED_STATES,
-    ENDING_STATES,
-    HALTED_STATES,
-    WAITING_STATES,
-    JobState,
-    Node,
-)
+from penstock.core.jobs import JobState, Node
 from penstock.core.model import Condition, ConditionStatus, ReplicaState, marked_token
 from penstock.core.sentences import clock, count, estimate, job_end, queue_wait
+from penstock.core.slurm_words import ENDED_STATES, ENDING_STATES, HALTED_STATES, WAITING_STATES
 from penstock.core.spec import RestartPolicy, share
 from penstock.core.states import MEANINGS, MOVES, IllegalMove, check_move
 from tests.worlds import NOW, at, attempt, deployment, job, replica

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.jobs import ENDED_STATES, WAITING_STATES, JobState
+from penstock.core.jobs import JobState
+from penstock.core.slurm_words import ENDED_STATES, WAITING_STATES
 from penstock.slurm import parse
 from penstock.slurm.parse import Marks, ParseError
 
