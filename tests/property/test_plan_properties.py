@@ -35,6 +35,7 @@ from penstock.core.model import (
 )
 from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor
+from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.spec import Rollout, RolloutStrategy
 from tests.worlds import INSTALLATION, NOW, at, deployment, replica
 

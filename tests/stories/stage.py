@@ -27,7 +27,7 @@ from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
-from penstock.core.jobs import Submission
+from penstock.core.jobs import JobState, Submission
 from penstock.core.model import Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
 from penstock.store.clock import elapsed
@@ -296,6 +296,18 @@ class Stage:
         job_id = await self.job_of(replica)
         self.say(f"job {job_id} of {replica} ends with exit code {exit_code}")
         self.slurm.finish(job_id, exit_code=exit_code)
+
+    async def ended(self, replica: str, state: JobState, reason: str = "") -> None:
+        """Slurm ends the job in this state."""
+        job_id = await self.job_of(replica)
+        self.say(f"job {job_id} of {replica} ends as {state}")
+        self.slurm.end(job_id, state, reason=reason)
+
+    async def cancelled(self, replica: str) -> None:
+        """Someone cancels the job by hand."""
+        job_id = await self.job_of(replica)
+        self.say(f"someone cancels job {job_id} of {replica}")
+        await self.slurm.cancel(job_id, name=self.slurm.job(job_id).submission.name)
 
     # Slurm -----------------------------------------------------------------------------------------------------
 

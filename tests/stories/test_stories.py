@@ -10,7 +10,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Engine, Placement, RestartPolicy
+from penstock.core.spec import Engine, Handover, OutsideChanges, Placement, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -497,7 +497,7 @@ async def test_suspended_and_resumed(stage: Stage) -> None:
     stage.slurm.show(job_id, JobState.SUSPENDED)
     stage.say(f"Slurm suspends job {job_id}")
     await stage.tick(1)
-    await stage.quiet_tick(3600)
+    await stage.quiet_tick(240)
     stage.slurm.show(job_id, None)
     stage.say(f"Slurm lets job {job_id} go on")
     await stage.tick(1)
@@ -580,5 +580,148 @@ async def test_handover(stage: Stage) -> None:
     await stage.report("chat-1", Phase.DRAINING, "1 request to finish")
     await stage.finish("chat-1")
     await stage.tick(5)
+
+
+async def test_preempted_by_cancel(stage: Stage) -> None:
+    stage.tell("""Slurm ends a replica's job to make room for another one. That is nobody's failure: the next attempt
+        follows at once. A partition that preempts each job as soon as it runs gets one a minute.""")
+    await serve(stage)
+    stage.pass_time(120)
+    await stage.report("chat-1", Phase.READY, silently=True)
+    await stage.ended("chat-1", JobState.PREEMPTED)
+    await stage.tick()
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.ended("chat-1", JobState.PREEMPTED)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.quiet_tick(30)
+    await stage.tick(30)
+
+
+async def test_suspended_for_too_long(stage: Stage) -> None:
+    stage.tell("""Slurm suspends a job, and nobody says for how long. After five minutes the replica gets another job,
+        which is nobody's failure.""")
+    await serve(stage)
+    job_id = await stage.job_of("chat-1")
+    stage.slurm.show(job_id, JobState.SUSPENDED)
+    stage.say(f"Slurm suspends job {job_id}")
+    await stage.tick(1)
+    await stage.quiet_tick(290)
+    stage.drains_on_term = False
+    await stage.tick(11)
+    await stage.tick(1)
+    await stage.tick(1)
+
+
+async def test_out_of_memory(stage: Stage) -> None:
+    stage.tell("Slurm kills a job that uses more memory than it asked for: that is the revision's failure.")
+    await serve(stage)
+    await stage.ended("chat-1", JobState.OUT_OF_MEMORY, "OutOfMemory")
+    await stage.tick(5)
+    await stage.tick(10)
+
+
+async def test_node_fails(stage: Stage) -> None:
+    stage.tell("""A node dies. A job that may be requeued goes back to the queue under its id; one that may not ends as
+        NODE_FAIL, which is counted against the node alone: the next attempt follows without a back-off.""")
+    await serve(stage, 2)
+    stage.pass_time(120)
+    for name in ("chat-1", "chat-2"):
+        await stage.report(name, Phase.READY, silently=True)
+    stage.slurm.requeue(await stage.job_of("chat-1"))
+    stage.say("the node of chat-1 dies, and its job is requeued")
+    await stage.ended("chat-2", JobState.NODE_FAIL, "NodeDown")
+    await stage.tick()
+    await stage.tick(1)
+
+
+async def test_held_by_its_user(stage: Stage) -> None:
+    stage.tell("""Someone holds a queued job with scontrol. Where outside changes are repaired, the job is replaced;
+        what an administrator holds is his to release.""")
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.apply()
+    await stage.tick()
+    await stage.tick(100)
+    stage.slurm.hold(1, "JobHeldUser")
+    stage.say("someone holds job 1")
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(1)
+    stage.slurm.hold(2, "JobHeldAdmin")
+    stage.say("an administrator holds job 2")
+    await stage.tick(1)
+    await stage.quiet_tick()
+    await stage.show("Blocked")
+    stage.tell("Where they are respected it stays held, and a condition says so, until somebody releases it.")
+    await stage.apply("code", outside_changes=OutsideChanges.RESPECT)
+    await stage.tick()
+    await stage.tick(5)
+    stage.slurm.hold(3, "JobHeldUser")
+    stage.say("someone holds job 3")
+    await stage.tick(1)
+    await stage.show("Blocked", "code")
+    await stage.quiet_tick(3600)
+    stage.slurm.release(3)
+    stage.say("someone releases job 3")
+    await stage.tick(1)
+
+
+async def test_cancelled_by_hand(stage: Stage) -> None:
+    stage.tell("""Someone cancels a replica's job. Where outside changes are repaired, which is so unless the
+        deployment says otherwise, another one is submitted at once; a script that goes on cancelling gets one a
+        minute.""")
+    await serve(stage)
+    stage.pass_time(120)
+    await stage.report("chat-1", Phase.READY, silently=True)
+    stage.drains_on_term = False
+    await stage.cancelled("chat-1")
+    await stage.tick()
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.cancelled("chat-1")
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.quiet_tick(30)
+    await stage.tick(30)
+    stage.tell("Where they are respected, it stays cancelled, until someone restarts the deployment.")
+    await stage.apply("code", outside_changes=OutsideChanges.RESPECT)
+    await stage.tick()
+    stage.pass_time(2)
+    await stage.becomes_ready("code-1")
+    await stage.tick()
+    await stage.cancelled("code-1")
+    await stage.tick()
+    await stage.tick(1)
+    await stage.show("Blocked", "code")
+    await stage.tick(5)
+    await stage.quiet_tick()
+    await stage.change("code")
+    await stage.tick(1)
+
+
+async def test_a_job_that_never_starts(stage: Stage) -> None:
+    stage.tell("""An administrator shortens the partition's limit below the job's own. Slurm queues it all the same, and
+        would for ever; so the deployment says that somebody must act.""")
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.apply()
+    await stage.tick()
+    stage.slurm.hold(1, "PartitionTimeLimit")
+    await stage.tick(1)
+    await stage.show("Blocked")
+    await stage.quiet_tick(3600)
+
+
+async def test_altered_in_slurm(stage: Stage) -> None:
+    stage.tell("Someone changes the time limit of a running job. It is said once, and the job is left so.")
+    await serve(stage)
+    stage.slurm.job(await stage.job_of("chat-1")).time_limit_s = 7200
+    stage.say("someone gives job 1 a time limit of 2 hours")
+    await stage.tick(1)
     await stage.tick(1)
     await stage.quiet_tick()

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.model import Deployment, Failure, Phase, Replica
+from penstock.core.slurm_words import BLAMELESS_STATES
 
 WINDOW = timedelta(hours=1)
 

@@ -11,6 +11,9 @@ from datetime import datetime
 from penstock.core.decisions import Decision, Reason
 from penstock.core.model import Condition, ConditionStatus, Deployment, Replica, ReplicaState
 
+BLOCKING = frozenset({Reason.QUEUE_BLOCKED, Reason.HELD, Reason.CANCELLED_OUTSIDE})
+"""Reasons that stand until a human does something, where the decision has no action of its own."""
+
 LOOP_FAILURES = 3
 """In a row: a model that needs a second try is no loop."""
 LAST_LINES = 5
@@ -47,9 +50,17 @@ def summary(deployment: Deployment, shown: Sequence[Shown]) -> str:
 
 
 def conditions_of(
-    deployment: Deployment, own: Decision, shown: Sequence[Shown], replicas: Sequence[Replica], now: datetime
+    deployment: Deployment,
+    own: Decision,
+    shown: Sequence[Shown],
+    replicas: Sequence[Replica],
+    now: datetime,
+    blocked: Sequence[Decision] = (),
 ) -> tuple[Condition, ...]:
-    """Ready, Progressing, Paused, ClusterReachable and CrashLooping, in this order."""
+    """Ready, Progressing, Paused, ClusterReachable, CrashLooping and Blocked, in this order.
+
+    `blocked`: decisions about replicas that go no further unless somebody acts, see BLOCKING.
+    """
     before = {condition.type: condition for condition in deployment.conditions}
     want = deployment.spec.replicas
     ready = sum(state is ReplicaState.READY for state, _ in shown)
@@ -88,9 +99,27 @@ def conditions_of(
             message,
         )
     )
+    found.append(_blocked(own, before.get("Blocked"), blocked, reachable=reachable))
     return tuple(
         Condition(kind, status, reason.word, message, _since(before.get(kind), status, now))
         for kind, status, reason, message in found
+    )
+
+
+def _blocked(
+    own: Decision, before: Condition | None, blocked: Sequence[Decision], *, reachable: bool
+) -> tuple[str, ConditionStatus, Reason, str]:
+    """Whether somebody must act; while Slurm does not answer that is as it was last known."""
+    if not reachable:
+        return "Blocked", ConditionStatus.UNKNOWN, own.reason, before.message if before is not None else ""
+    if not blocked:
+        return "Blocked", ConditionStatus.FALSE, own.reason, ""
+    more = f"; and {len(blocked) - 1} more" if len(blocked) > 1 else ""
+    return (
+        "Blocked",
+        ConditionStatus.TRUE,
+        blocked[0].reason,
+        f"{blocked[0].replica}: {blocked[0].message}{more}",
     )
 
 

@@ -60,7 +60,7 @@ class Reason(enum.Enum):
     )
     PACED = (
         "Paced",
-        "The last attempt ended through no fault of its own; attempts follow one another once a minute at most. Not now.",
+        "The last attempt ended through no fault of its own; the next one waits a minute at most. Not now.",
     )
     SUBMISSION_DOUBTFUL = (
         "SubmissionDoubtful",
@@ -83,7 +83,10 @@ class Reason(enum.Enum):
         "The job waits for a reason that waiting does not mend: somebody must act. Said as a condition, too.",
     )
     HELD = ("Held", "The job is held in Slurm; it is replaced, or stays so, as spec.outside_changes says.")
-    JOB_ALTERED = ("JobAltered", "Somebody, or Slurm, altered the job; it is left so, and counts as it is now.")
+    JOB_ALTERED = (
+        "JobAltered",
+        "Somebody, or Slurm, altered the job; it is left so, and counts as it is now.",
+    )
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
     STARTUP_TIMEOUT = (
@@ -93,7 +96,10 @@ class Reason(enum.Enum):
     REPORT_TIMEOUT = ("ReportTimeout", "The agent has been silent for too long; the job is cancelled.")
     JOB_ENDED = ("JobEnded", "The job ended although nobody asked it to; the replica will be started again.")
     PREEMPTED = ("Preempted", "Slurm ended the job to make room for another one. No failure.")
-    NODE_FAILED = ("NodeFailed", "The job's node failed it. Counted against the node, not against the revision.")
+    NODE_FAILED = (
+        "NodeFailed",
+        "The job's node failed it. Counted against the node, not against the revision.",
+    )
     CANCELLED_OUTSIDE = (
         "CancelledOutside",
         "Somebody cancelled the job; another one is submitted, or it stays so, as spec.outside_changes says.",

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from penstock.core.budget import held_back
-from penstock.core.conditions import conditions_of
-from penstock.core.decisions import Decision, EndAttempt, Reason, RemoveDeployment
+from penstock.core.conditions import BLOCKING, conditions_of
+from penstock.core.decisions import EFFECTS, Decision, EndAttempt, Reason, RemoveDeployment
 from penstock.core.estimates import Estimates, estimate, start_of
 from penstock.core.jobs import Job
 from penstock.core.model import (
@@ -40,6 +40,9 @@ from penstock.core.rollout import plan_counts
 from penstock.core.sentences import clock
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect, avoided, suspects
+
+_REMEDIES = (*EFFECTS, EndAttempt)
+"""What mends by itself what is said to be in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,12 @@ def _plan_deployment(
         check_move(replica.name, replica.state, outlooks[replica.uid].state)
     own = counts.decision or _standing(deployment, replicas, outlooks)
     shown = [(outlook.state, outlook.message) for outlook in outlooks.values()]
+    blocked = [
+        outlook.decision
+        for outlook in outlooks.values()
+        if outlook.decision.reason in BLOCKING
+        and not any(isinstance(one, _REMEDIES) for one in outlook.decision.actions)
+    ]
     after = [_after(replica, outlooks[replica.uid], observation.now) for replica in replicas]
     return Plan(
         (own, *(outlook.decision for outlook in outlooks.values())),
@@ -193,7 +202,9 @@ def _plan_deployment(
             for replica in replicas
             if (replica.state, replica.message) != ((outlook := outlooks[replica.uid]).state, outlook.message)
         ),
-        _status_if_changed(deployment, conditions_of(deployment, own, shown, after, observation.now)),
+        _status_if_changed(
+            deployment, conditions_of(deployment, own, shown, after, observation.now, blocked)
+        ),
     )
 
 

@@ -62,8 +62,8 @@ REPEAT_AFTER_S = 60
 """A cancellation that had no effect is repeated after this time: Slurm's KillWait (30 s by default) and once more."""
 
 PACE_S = 60
-"""After an end that is nobody's failure the next attempt follows at once, but not sooner than this after the last one was
-written down: whoever cancels our jobs in a loop, or a partition that preempts each at once, makes no submit storm."""
+"""After an end that is nobody's failure the next attempt follows at once, but not sooner than this after the last one
+was written down: whoever cancels our jobs in a loop, or a partition that preempts each at once, makes no storm."""
 
 SUSPENDED_MAX_S = 300
 """A job that is halted for longer is replaced. Time slices (SchedulerTimeSlice, 30 s by default) are over sooner, and a
@@ -283,7 +283,11 @@ def _alterations(before: Job | None, job: Job) -> str:
     if limits[0] is not None and limits[1] is not None and limits[0] != limits[1]:
         found.append(f"its time limit is {limits[1] // 60} min instead of {limits[0] // 60}")
     # Of several partitions Slurm keeps the one in which it starts the job.
-    if before.partition and job.partition and not {*job.partition.split(",")} <= {*before.partition.split(",")}:
+    if (
+        before.partition
+        and job.partition
+        and not {*job.partition.split(",")} <= {*before.partition.split(",")}
+    ):
         found.append(f"its partition is {job.partition} instead of {before.partition}")
     return ", ".join(found)
 
@@ -464,8 +468,6 @@ def _leaving(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _cancel(scene, attempt, job, Reason.CANCEL, message)
     if job.waiting or job.state is JobState.CONFIGURING:
         return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled before it runs")
-    if job.state in HALTED_STATES:  # It serves nobody, and no signal to drain would be heeded.
-        return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled while it is suspended")
     if attempt.phase in (Phase.FAILED, Phase.ENDED):
         return _after_agent(scene, attempt, job)
     allowed = timedelta(seconds=scene.deployment.spec.drain_timeout_s + DRAIN_GRACE_S)

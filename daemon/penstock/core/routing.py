@@ -1,7 +1,7 @@
 """What the front door must know: which models there are, and which replicas may take requests for them.
 
 The gateway turns this into Envoy's configuration; it never reads the tables for it. An endpoint is listed here exactly
-when its attempt is live, has proved itself ready and is not draining.
+when its attempt is live, has proved itself ready, is not draining, and its job is not halted.
 """
 
 from __future__ import annotations

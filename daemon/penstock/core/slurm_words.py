@@ -90,7 +90,7 @@ _LET = "Nothing: it goes on."
 _ANEW = "Submits anew at once, but at most once a minute."
 _BACK_OFF = "Submits anew after the back-off."
 _ONCE_READY = (
-    "Where it had been ready, that is nobody's failure: submits anew at once, but at most once a minute. Else it submits"
+    "Where it had been ready, that is nobody's failure: submits anew at once, but at most once a minute. Else submits"
     " anew after the back-off."
 )
 
@@ -150,7 +150,12 @@ STATES: Mapping[JobState, StateRow] = {
         accuses_node=True,
     ),
     JobState.FAILED: StateRow(
-        Kind.ENDED, "Its script ended with an error or by a signal.", _BACK_OFF, "waiting", Blame.REVISION, accuses_node=True
+        Kind.ENDED,
+        "Its script ended with an error or by a signal.",
+        _BACK_OFF,
+        "waiting",
+        Blame.REVISION,
+        accuses_node=True,
     ),
     JobState.TIMEOUT: StateRow(
         Kind.ENDED,
@@ -162,9 +167,16 @@ STATES: Mapping[JobState, StateRow] = {
     JobState.PREEMPTED: StateRow(
         Kind.ENDED, "A job of higher priority took its place.", _ANEW, "waiting, Preempted", Blame.NOBODY
     ),
-    JobState.NODE_FAIL: StateRow(Kind.ENDED, "Its node died.", _ANEW, "waiting, NodeFailed", Blame.NODE, accuses_node=True),
+    JobState.NODE_FAIL: StateRow(
+        Kind.ENDED, "Its node died.", _ANEW, "waiting, NodeFailed", Blame.NODE, accuses_node=True
+    ),
     JobState.BOOT_FAIL: StateRow(
-        Kind.ENDED, "Its node could not be booted for it.", _ANEW, "waiting, NodeFailed", Blame.NODE, accuses_node=True
+        Kind.ENDED,
+        "Its node could not be booted for it.",
+        _ANEW,
+        "waiting, NodeFailed",
+        Blame.NODE,
+        accuses_node=True,
     ),
     JobState.DEADLINE: StateRow(
         Kind.ENDED, "It reached the deadline it was submitted with.", _BACK_OFF, "waiting", Blame.REVISION
@@ -173,10 +185,20 @@ STATES: Mapping[JobState, StateRow] = {
         Kind.ENDED, "It used more memory than it was given.", _BACK_OFF, "waiting", Blame.REVISION
     ),
     JobState.LAUNCH_FAILED: StateRow(
-        Kind.ENDED, "Slurm could not start its script on the node.", _ANEW, "waiting, NodeFailed", Blame.NODE, accuses_node=True
+        Kind.ENDED,
+        "Slurm could not start its script on the node.",
+        _ANEW,
+        "waiting, NodeFailed",
+        Blame.NODE,
+        accuses_node=True,
     ),
     JobState.RECONFIG_FAIL: StateRow(
-        Kind.ENDED, "Its node could not be configured for it.", _ANEW, "waiting, NodeFailed", Blame.NODE, accuses_node=True
+        Kind.ENDED,
+        "Its node could not be configured for it.",
+        _ANEW,
+        "waiting, NodeFailed",
+        Blame.NODE,
+        accuses_node=True,
     ),
     JobState.REVOKED: StateRow(
         Kind.ENDED, "A sibling runs in another cluster of the federation.", _ANEW, "waiting", Blame.NOBODY
@@ -195,7 +217,9 @@ ENDED_STATES = _of(Kind.ENDED)
 WAITING_STATES = _of(Kind.WAITS)
 ENDING_STATES = _of(Kind.ENDING)
 HALTED_STATES = _of(Kind.HALTED)
-BLAMELESS_STATES = frozenset(state for state in ENDED_STATES if STATES[state].blame in (Blame.NODE, Blame.NOBODY))
+BLAMELESS_STATES = frozenset(
+    state for state in ENDED_STATES if STATES[state].blame in (Blame.NODE, Blame.NOBODY)
+)
 """Ends that say nothing of the model."""
 ACCUSING_STATES = frozenset(state for state, row in STATES.items() if row.accuses_node)
 HOLDING_STATES = frozenset({JobState.REQUEUE_HOLD, JobState.RESV_DEL_HOLD, JobState.SPECIAL_EXIT})

@@ -276,7 +276,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
         "spec.rollout.canary": spec.rollout.HasField("canary"),
         "spec.burst": spec.HasField("burst"),
-        "spec.outside_changes": bool(spec.outside_changes),
         "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
         "spec.admission.max_in_flight": spec.admission.HasField("max_in_flight"),

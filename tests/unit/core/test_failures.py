@@ -173,6 +173,10 @@ class TestSuspects:
         assert actions == [Submit("r1", ("gpu1",))]
 
 
+LOOPING = 4
+"""Its place among the conditions."""
+
+
 class TestCrashLoop:
     def loop(self, **changes: Any) -> Replica:
         its = attempt(
@@ -210,10 +214,10 @@ class TestCrashLoop:
         before = conditions_of(deployment(), own, [], [self.loop()], NOW)
         trying = replica(its=attempt(token="tok2"), state=ReplicaState.STARTING, failures=3)
         after = conditions_of(deployment(conditions=before), own, [], [trying], at(60))
-        assert after[-1] == before[-1]
-        assert (after[-1].status, after[-1].reason) == (ConditionStatus.TRUE, "CrashLooping")
+        assert after[LOOPING] == before[LOOPING]
+        assert (after[LOOPING].status, after[LOOPING].reason) == (ConditionStatus.TRUE, "CrashLooping")
         ready = replica(its=ready_attempt(phase=Phase.READY), state=ReplicaState.READY, failures=3)
-        over = conditions_of(deployment(conditions=after), own, [], [ready], at(90))[-1]
+        over = conditions_of(deployment(conditions=after), own, [], [ready], at(90))[LOOPING]
         assert (over.status, over.message, over.since) == (ConditionStatus.FALSE, "", at(90))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -23,6 +23,7 @@ from penstock.core.decisions import (
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState
 from penstock.core.replicas import Scene, jobs_of, plan_replica
+from penstock.core.spec import OutsideChanges
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect
 from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica
@@ -86,6 +87,9 @@ class Row:
     past: Job | None = None
 
 
+KILLED = (
+    "job 7 ended as OUT_OF_MEMORY with exit code 1: it used more memory than it was given, as accounting says"
+)
 FAILED_BEFORE = replica(
     its=attempt(ended_at=at(-70), end_message="job 7 ended as FAILED"),
     failures=5,
@@ -335,10 +339,10 @@ ROWS = [
         None,
         R.JOB_ENDED,
         S.WAITING,
-        "job 7 ended as OUT_OF_MEMORY with exit code 1, as accounting says; next attempt 14:00:10",
+        f"{KILLED}; next attempt 14:00:10",
         (
             ended(
-                "job 7 ended as OUT_OF_MEMORY with exit code 1, as accounting says",
+                KILLED,
                 exit_code=1,
                 of=(killed := job(J.OUT_OF_MEMORY, comment="", exit_code=1)),
             ),
@@ -724,11 +728,11 @@ ROWS = [
     Row(
         "ended long ago, seen only now: the time after its end is no service",
         replace(served(ready_at=at(-900), reported_at=at(-702)), failures=1),
-        old := job(J.NODE_FAIL, ends_at=at(-700)),
+        old := job(J.FAILED, ends_at=at(-700)),
         R.JOB_ENDED,
         S.WAITING,
-        "job 7 ended as NODE_FAIL; next attempt 14:00:20",
-        (ended("job 7 ended as NODE_FAIL", of=old, failures=2, next_s=20),),
+        "job 7 ended as FAILED; next attempt 14:00:20",
+        (ended("job 7 ended as FAILED", of=old, failures=2, next_s=20),),
     ),
     Row(
         "ended while leaving",
@@ -944,13 +948,139 @@ def test_which_job_is_the_attempts(
     assert (found.job_id if found else None) == expected
 
 
-def test_what_someone_cancelled_by_hand_is_nobodys_fault() -> None:
-    by_hand = plan_replica(Scene(NOW, CHAT, known(RUNNING), job(J.CANCELLED), 10, None))
-    by_us = plan_replica(Scene(NOW, CHAT, known(RUNNING, cancelled_at=at(-9)), job(J.CANCELLED), 10, None))
-    ends = [
-        action
-        for outlook in (by_hand, by_us)
-        for action in outlook.decision.actions
-        if isinstance(action, EndAttempt)
-    ]
-    assert [(end.failures, end.failed) for end in ends] == [(1, False), (1, True)]
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended that was intended 100 s ago, and what follows: whose failure, and when the next comes."""
+
+    job: Job
+    reason: Reason
+    failures: int
+    failed: bool
+    next_s: float
+    its: dict[str, object] = field(default_factory=dict)
+
+
+FRESH: dict[str, object] = {"intended_at": at(-20)}
+HAD_BEEN_READY: dict[str, object] = {"ready_at": at(-50), "running_since": at(-60)}
+
+ENDS = [
+    End(job(J.PREEMPTED), R.PREEMPTED, 2, False, 0),
+    End(job(J.PREEMPTED), R.PREEMPTED, 2, False, 40, FRESH),
+    End(job(J.REVOKED), R.JOB_ENDED, 2, False, 0),
+    End(job(J.NODE_FAIL), R.NODE_FAILED, 2, True, 0),
+    End(job(J.BOOT_FAIL), R.NODE_FAILED, 2, True, 0),
+    End(job(J.LAUNCH_FAILED), R.NODE_FAILED, 2, True, 40, FRESH),
+    End(job(J.RECONFIG_FAIL), R.NODE_FAILED, 2, True, 0),
+    End(job(J.OUT_OF_MEMORY), R.JOB_ENDED, 3, True, 40),
+    End(job(J.DEADLINE), R.JOB_ENDED, 3, True, 40),
+    End(job(J.FAILED, exit_code=1), R.JOB_ENDED, 3, True, 40),
+    End(job(J.TIMEOUT), R.JOB_ENDED, 3, True, 40),
+    End(job(J.TIMEOUT), R.JOB_ENDED, 2, False, 0, HAD_BEEN_READY),
+    End(job(J.COMPLETED), R.JOB_ENDED, 3, True, 40),
+    End(job(J.COMPLETED), R.JOB_ENDED, 2, False, 0, HAD_BEEN_READY),
+    End(job(J.CANCELLED), R.CANCELLED_OUTSIDE, 2, False, 0),
+    End(job(J.CANCELLED), R.CANCELLED_OUTSIDE, 2, False, 40, FRESH),
+    # Cancelled by us: while it ran, or before.
+    End(job(J.CANCELLED), R.JOB_ENDED, 3, True, 40, {"cancelled_at": at(-9), "running_since": at(-60)}),
+    End(job(J.CANCELLED), R.JOB_ENDED, 2, False, 0, {"cancelled_at": at(-9)}),
+]
+
+
+@pytest.mark.parametrize("row", ENDS, ids=lambda row: f"{row.job.state} {'+'.join(row.its)}")
+def test_whose_failure_an_end_is(row: End) -> None:
+    known_as = {"job": job(), "running_since": None} | row.its
+    one = replica(its=attempt(**known_as), state=S.STARTING, failures=2)
+    outlook = plan_replica(Scene(NOW, CHAT, one, row.job, 10, None))
+    (end,) = [action for action in outlook.decision.actions if isinstance(action, EndAttempt)]
+    assert outlook.decision.reason is row.reason
+    assert (end.failures, end.failed, end.next_attempt_at) == (row.failures, row.failed, at(row.next_s))
+    assert ("at once" in outlook.message) == (row.next_s == 0)
+
+
+def test_what_served_well_and_was_preempted_begins_a_new_row() -> None:
+    one = replica(its=ready_attempt(ready_at=at(-900)), state=S.READY, failures=2)
+    outlook = plan_replica(Scene(NOW, CHAT, one, job(J.PREEMPTED), 10, None))
+    (end,) = [action for action in outlook.decision.actions if isinstance(action, EndAttempt)]
+    assert (end.failures, end.failed) == (0, False)
+
+
+RESPECTING = replace(CHAT, spec=replace(CHAT.spec, outside_changes=OutsideChanges.RESPECT))
+BY_USER = job(J.PENDING, reason="JobHeldUser")
+BY_ADMIN = job(J.PENDING, reason="JobHeldAdmin")
+HALTED = job(J.SUSPENDED)
+HALTED_LONG = replace(served(HALTED, S.QUEUED), since=at(-301))
+
+
+@pytest.mark.parametrize(
+    ("of", "its", "listed", "reason", "cancels"),
+    [
+        (CHAT, known(BY_USER, S.QUEUED), BY_USER, R.HELD, True),
+        (RESPECTING, known(BY_USER, S.QUEUED), BY_USER, R.HELD, False),
+        (PAUSED, known(BY_USER, S.QUEUED), BY_USER, R.HELD, False),
+        (CHAT, known(BY_ADMIN, S.QUEUED), BY_ADMIN, R.HELD, False),
+        (CHAT, known(it := job(J.PENDING, reason="JobHoldMaxRequeue"), S.QUEUED), it, R.HELD, True),
+        (CHAT, known(it := job(J.SPECIAL_EXIT), S.QUEUED), it, R.HELD, True),
+        (CHAT, known(it := job(J.REQUEUE_HOLD, reason="JobHeldUser"), S.QUEUED), it, R.HELD, True),
+        (
+            CHAT,
+            known(it := job(J.PENDING, reason="PartitionTimeLimit"), S.QUEUED),
+            it,
+            R.QUEUE_BLOCKED,
+            False,
+        ),
+        (CHAT, known(it := job(J.PENDING, reason="SomethingNew"), S.QUEUED), it, R.QUEUED, False),
+        (CHAT, served(HALTED), HALTED, R.SUSPENDED, False),
+        (CHAT, replace(HALTED_LONG, since=at(-299)), HALTED, R.SUSPENDED, False),
+        (CHAT, HALTED_LONG, HALTED, R.SUSPENDED_TOO_LONG, True),
+        (RESPECTING, HALTED_LONG, HALTED, R.SUSPENDED, False),
+        (PAUSED, HALTED_LONG, HALTED, R.SUSPENDED, False),
+        # Ready for longer, and halted only now.
+        (CHAT, replace(served(HALTED), since=at(-301)), HALTED, R.SUSPENDED, False),
+    ],
+)
+def test_what_waits_for_somebody(
+    of: Deployment, its: Replica, listed: Job, reason: Reason, cancels: bool
+) -> None:
+    outlook = plan_replica(Scene(NOW, of, its, listed, 10, None))
+    assert outlook.decision.reason is reason
+    assert outlook.decision.actions == ((CANCEL,) if cancels else ())
+    check_move("chat-1", its.state, outlook.state)
+
+
+def test_a_cancelled_job_stays_so_where_that_is_respected() -> None:
+    gone = job(J.CANCELLED)
+    outlook = plan_replica(Scene(NOW, RESPECTING, known(RUNNING), gone, 10, None))
+    stays = "somebody cancelled job 7; it stays so until somebody changes that (spec.outside_changes)"
+    assert (outlook.decision.reason, outlook.state, outlook.message) == (
+        R.CANCELLED_OUTSIDE,
+        S.WAITING,
+        stays,
+    )
+    after = replica(
+        its=attempt(job=gone, ended_at=at(-900), end_message="somebody cancelled job 7"), state=S.WAITING
+    )
+    later = plan_replica(Scene(NOW, RESPECTING, after, None, 10, None))
+    assert (later.decision.reason, later.message, later.decision.actions) == (R.CANCELLED_OUTSIDE, stays, ())
+    assert plan_replica(Scene(NOW, CHAT, after, None, 10, None)).decision.reason is R.SUBMIT
+    assert plan_replica(Scene(NOW, RESPECTING, leaving(after), None, 10, None)).decision.reason is R.REMOVE
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        ({"time_limit_s": 3600}, {"time_limit_s": 7200}, "its time limit is 120 min instead of 60"),
+        ({"partition": "gpu"}, {"partition": "long"}, "its partition is long instead of gpu"),
+        ({"partition": "gpu,long"}, {"partition": "long"}, ""),
+        ({"time_limit_s": None}, {"time_limit_s": 7200}, ""),
+    ],
+)
+def test_an_altered_job_is_told_of_once(before: dict[str, object], now: dict[str, object], says: str) -> None:
+    was, is_now = job(**before), job(**now)  # type: ignore[arg-type]
+    outlook = plan_replica(Scene(NOW, CHAT, served(was), is_now, 10, None))
+    assert outlook.state is S.READY
+    if not says:
+        assert outlook.decision.reason is R.READY
+        return
+    assert outlook.decision.reason is R.JOB_ALTERED
+    assert outlook.decision.message == f"job 7 was altered in Slurm: {says}; it counts as it is now"
+    assert plan_replica(Scene(NOW, CHAT, served(is_now), is_now, 10, None)).decision.reason is R.READY

@@ -153,8 +153,20 @@ def test_queue_wait() -> None:
             "job 7 ended as FAILED with exit code 1 (NonZeroExitCode)",
         ),
         (JobState.FAILED, 0, 53, "JobLaunchFailure", "job 7 ended as FAILED, signal 53 (JobLaunchFailure)"),
-        (JobState.TIMEOUT, 0, 9, "TimeLimit", "job 7 ended as TIMEOUT, signal 9 (TimeLimit)"),
-        (JobState.OUT_OF_MEMORY, None, None, "", "job 7 ended as OUT_OF_MEMORY"),
+        (
+            JobState.TIMEOUT,
+            0,
+            9,
+            "TimeLimit",
+            "job 7 ended as TIMEOUT, signal 9 (TimeLimit): it reached its time limit",
+        ),
+        (
+            JobState.OUT_OF_MEMORY,
+            None,
+            None,
+            "",
+            "job 7 ended as OUT_OF_MEMORY: it used more memory than it was given",
+        ),
     ],
 )
 def test_job_end(state: JobState, exit_code: int | None, signal: int | None, reason: str, text: str) -> None:
@@ -210,8 +222,9 @@ def test_conditions(
         "Paused",
         "ClusterReachable",
         "CrashLooping",
+        "Blocked",
     )
-    assert tuple(condition.status for condition in found) == (*statuses, F)
+    assert tuple(condition.status for condition in found) == (*statuses, F, U if U in statuses else F)
     assert {condition.since for condition in found} == {NOW}
 
 
@@ -224,6 +237,7 @@ def test_since_moves_with_the_status_alone() -> None:
             ("Paused", F),
             ("ClusterReachable", T),
             ("CrashLooping", F),
+            ("Blocked", F),
         )
     )
     found = conditions_of(

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.core.decisions import Reason
 from penstock.core.model import Attempt, Phase, ReplicaState
 from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.core.slurm_words import HALTED_STATES
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
 from penstock.store.records import Agent, Load
@@ -121,6 +122,8 @@ ENDPOINTS = (
         # A job that Slurm has requeued since: its agent is gone, and its port may be another program's by now.
         func.coalesce(attempts.c.job["restarts"].as_integer(), 0)
         <= func.coalesce(attempts.c.restart_count, 0),
+        # While it is halted nothing of it answers; when it goes on, it is routed to again.
+        func.coalesce(attempts.c.job["state"].as_string(), "").not_in(sorted(HALTED_STATES)),
         ~replicas.c.leaving,
     )
     .order_by(replicas.c.deployment_uid, replicas.c.number)
