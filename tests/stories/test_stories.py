@@ -10,7 +10,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Engine, Handover, OutsideChanges, Placement, RestartPolicy
+from penstock.core.spec import Engine, OutsideChanges, Placement, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
