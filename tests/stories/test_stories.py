@@ -580,6 +580,8 @@ async def test_handover(stage: Stage) -> None:
     await stage.report("chat-1", Phase.DRAINING, "1 request to finish")
     await stage.finish("chat-1")
     await stage.tick(5)
+    await stage.tick(1)
+    await stage.quiet_tick()
 
 
 async def test_preempted_by_cancel(stage: Stage) -> None:
