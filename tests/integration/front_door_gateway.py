@@ -15,6 +15,7 @@ from pathlib import Path
 
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.core.spec import Admission
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.settings import FrontDoorSettings
 
@@ -30,6 +31,7 @@ def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
             model_names=tuple(route["model_names"]),
             secret=route["secret"],
             endpoints=tuple(Endpoint(**endpoint) for endpoint in route["endpoints"]),
+            admission=Admission(max_held=0),
         )
         for route in content["routes"]
     )

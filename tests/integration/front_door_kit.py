@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.core.spec import Admission
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.settings import FrontDoorSettings
@@ -29,6 +30,7 @@ from tests.integration.front_door_replica import Replica
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-m"
+HOLD_NOBODY = Admission(max_held=0)
 BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -57,7 +59,8 @@ def endpoint(port: int, host: str = "127.0.0.1") -> Endpoint:
 
 
 def route(deployment: str, *ports: int, names: Iterable[str] = (), secret: str = SECRET) -> Route:
-    return Route(deployment, (deployment, *names), secret, tuple(endpoint(port) for port in ports))
+    endpoints = tuple(endpoint(port) for port in ports)
+    return Route(deployment, (deployment, *names), secret, endpoints, admission=HOLD_NOBODY)
 
 
 async def program(module: str, *arguments: str) -> tuple[Process, str]:
@@ -100,13 +103,14 @@ class House:
             **{"listen": f"127.0.0.1:{free_port()}", **settings},
         )
         self.door = FrontDoor(self.settings, self.explain)
+        self.prospect = Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")
         self.explained: list[str] = []
         self._gateway = gateway
         self._stack = contextlib.AsyncExitStack()
 
     async def explain(self, deployment: str) -> Prospect:
         self.explained.append(deployment)
-        return Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")
+        return self.prospect
 
     async def __aenter__(self) -> House:
         await self._start_control()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -79,6 +80,8 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
             await context.abort(grpc.StatusCode[argument], f"as asked, at {self.name}")
         if word == "wait":
             await asyncio.sleep(float(argument))
+        if word == "die":
+            os._exit(1)
         remaining = context.time_remaining()
         seen = {"metadata": metadata, "bytes": len(request.prompt), "deadline_s": remaining}
         choice = inference_pb2.GenerateChoice(text=json.dumps(seen))

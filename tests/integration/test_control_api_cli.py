@@ -389,8 +389,12 @@ class Parrot(inference_pb2_grpc.InferenceServiceServicer):
     """Says back what it was asked, a word a chunk."""
 
     async def StreamChat(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.StreamChatResponse]:
-        if request.model != "a":
+        if request.model not in ("a", "later"):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "0 of 1 ready: queued in Slurm, Resources")
+        if request.model == "later":
+            for position in (2, 2, 1):
+                progress = inference_pb2.WaitProgress(position=position, message="0 of 1 ready")
+                yield inference_pb2.StreamChatResponse(waiting=progress)
         words = [part.text for message in request.messages for part in message.content]
         words += [f"{request.sampling.max_tokens}", f"{request.sampling.temperature:.1f}"]
         for word in words:
@@ -437,6 +441,12 @@ class TestTalk:
         assert (done.exit_code, done.stderr) == (3, "error: 0 of 1 ready: queued in Slurm, Resources\n")
 
     async def test_a_replica_that_dies_in_the_middle(self, penstock: Penstock) -> None:
+        done = await penstock("chat", "later", "hello")
+        assert done.stdout == "hello 0 0.0 \n"
+        assert done.stderr.splitlines()[:2] == [
+            "waiting, position 2: 0 of 1 ready",
+            "waiting, position 1: 0 of 1 ready",
+        ]
         done = await penstock("chat", "a", "die")
         assert (done.exit_code, done.stdout, done.stderr) == (3, "die 0 0.0 \n", "error: the replica died\n")
 

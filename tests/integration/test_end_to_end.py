@@ -225,7 +225,7 @@ def _postgresql(penstock: Penstock) -> int:
 def test_no_ready_replica_says_why(penstock: Penstock) -> None:
     penstock.apply(standin("hog", replicas=2, gpus=2))
     penstock.wait_ready("hog", 2)
-    penstock.apply(standin("waits", gpus=1))
+    penstock.apply(standin("waits", gpus=1, more="  admission: {max_held: 0}"))
     try:
         wait_until(lambda: "Resources" in penstock.cli("why", "waits").stdout, 30, "it is queued")
         stream = Stream(penstock, "waits", 3)

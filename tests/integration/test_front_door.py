@@ -16,7 +16,17 @@ from grpc_status import rpc_status
 from penstock.core.routing import Route, RoutingState
 from penstock.gateway.settings import MIB
 from penstock.v1 import inference_pb2
-from tests.integration.front_door_kit import SECRET, House, endpoint, free_port, route, seen, texts, until
+from tests.integration.front_door_kit import (
+    HOLD_NOBODY,
+    SECRET,
+    House,
+    endpoint,
+    free_port,
+    route,
+    seen,
+    texts,
+    until,
+)
 
 
 async def test_the_model_in_the_message_chooses_the_deployment() -> None:
@@ -235,7 +245,7 @@ async def test_replicas_may_be_named_by_host_name_and_a_bad_one_harms_nobody(
         a = await house.replica("a")
         state = RoutingState(
             (
-                Route("bad", ("bad",), SECRET, (endpoint(1, "no-such-host.invalid"),)),
+                Route("bad", ("bad",), SECRET, (endpoint(1, "no-such-host.invalid"),), HOLD_NOBODY),
                 Route("m", ("m",), SECRET, (endpoint(a.port, "localhost"),)),
             )
         )

@@ -14,13 +14,16 @@ from penstock.core.prospect import Prospect
 from penstock.core.routing import RoutingState
 from penstock.gateway import explain as explain_module
 from penstock.gateway.explain import Explain, ExplainHandler
+from penstock.gateway.relay import GrpcRelay
+from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.integration.front_door_kit import route
 
 
 @asynccontextmanager
 async def served(explain: Explain, folder: Path) -> AsyncIterator[inference_pb2_grpc.InferenceServiceStub]:
-    handler = ExplainHandler(explain)
+    relay = GrpcRelay(FrontDoorSettings(state_folder=folder, control="", gateway="", xds=""))
+    handler = ExplainHandler(explain, relay)
     handler.set_state(RoutingState((route("m"), route("busy", 1))))
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((handler,))

@@ -95,6 +95,7 @@ def generate(
         printer = _Printer()
         try:
             async for chunk in server.inference.StreamGenerate(request):
+                printer.wait(chunk.waiting)
                 for choice in chunk.choices:
                     printer.add(choice.text, choice.finish_reason)
         finally:
@@ -151,6 +152,7 @@ async def _answer(
     printer = _Printer()
     try:
         async for chunk in server.inference.StreamChat(request):
+            printer.wait(chunk.waiting)
             for choice in chunk.choices:
                 printer.add(choice.content, choice.finish_reason)
     finally:
@@ -164,6 +166,14 @@ class _Printer:
     def __init__(self) -> None:
         self.text = ""
         self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+        self._waiting = ""
+
+    def wait(self, progress: pb.WaitProgress) -> None:
+        """Says what is new while no replica can answer; nothing for a chunk without progress."""
+        said = f"waiting, position {progress.position}: {progress.message}" if progress.position else ""
+        if said and said != self._waiting:
+            self._waiting = said
+            say(said, style="dim", stderr=True)
 
     def add(self, text: str, reason: pb.FinishReason.ValueType) -> None:
         self.text += text

@@ -23,8 +23,8 @@ class Prospect:
     """How the deployment is: `0 of 1 ready: queued in Slurm as job 7, Resources, estimated start 14:03`."""
     hopeless: str = ""
     """Why no replica will come unless somebody does something; empty: one may."""
-    not_before: datetime | None = None
-    """No replica can be ready before this; None: one may be at any time, as far as is known."""
+    wait_s: float = 0.0
+    """No replica can be ready sooner than in so many seconds; 0: one may be at any time, as far as is known."""
     job: Job | None = None
     """The job that is nearest to being ready, as last seen."""
 
@@ -43,7 +43,7 @@ def prospect(deployment: Deployment, replicas: Sequence[Replica], now: datetime)
     jobs = [attempt.job for replica in staying if (attempt := _upward(replica)) is not None and attempt.job]
     return Prospect(
         sentence,
-        not_before=min(known) if known and len(known) == len(expected) else None,
+        wait_s=(min(known) - now).total_seconds() if known and len(known) == len(expected) else 0.0,
         # Running ones first, then the one that Slurm expects to start first.
         job=min(jobs, key=lambda job: (job.waiting, _start(job) is None, _start(job) or now), default=None),
     )

@@ -6,7 +6,9 @@ when its attempt is live, has proved itself ready, is not draining, and its job 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from penstock.core.spec import Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Route:
     secret: str
     """What Envoy presents to the deployment's agents."""
     endpoints: tuple[Endpoint, ...]
-    """Empty: requests are led to the gateway, which says why."""
+    """Empty: requests are led to the gateway, which holds them or says why not."""
+    admission: Admission = field(default_factory=Admission)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one
 replica answers health checks, all requests go to replicas; when none does, the request goes to the gateway,
-which says why. So replicas come and go by endpoints alone: neither the listener, nor a route, nor the cluster
-changes.
+which holds it or says why not. So replicas come and go by endpoints alone: neither the listener, nor a route,
+nor the cluster changes.
 
 Health has two judges. Envoy asks every replica two or three times a second (gRPC health, with the deployment's
 secret, so that another program on a reused port does not pass for the replica); one failure takes it out, one

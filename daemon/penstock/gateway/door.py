@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from penstock.core.routing import Endpoint, RoutingState
 from penstock.gateway.endpoints import usable
 from penstock.gateway.explain import Explain, ExplainHandler
+from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.resources import api_descriptors, resources
 from penstock.gateway.settings import MIB, FrontDoorSettings
 from penstock.gateway.xds import DiscoveryService
@@ -28,8 +30,8 @@ log = logging.getLogger(__name__)
 LOOKUP_TIMEOUT_S = 1.0
 """For a replica's host name; longer would hold up what is known about the others."""
 LOOKUP_AGAIN_S = 2.0
-MAX_EXPLAINED = 1024
-"""Requests being explained at once; each holds its message. Beyond it: RESOURCE_EXHAUSTED."""
+MAX_CALLS = 4096
+"""Calls here at once: those that are held, relayed, or told why not. Beyond it: RESOURCE_EXHAUSTED."""
 
 # Otherwise a second gateway could bind the same port and take half of the calls.
 _OPTIONS = (("grpc.so_reuseport", 0),)
@@ -41,7 +43,8 @@ class FrontDoor:
     def __init__(self, settings: FrontDoorSettings, explain: Explain) -> None:
         self._settings = settings
         self._discovery = DiscoveryService()
-        self._explain = ExplainHandler(explain)
+        self._relay = GrpcRelay(settings)
+        self._explain = ExplainHandler(explain, self._relay)
         self._servers: list[grpc.aio.Server] = []
         self._setting = asyncio.Lock()
         self._addresses: dict[str, str] = {}
@@ -56,6 +59,11 @@ class FrontDoor:
     def refusals(self) -> int:
         """Configurations that an Envoy has refused since the start; anything but 0 is a bug, and logged."""
         return self._discovery.refusals
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """Requests that wait here for a replica, by deployment; those without any are left out."""
+        return self._explain.held
 
     @property
     def trouble(self) -> str:
@@ -81,8 +89,9 @@ class FrontDoor:
         # As much as Envoy lets in, so that no large request is answered with a complaint about its size
         # instead of the reason.
         largest = ("grpc.max_receive_message_length", self._settings.max_request_bytes + MIB)
-        explaining = grpc.aio.server(options=(*_OPTIONS, largest), maximum_concurrent_rpcs=MAX_EXPLAINED)
+        explaining = grpc.aio.server(options=(*_OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
         explaining.add_generic_rpc_handlers((self._explain,))
+        self._relay.start()
         for server, address in ((discovery, self._settings.xds), (explaining, self._settings.gateway)):
             server.add_insecure_port(address)
             await server.start()
@@ -96,6 +105,8 @@ class FrontDoor:
             self._again.cancel()
         await asyncio.gather(*(server.stop(grace=None) for server in self._servers))
         self._servers.clear()
+        self._explain.close()
+        await self._relay.stop()
 
     async def set_state(self, state: RoutingState) -> None:
         """What is served from now on. Returns when it is on its way to the Envoys; `applied` waits for them.

@@ -1,9 +1,8 @@
-"""Answers the inference requests that no replica can take, with the reason.
+"""Takes the gRPC inference requests that no replica can: holds those that waiting may help, and tells the others why.
 
 Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name
 is then in a header that clients cannot set), and requests for models that nobody serves. It knows the names
-that are served and asks one injected function for the sentence; it reads no table and keeps no request
-waiting.
+that are served and asks one injected function for the sentence; it reads no table.
 """
 
 from __future__ import annotations
@@ -11,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import duration_pb2, message_factory
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
+from penstock.gateway.hold import Hold, Refused, losses
+from penstock.gateway.relay import GrpcRelay, patience_s
+from penstock.gateway.relay_listener import RELAYED_HEADER
 from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE
 from penstock.v1 import inference_pb2
 
@@ -35,8 +38,10 @@ EXPLAIN_TIMEOUT_S = 2.0
 """Longer than any healthy database takes, shorter than anyone waits for an error."""
 REASON_KEPT_S = 0.5
 """Clients that try again in a loop cost one question to the database in this time, for each deployment."""
-RETRY_AFTER_S = 5
 ERROR_DOMAIN = "penstock"
+ATTEMPTS_HEADER = "x-envoy-attempt-count"
+MAX_READ_AT_ONCE = 16
+"""Messages that are on their way into memory and not counted yet; the others wait in Envoy's buffers."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _METHODS = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name
@@ -46,11 +51,26 @@ class ExplainHandler(grpc.GenericRpcHandler):
     """Takes every method of InferenceService but ListModels. Add it to the server before any other handler of
     that service."""
 
-    def __init__(self, explain: Explain) -> None:
+    def __init__(self, explain: Explain, relay: GrpcRelay) -> None:
         self._explain = explain
+        self._relay = relay
+        self._hold = Hold(self._route, self._reason, relay.answers)
+        self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
         self._routes: dict[str, Route] = {}
         self._names: list[str] = []
         self._reasons: dict[str, tuple[float, asyncio.Task[Prospect]]] = {}
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """Requests that wait for a replica, by deployment; those without any are left out."""
+        return self._hold.room.held
+
+    def close(self) -> None:
+        """Holds nothing any longer."""
+        self._hold.close()
+
+    def _route(self, deployment: str) -> Route | None:
+        return self._routes.get(deployment)
 
     def set_state(self, state: RoutingState) -> None:
         """What is served from now on."""
@@ -64,46 +84,44 @@ class ExplainHandler(grpc.GenericRpcHandler):
         method = details.method.removeprefix(INFERENCE)
         if method == details.method or method == "ListModels" or method not in _METHODS:
             return None
-        request_class = message_factory.GetMessageClass(_METHODS[method].input_type)
 
-        async def answer(request: bytes, context: _Context) -> AsyncIterator[bytes]:
-            # A caller of a unary method cannot tell a stream that ends with an error from its own kind of
-            # error.
-            await self._answer(request, request_class, context)
-            for chunk in list[bytes]():
-                yield chunk
+        async def answer(_: AsyncIterator[bytes], context: _Context) -> None:
+            await self._answer(details.method, _METHODS[method].input_type, context)
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        # A caller of a unary method cannot tell a stream of one message, or of none and an error, from its own kind of
+        # answer. The message is read by `_answer`, once it is known that there is room for it.
+        return grpc.stream_stream_rpc_method_handler(answer)
 
-    async def _answer(self, request: bytes, request_class: type[Message], context: _Context) -> None:
+    async def _answer(self, method: str, request_type: Descriptor, context: _Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         deployment = str(metadata.get(DEPLOYMENT_HEADER, ""))
+        attempt = int(metadata.get(ATTEMPTS_HEADER, 1))
         # Sending headers first keeps the status in the trailers, where Envoy does not take it for a reason to
-        # try again.
+        # try again; and Envoy keeps no copy of the message any more.
         await context.send_initial_metadata(())
+        if key := metadata.get(RELAYED_HEADER):
+            self._hold.returned(str(key), attempt)
+            await _end(context, code_pb2.UNAVAILABLE, "no replica answers")
         route = self._routes.get(deployment)
         if route is None:
-            await self._no_such_model(request, request_class, context)
-        reason = (await self._reason(deployment)).sentence
-        if route.endpoints:
-            sentence = (
-                f"no replica of deployment {deployment!r} answers the front door at this moment: {reason}"
-            )
-        else:
-            sentence = f"deployment {deployment!r} has no ready replica: {reason}"
-        await _end(
-            context,
-            code_pb2.UNAVAILABLE,
-            sentence,
-            error_details_pb2.ErrorInfo(
-                reason="NO_READY_REPLICA", domain=ERROR_DOMAIN, metadata={"deployment": deployment}
-            ),
-            error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_S)),
-        )
+            await self._no_such_model(await self._read(context), request_type, context)
+        patience = patience_s(context)
+        try:
+            lost = losses(route, attempt)
+            prospect = await self._hold.consider(route, patience, lost)
+            request = await self._read(context)
+            with self._hold.enter(route, prospect, len(request), patience, lost) as held:
+                await self._relay.serve(held, method, request, deployment, context)
+        except Refused as refused:
+            await _refuse(context, deployment, refused)
 
-    async def _no_such_model(
-        self, request: bytes, request_class: type[Message], context: _Context
-    ) -> NoReturn:
+    async def _read(self, context: _Context) -> bytes:
+        async with self._reading:
+            request = await context.read()
+        return request if isinstance(request, bytes) else b""
+
+    async def _no_such_model(self, request: bytes, request_type: Descriptor, context: _Context) -> NoReturn:
+        request_class = message_factory.GetMessageClass(request_type)
         try:
             model = str(getattr(request_class.FromString(request), "model", ""))
         except DecodeError:
@@ -142,6 +160,19 @@ class ExplainHandler(grpc.GenericRpcHandler):
             # The client still gets its UNAVAILABLE; the cause is for the operator.
             log.exception("cannot say why deployment %r has no ready replica", deployment)
             return Prospect("the reason cannot be read now")
+
+
+async def _refuse(context: _Context, deployment: str, refused: Refused) -> NoReturn:
+    reason, metadata = "NO_READY_REPLICA", {"deployment": deployment}
+    if refused.limit:
+        reason, metadata = "TOO_MANY_WAIT", {"deployment": deployment, "limit": refused.limit}
+    await _end(
+        context,
+        code_pb2.RESOURCE_EXHAUSTED if refused.limit else code_pb2.UNAVAILABLE,
+        refused.sentence,
+        error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata),
+        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=refused.retry_after_s)),
+    )
 
 
 async def _end(context: _Context, code: int, sentence: str, *details: Message) -> NoReturn:

@@ -18,6 +18,7 @@ from penstock.core.routing import RoutingState
 from penstock.gateway.clusters import clusters
 from penstock.gateway.endpoints import assignments
 from penstock.gateway.listener import listeners
+from penstock.gateway.relay_listener import relay_listener, relay_routes
 from penstock.gateway.routes import route_configurations
 from penstock.gateway.settings import FrontDoorSettings
 
@@ -60,8 +61,8 @@ def resources(state: RoutingState, settings: FrontDoorSettings, descriptors: byt
         {
             CLUSTER: _named(clusters(routes, settings), "name"),
             ENDPOINT: _named(assignments(routes, settings), "cluster_name"),
-            LISTENER: _named(listeners(settings, descriptors), "name"),
-            ROUTE: _named(route_configurations(routes, settings), "name"),
+            LISTENER: _named([*listeners(settings, descriptors), relay_listener(settings)], "name"),
+            ROUTE: _named([*route_configurations(routes, settings), relay_routes(routes, settings)], "name"),
         }
     )
 

@@ -38,7 +38,7 @@ _CONTROL_RETRY = {
 }
 # Sent again when nothing of the answer had come: to another replica once, then to the gateway, which
 # explains. Not more often, so that a request that kills engines kills two at most.
-_INFERENCE_RETRY = {
+INFERENCE_RETRY = {
     "retry_on": "connect-failure,refused-stream,reset,unavailable",
     "num_retries": 2,
     "retry_host_predicate": [
@@ -105,6 +105,8 @@ def _configuration(
                     "routes": routes,
                     "request_headers_to_remove": [MODEL_HEADER],
                     "response_headers_to_remove": [SECRET_HEADER],
+                    # The gateway is told how often replicas were tried before it.
+                    "include_request_attempt_count": True,
                     # Room for the frames' headers, so that the limit counts the message.
                     "request_body_buffer_limit": settings.max_request_bytes + MIB // 16,
                 }
@@ -137,7 +139,7 @@ def _model(name: str, deployment: str, secret: str) -> RouteMessage:
                 # A stream takes as long as it takes. The client's deadline travels to the replica in grpc-
                 # timeout.
                 "timeout": "0s",
-                "retry_policy": _INFERENCE_RETRY,
+                "retry_policy": INFERENCE_RETRY,
             },
             "request_headers_to_add": [
                 {

@@ -28,57 +28,57 @@ def ended(**changes: Any) -> Replica:
     return replica(state=ReplicaState.WAITING, attempt=attempt(ended_at=at(-5)), **changes)
 
 
-ROWS: list[tuple[str, Deployment, list[Replica], str, float | None]] = [
-    ("a new deployment", deployment(), [], "", None),
-    ("its job runs", deployment(), [running()], "", None),
+ROWS: list[tuple[str, Deployment, list[Replica], str, float]] = [
+    ("a new deployment", deployment(), [], "", 0),
+    ("its job runs", deployment(), [running()], "", 0),
     ("Slurm expects to start it", deployment(), [queued(300)], "", 300),
-    ("Slurm does not say when", deployment(), [queued(None)], "", None),
-    ("the estimate has passed", deployment(), [queued(-3)], "", None),
+    ("Slurm does not say when", deployment(), [queued(None)], "", 0),
+    ("the estimate has passed", deployment(), [queued(-3)], "", 0),
     ("the earlier of two", deployment(replicas=2), [queued(300), queued(200)], "", 200),
-    ("one of two has no estimate", deployment(replicas=2), [queued(300), queued(None)], "", None),
-    ("one of two is not made yet", deployment(replicas=2), [queued(300)], "", None),
+    ("one of two has no estimate", deployment(replicas=2), [queued(300), queued(None)], "", 0),
+    ("one of two is not made yet", deployment(replicas=2), [queued(300)], "", 0),
     ("backing off", deployment(), [ended(next_attempt_at=at(40), failures=2)], "", 40),
-    ("about to be submitted", deployment(), [ended()], "", None),
-    ("it drains and comes back", deployment(), [replica(attempt=attempt(drain_at=at(-1)))], "", None),
-    ("paused while its job runs", deployment(paused=True), [running()], "", None),
+    ("about to be submitted", deployment(), [ended()], "", 0),
+    ("it drains and comes back", deployment(), [replica(attempt=attempt(drain_at=at(-1)))], "", 0),
+    ("paused while its job runs", deployment(paused=True), [running()], "", 0),
     (
         "paused without a job",
         deployment(paused=True),
         [ended()],
         "it is paused, and none of its jobs is on the way to being ready",
-        None,
+        0,
     ),
     (
         "paused before it had a replica",
         deployment(paused=True),
         [],
         "it is paused, and none of its jobs is on the way to being ready",
-        None,
+        0,
     ),
-    ("scaled away", deployment(replicas=0), [running(leaving=True)], "it is scaled to 0 replicas", None),
-    ("deleted", deployment(deleted_at=at(-1)), [running()], "it is being deleted", None),
+    ("scaled away", deployment(replicas=0), [running(leaving=True)], "it is scaled to 0 replicas", 0),
+    ("deleted", deployment(deleted_at=at(-1)), [running()], "it is being deleted", 0),
     (
         "crash-looping",
         deployment(),
         [ended(failures=4, next_attempt_at=at(5))],
         "its replicas crash-loop, one of them 4 times in a row",
-        None,
+        0,
     ),
     ("one of two crash-loops", deployment(replicas=2), [ended(failures=4), queued(60)], "", 60),
-    ("a crash-looping one is replaced", deployment(), [ended(failures=4, leaving=True)], "", None),
+    ("a crash-looping one is replaced", deployment(), [ended(failures=4, leaving=True)], "", 0),
 ]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "replicas", "hopeless", "not_before"),
+    ("wanted", "replicas", "hopeless", "wait_s"),
     [row[1:] for row in ROWS],
     ids=[row[0] for row in ROWS],
 )
 def test_what_may_be_hoped_for(
-    wanted: Deployment, replicas: list[Replica], hopeless: str, not_before: float | None
+    wanted: Deployment, replicas: list[Replica], hopeless: str, wait_s: float
 ) -> None:
     found = prospect(wanted, replicas, NOW)
-    assert (found.hopeless, found.not_before) == (hopeless, None if not_before is None else at(not_before))
+    assert (found.hopeless, found.wait_s) == (hopeless, wait_s)
 
 
 def test_the_nearest_job_is_shown() -> None:

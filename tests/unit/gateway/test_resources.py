@@ -146,9 +146,9 @@ def test_the_secret_is_only_where_it_is_needed() -> None:
 
 
 def test_there_is_a_runtime_listener_only_when_wanted() -> None:
-    assert list(made().by_type[LISTENER]) == ["main"]
+    assert list(made().by_type[LISTENER]) == ["main", "relay"]
     found = made(route("m"), settings=replace(SETTINGS, runtime_listen="10.0.0.9:8601"))
-    assert list(found.by_type[LISTENER]) == ["main", "runtime"]
+    assert list(found.by_type[LISTENER]) == ["main", "runtime", "relay"]
     carried = [
         one["match"]["prefix"]
         for one in read(found, ROUTE, "runtime")["virtual_hosts"][0]["routes"]

@@ -17,6 +17,8 @@ from penstock.core.decisions import Reason
 from penstock.core.model import Attempt, Phase, ReplicaState
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.slurm_words import HALTED_STATES
+from penstock.core.spec import Admission
+from penstock.store.documents import decode
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
 from penstock.store.records import Agent, Load
@@ -102,6 +104,7 @@ ROUTES = select(
     deployments.c.name,
     deployments.c.secret,
     deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
+    deployments.c.spec["admission"].label("admission"),
 ).order_by(deployments.c.name)
 ENDPOINTS = (
     select(
@@ -252,6 +255,8 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
                 model_names=tuple(dict.fromkeys((row.name, row.served_name or row.name))),
                 secret=row.secret,
                 endpoints=tuple(endpoints.get(row.uid, ())),
+                # Missing in what an earlier release wrote.
+                admission=decode(Admission, row.admission or {}),
             )
             for row in await conn.execute(ROUTES)
         )

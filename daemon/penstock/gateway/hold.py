@@ -1,0 +1,299 @@
+"""Holding requests: each waits for its turn, hears how it stands, and is told when waiting makes no sense any more.
+
+It joins the waiting room, which knows the order and the bounds, to what the deployments' prospects are. For each
+deployment with a line there is one task, which asks through the front door whether a replica answers, and then calls
+those whose turn it is. Whoever is called relays itself (relay.py), and comes back when no replica would take it.
+
+The rule guarded here: a request waits no longer than its deployment allows, its client does, or there is hope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock.core.prospect import Prospect
+from penstock.core.routing import Route
+from penstock.core.sentences import count, estimate
+from penstock.gateway.waiting import STEP_S, Full, Ticket, WaitingRoom
+
+log = logging.getLogger(__name__)
+
+FIRST_PROGRESS_S = 0.5
+"""Who is served sooner than this hears nothing of having waited."""
+PROGRESS_EVERY_S = 2.0
+"""How often a waiting request looks how it stands; it tells its client what is new."""
+PROGRESS_AGAIN_S = 15.0
+"""And what is not new, so that nothing on the way takes the connection for dead."""
+LOSSES = 2
+"""Replicas that one request may be with when they end: it may be what ended them."""
+TURNS = 16
+"""How often one request is turned away by replicas that have too much to do, until their refusal is the answer."""
+RETRY_AFTER_S = 5
+LONGEST_RETRY_AFTER_S = 3600
+HOPELESS_RETRY_AFTER_S = 60
+"""Where somebody must act first."""
+
+Answers = Callable[[str], Awaitable[bool]]
+"""Deployment name to whether the front door reaches a replica of it that serves."""
+
+
+class Refused(Exception):
+    """It is not held, or no longer. `limit`: the name of the limit that is reached; empty: there is no replica."""
+
+    def __init__(self, sentence: str, retry_after_s: float, limit: str = "") -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.retry_after_s = min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(retry_after_s)))
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a held request stands."""
+
+    position: int
+    prospect: Prospect
+
+    @property
+    def sentence(self) -> str:
+        """`waiting, position 3, job 71 PENDING (Priority), estimated start 14:05`, on one line."""
+        parts = ["waiting", f"position {self.position}"]
+        job = self.prospect.job
+        if job is None:
+            parts.append(self.prospect.sentence)
+        else:
+            reason = f" ({job.reason})" if job.waiting and job.reason else ""
+            parts.append(f"job {job.job_id} {job.state_text or job.state.value}{reason}")
+            if job.waiting and job.started_at is not None:
+                parts.append(f"estimated start {estimate(job.started_at, datetime.now().astimezone())}")
+        return " ".join(", ".join(parts).split())
+
+
+class Hold:
+    """What the gateway's handlers share. `route`, `prospect`: of a deployment, as now known."""
+
+    def __init__(
+        self,
+        route: Callable[[str], Route | None],
+        prospect: Callable[[str], Awaitable[Prospect]],
+        answers: Answers,
+        room: WaitingRoom | None = None,
+    ) -> None:
+        self.room = room or WaitingRoom()
+        self.route = route
+        self.prospect = prospect
+        self._answers = answers
+        self._held: dict[Ticket, Held] = {}
+        self._relayed: dict[str, Held] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    async def consider(self, route: Route, patience_s: float, losses: int) -> Prospect:
+        """Whether a request may wait that its client gives so much time, and that was with so many replicas when
+        they ended. Raises Refused."""
+        prospect = await self.prospect(route.deployment)
+        if losses >= LOSSES:
+            raise _lost(route, losses)
+        longest_s = min(patience_s, route.admission.max_hold_s)
+        if route.admission.max_held == 0 or longest_s <= 0:
+            raise Refused(standing(route, prospect), max(RETRY_AFTER_S, prospect.wait_s))
+        if prospect.hopeless:
+            sentence = f"{standing(route, prospect)}; no request is held for it: {prospect.hopeless}"
+            raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
+        if prospect.wait_s > longest_s:
+            whose = (
+                "the request's own deadline"
+                if patience_s < route.admission.max_hold_s
+                else "spec.admission.max_hold_s"
+            )
+            raise Refused(
+                f"{standing(route, prospect)}; that is {prospect.wait_s:.0f} s from now, and the request could be held"
+                f" for {longest_s:.0f} s ({whose})",
+                prospect.wait_s,
+            )
+        try:
+            self.room.check(route.deployment, route.admission.max_held)
+        except Full as full:
+            raise _too_many(route, prospect, full) from None
+        return prospect
+
+    @contextlib.contextmanager
+    def enter(
+        self, route: Route, prospect: Prospect, size_bytes: int, patience_s: float, losses: int
+    ) -> Iterator[Held]:
+        """A request that was considered, and with how many replicas it was lost before. Raises Refused."""
+        try:
+            ticket = self.room.enter(route.deployment, size_bytes, route.admission.max_held)
+        except Full as full:
+            raise _too_many(route, prospect, full) from None
+        held = Held(self, ticket, route, min(patience_s, route.admission.max_hold_s), losses)
+        self._held[ticket] = held
+        self._relayed[held.key] = held
+        if route.deployment not in self._keepers:
+            log.info("requests wait for deployment %r: %s", route.deployment, prospect.sentence)
+            self._keepers[route.deployment] = asyncio.create_task(self._keep(route.deployment))
+        try:
+            yield held
+        finally:
+            self.room.leave(ticket)
+            del self._held[ticket]
+            del self._relayed[held.key]
+
+    def returned(self, key: str, attempts: int) -> None:
+        """The front door had no replica for a relayed request, and led it here again, as its attempt of this number."""
+        held = self._relayed.get(key)
+        if held is not None:
+            held.returned_at_attempt = attempts
+
+    def close(self) -> None:
+        """Ends the tasks; those who wait are the servers' to end."""
+        for keeper in self._keepers.values():
+            keeper.cancel()
+
+    async def _keep(self, deployment: str) -> None:
+        """Opens and closes the line, and calls those in it, until nobody is."""
+        began = time.monotonic()
+        try:
+            while deployment in self.room.held:
+                route = self.route(deployment)
+                replicas = len(route.endpoints) if route is not None else 0
+                if not replicas:
+                    self.room.close(deployment)
+                elif self.room.is_open(deployment) or await self._answers(deployment):
+                    self.room.open(deployment, replicas, time.monotonic())
+                for ticket in self.room.call(deployment, time.monotonic()):
+                    self._held[ticket].called.set()
+                await asyncio.sleep(STEP_S)
+        finally:
+            del self._keepers[deployment]
+        log.info(
+            "nobody waits for deployment %r any more, after %.1f s", deployment, time.monotonic() - began
+        )
+
+
+class Held:
+    """One request that is held. Its handler waits, relays, and says what came of it."""
+
+    def __init__(self, hold: Hold, ticket: Ticket, route: Route, longest_s: float, losses: int) -> None:
+        self.key = secrets.token_hex(16)
+        """Goes with the relayed request, so that it is known should it come back."""
+        self.called = asyncio.Event()
+        self.returned_at_attempt = 0
+        """Of Envoy's attempts to relay it, the one that came here. 0: it has not come back."""
+        self._hold = hold
+        self._ticket = ticket
+        self._route = route
+        self._longest_s = longest_s
+        self._entered = time.monotonic()
+        self._losses = losses
+        self._turns = 0
+        self._said: Progress | None = None
+        self._say_at = self._entered + FIRST_PROGRESS_S
+        self._again_at = math.inf
+
+    async def wait(self) -> AsyncIterator[Progress]:
+        """Ends when it is called; until then what its client may want to hear. Raises Refused."""
+        while not self.called.is_set():
+            now = time.monotonic()
+            end = self._entered + self._longest_s
+            if now >= end:
+                raise await self._time_is_up()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.called.wait(), min(end, self._say_at) - now)
+            if self.called.is_set() or time.monotonic() < self._say_at:
+                continue
+            if (progress := await self._look()) is not None:
+                yield progress
+
+    async def _look(self) -> Progress | None:
+        """What is to be said now. Raises Refused when there is no hope any more."""
+        now = time.monotonic()
+        self._say_at = now + PROGRESS_EVERY_S
+        prospect = await self._hold.prospect(self._route.deployment)
+        if self._hold.route(self._route.deployment) is None:
+            raise Refused(f"deployment {self._route.deployment!r} was deleted", HOPELESS_RETRY_AFTER_S)
+        if prospect.hopeless:
+            sentence = f"{standing(self._route, prospect)}; no request is held for it any longer: {prospect.hopeless}"
+            raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
+        progress = Progress(self._hold.room.position(self._ticket), prospect)
+        if progress == self._said and now < self._again_at:
+            return None
+        self._said, self._again_at = progress, now + PROGRESS_AGAIN_S
+        return progress
+
+    def answered(self) -> None:
+        """The first byte of its answer has come: it is not held any more, and never relayed again."""
+        self._hold.room.answered(self._ticket)
+
+    def lost(self) -> None:
+        """No replica answers, and perhaps some ended while they had it. It waits again. Raises Refused."""
+        if attempt := self.returned_at_attempt:
+            self._losses += losses(self._hold.route(self._route.deployment) or self._route, attempt)
+        else:
+            self._losses += 1
+        self.returned_at_attempt = 0
+        self._hold.room.close(self._route.deployment)
+        self._back()
+        if self._losses >= LOSSES:
+            raise _lost(self._route, self._losses)
+
+    def turned_away(self) -> bool:
+        """A replica has too much to do; whether it waits again."""
+        self._turns += 1
+        if self._turns > TURNS:
+            return False
+        self._back()
+        return True
+
+    def _back(self) -> None:
+        self.called.clear()
+        self._hold.room.turned_away(self._ticket, time.monotonic())
+
+    async def _time_is_up(self) -> Refused:
+        prospect = await self._hold.prospect(self._route.deployment)
+        limit_s = self._route.admission.max_hold_s
+        whose = "spec.admission.max_hold_s" if self._longest_s >= limit_s else "its own deadline"
+        sentence = (
+            f"{standing(self._route, prospect)}; the request was held for {self._longest_s:.0f} s ({whose})"
+        )
+        return Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s))
+
+
+def losses(route: Route, attempt: int) -> int:
+    """With how many replicas a request may have been when they ended, by the number of Envoy's attempt that came here.
+
+    Envoy tries two different ones before, or the only one twice: of a replica that just ended it learns by that.
+    """
+    return min(attempt - 1, max(1, len(route.endpoints)))
+
+
+def standing(route: Route, prospect: Prospect) -> str:
+    """Why no replica takes a request now, in one sentence."""
+    name = repr(route.deployment)
+    if route.endpoints:
+        return f"no replica of deployment {name} answers the front door at this moment: {prospect.sentence}"
+    return f"deployment {name} has no ready replica: {prospect.sentence}"
+
+
+def _lost(route: Route, losses: int) -> Refused:
+    return Refused(
+        f"{count(losses, 'replica')} of deployment {route.deployment!r} ended, or could not be reached, before this"
+        " request was answered; it is not tried again",
+        RETRY_AFTER_S,
+    )
+
+
+def _too_many(route: Route, prospect: Prospect, full: Full) -> Refused:
+    what = "bytes of requests" if full.limit.endswith("bytes") else "requests"
+    where = (
+        f"deployment {route.deployment!r}" if full.limit.startswith("spec.") else "this gateway's deployments"
+    )
+    sentence = f"{standing(route, prospect)}; {full.value} {what} wait for {where} already ({full.limit})"
+    return Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s), full.limit)
