@@ -213,7 +213,8 @@ def _script(settings: Settings, identity: str, deployment: Deployment) -> str:
     folder = PurePosixPath(_attempts_folder(settings, identity) / "TOKEN")
     python = settings.agent_python
     name = f"{deployment.name}-N"
-    return script(JobPlan(identity, deployment.name, name, deployment.revision, "TOKEN", folder, python))
+    job = JobPlan(identity, deployment.name, name, deployment.revision, "TOKEN", folder, python)
+    return script(job, deployment.spec)
 
 
 # All of it -------------------------------------------------------------------------------------------------

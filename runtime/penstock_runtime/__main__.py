@@ -1,9 +1,9 @@
 """`python -m penstock_runtime --folder FOLDER`: the agent's process.
 
-A replica's batch script ends by becoming it (`exec`), so that Slurm's signals reach it. Its output is the job's
-output: one line for each change, and the engine's own lines as they are. It exits with 0 when it was asked to leave,
-with the engine's code (or 70) when the engine failed, 77 when the control plane refused the attempt, and 78 when
-the folder cannot be used.
+A replica's batch script ends by becoming it (`exec`), so that Slurm's signals reach it; with `--head` it is the agent of
+one of the replica's other nodes, started by that one as a step. Its output is the job's output: one line for each
+change, and the engine's own lines as they are. It exits with 0 when it was asked to leave, with the engine's code (or
+70) when the engine failed, 77 when the control plane refused the attempt, and 78 when the folder cannot be used.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
+from penstock_runtime import rank
 from penstock_runtime.agent import Agent
 from penstock_runtime.config import AgentConfig, ConfigError, read_folder
-from penstock_runtime.engine import Engine, launch
-from penstock_runtime.leash import leashed
+from penstock_runtime.control import address_towards
+from penstock_runtime.engine import Engine, Rank
+from penstock_runtime.ranks import HeldPort, Ranks, SpreadEngine
+from penstock_runtime.starting import engine_launch
 
 EXIT_CONFIG = 78
 
@@ -39,44 +41,56 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, required=True, help="the attempt's folder: agent.json and secret"
     )
-    folder = parser.parse_args().folder
+    parser.add_argument("--head", help="host:port of the head, for the agent of a replica's other node")
+    given = parser.parse_args()
+    folder = given.folder
     try:
         config, secret = read_folder(folder)
     except ConfigError as error:
         print(f"penstock_runtime: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    start_log(config.attempt)
-    # On the node itself, because sockets do not work on every shared file system; mkdtemp gives mode 0700, so
-    # that
+    start_log(f"agent {config.attempt}" + (" on another node" if given.head is not None else ""))
+    # On the node itself, because sockets do not work on every shared file system; mkdtemp gives mode 0700, so that
     # nobody else reaches the engine past the agent.
     with tempfile.TemporaryDirectory(
         prefix="penstock-", dir=socket_home(), ignore_cleanup_errors=True
     ) as home:
-        return asyncio.run(live(config, secret, f"{home}/engine.sock", os.environ))
+        uds = f"{home}/engine.sock"
+        if given.head is not None:
+            return asyncio.run(rank.live(config, secret, given.head, uds, os.environ))
+        return asyncio.run(live(config, secret, folder, uds, os.environ))
 
 
-async def live(config: AgentConfig, secret: str, uds: str, environ: Mapping[str, str]) -> int:
+async def live(config: AgentConfig, secret: str, folder: Path, uds: str, environ: Mapping[str, str]) -> int:
     """One attempt from start to end, its engine on the socket `uds`. Returns the exit code."""
     try:
-        what = launch(
-            config.engine,
-            config.environment,
-            config.model,
-            served_names=config.model_names,
-            uds=uds,
-        )
-    except ValueError as error:
+        engine = make_engine(config, secret, folder, uds, environ)
+    except (ValueError, OSError) as error:
         logging.getLogger(__name__).error("%s", error)
         return EXIT_CONFIG
     agent = Agent(
         config,
         secret,
-        Engine(replace(what, argv=leashed(what.argv, what.env))),
+        engine,
         job_id=number(environ, "SLURM_JOB_ID"),
         restart_count=number(environ, "SLURM_RESTART_COUNT"),
         version=version(),
     )
     return await agent.run()
+
+
+def make_engine(
+    config: AgentConfig, secret: str, folder: Path, uds: str, environ: Mapping[str, str]
+) -> Engine:
+    """The engine, of this node alone or of all nodes of the job. Raises ValueError, and OSError without a network."""
+    if config.nodes == 1:
+        return Engine(engine_launch(config, uds, environ))
+    address = config.advertise or address_towards(config.control[0])
+    # Held until the process ends.
+    port = HeldPort(config.bind)
+    head = Rank(config.nodes, 0, address, port.number, address)
+    ranks = Ranks(head, folder, secret, config.bind, environ, port)
+    return SpreadEngine(engine_launch(config, uds, environ, head), ranks)
 
 
 def number(environ: Mapping[str, str], name: str) -> int:
@@ -99,13 +113,13 @@ def socket_home() -> str | None:
     return None if len(os.fsencode(tempfile.gettempdir())) <= SOCKET_HOME_BYTES else "/tmp"
 
 
-def start_log(attempt: str) -> None:
-    """Every line says when (UTC), who, and which attempt; everything goes where the engine's output goes."""
+def start_log(who: str) -> None:
+    """Every line says when (UTC) and who; everything goes where the engine's output goes."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.INFO,
-        format=f"%(asctime)sZ penstock agent {attempt} %(levelname)s %(message)s",
+        format=f"%(asctime)sZ penstock {who} %(levelname)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
 

@@ -48,10 +48,38 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleConfig:
+    """Environment modules to load, folders to look for them in first, and a virtual environment on top."""
+
+    load: tuple[str, ...]
+    use: tuple[str, ...] = ()
+    venv: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApptainerConfig:
+    """An image on this node's file systems, and bind mounts `source[:target[:ro|rw]]`."""
+
+    image: str
+    binds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PyxisConfig:
+    """An image as `srun --container-image` takes it, and mounts `source:target[:flags]`."""
+
+    image: str
+    mounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentConfig:
     """Where the engine's software is. Empty: what the job's PATH has."""
 
     venv: str = ""
+    module: ModuleConfig | None = None
+    apptainer: ApptainerConfig | None = None
+    pyxis: PyxisConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +185,12 @@ def _check(config: AgentConfig) -> None:
         raise ConfigError(
             f"{CONFIG_NAME}: drain_timeout_s is {config.drain_timeout_s}; it must be 0 or above"
         )
-    if config.nodes != 1:
-        raise ConfigError(f"{CONFIG_NAME}: nodes is {config.nodes}; more than one node is not supported yet")
+    if config.nodes < 1:
+        raise ConfigError(f"{CONFIG_NAME}: nodes is {config.nodes}; it must be 1 or above")
+    environment = config.environment
+    kinds = [each.name for each in dataclasses.fields(environment) if getattr(environment, each.name)]
+    if len(kinds) > 1:
+        raise ConfigError(f"{CONFIG_NAME}: environment has {' and '.join(kinds)}; one of them is accepted")
 
 
 def _decode(shape: type[_ConfigShape], value: Any, where: str) -> _ConfigShape:
@@ -182,6 +214,8 @@ def _decode_field(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _decode(typing.cast(type[Any], hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return _decode_field(arguments[0], value, where)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{CONFIG_NAME}: {where} is {value!r}; accepted are {', '.join(arguments)}")

@@ -9,7 +9,6 @@ The rules guarded here:
 - Healthy is not ready. vLLM may answer /health and die of its first request, so ready is a token that it generated.
 - An exit that nobody asked for is a failure. vLLM leaves with code 0 when its core has died, and Slurm would call the
   job COMPLETED: `EngineExit.exit_code` is 0 only for an exit that `stop` asked for.
-- No process stays behind: the engine is a process group of its own, and what is left of it is killed when it ends.
 
 Facts about vLLM are from 0.32: `python -m vllm.entrypoints.openai.api_server` still works there but is deprecated, so
 `vllm serve` is used wherever it can run, which is where a distribution named vllm is installed; its CPU build is named
@@ -24,33 +23,29 @@ import os
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from penstock_runtime import output as job_output
+from penstock_runtime.child import Child
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.engine_http import EngineError, EngineHttp, Json
+from penstock_runtime.environment import Command, Host, Program, command
 
-__all__ = ["Engine", "EngineError", "EngineExit", "Launch", "Load", "StartError", "launch"]
+__all__ = ["Engine", "EngineError", "EngineExit", "Launch", "Load", "Rank", "StartError", "launch"]
 
-RESERVED_ARGUMENTS = ("--api-key", "--host", "--model", "--port", "--runner", "--served-model-name", "--uds")
+RESERVED_ARGUMENTS = (
+    "--api-key", "--headless", "--host", "--master-addr", "--master-port", "--model", "--nnodes", "--node-rank", "--port",
+    "--runner", "--served-model-name", "--uds", "-n", "-r",
+)  # fmt: skip
 """Penstock gives these; a manifest that gave them too would undo what keeps the engine private and findable."""
 MAX_SOCKET_PATH_BYTES = 107
 """What fits into a Unix socket's address on Linux."""
-LAST_LINES = 50
-LAST_LINE_BYTES = 1024
-LAST_BYTES = 16 * 1024
-"""An engine's last words: so many lines, each cut, and so much in all. A stack trace of vLLM is about this long."""
-READ_BYTES = 64 * 1024
 HEALTH_INTERVAL_S = 0.2
 HEALTH_TIMEOUT_S = 5.0
 """vLLM's event loop may stand still for seconds while it starts or drains."""
 LOAD_TIMEOUT_S = 5.0
-OUTPUT_END_S = 1.0
-"""After the exit, how long its last output may take to arrive."""
 FAILED_EXIT_CODE = 70
 """The job's exit code where the engine's own was 0 and nobody asked for the exit: EX_SOFTWARE of sysexits.h."""
 PROOF_TEXT = "Hello"
@@ -66,13 +61,26 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A process to start. `env` is the whole environment, not an addition."""
+    """A process to start, and how it is spoken to. A rank other than 0 is not spoken to: its `uds` is empty."""
 
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
+    command: Command
     uds: str
     served_name: str
     pooling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Which part of a replica over several nodes a process is."""
+
+    nodes: int
+    # 0 is the head, which serves.
+    number: int
+    # Where the head's engine meets the others.
+    master_address: str
+    master_port: int
+    # By which the others reach this one.
+    own_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,10 @@ class EngineExit:
     asked: bool
     # Its last lines of output, oldest first.
     last_words: tuple[str, ...]
+    # Which engine, where there is one on each of several nodes.
+    who: str = "the engine"
+    # The whole sentence, where a code is not what there is to say.
+    said: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -108,11 +120,13 @@ class EngineExit:
         return self.code or FAILED_EXIT_CODE
 
     def __str__(self) -> str:
+        if self.said:
+            return self.said
         if self.code < 0:
             how = f"was killed by {signal.Signals(-self.code).name}"
         else:
             how = f"ended with exit code {self.code}"
-        return f"the engine {how}" + ("" if self.asked else ", which nobody had asked for")
+        return f"{self.who} {how}" + ("" if self.asked else ", which nobody had asked for")
 
 
 def launch(
@@ -122,14 +136,15 @@ def launch(
     *,
     served_names: Sequence[str],
     uds: str,
-    inherited: Mapping[str, str] | None = None,
+    host: Host | None = None,
+    rank: Rank | None = None,
 ) -> Launch:
     """The process that serves `model`. The first of `served_names` is what requests to it should say.
 
     The agent drains before it stops the engine, so vLLM's own drain (--shutdown-timeout) is left off: with it an idle
     engine takes 6 to 8 s to leave rather than 0.4 s, and a SIGTERM to every process of the job cuts streams all the
     same.
-    Raises ValueError for arguments or a socket path that cannot be.
+    Raises ValueError for arguments, paths or a virtual environment that cannot be.
     """
     for argument in engine.args:
         name = argument.partition("=")[0].replace("_", "-")
@@ -137,48 +152,53 @@ def launch(
             raise ValueError(f"engine argument {argument!r} is not accepted: Penstock gives {name} itself")
     if len(os.fsencode(uds)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(f"the socket path {uds!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
-    inherited = os.environ if inherited is None else inherited
+    host = Host(os.environ) if host is None else host
+    variables = {"PYTHONUNBUFFERED": "1"}
     if engine.name == "standin":
-        start = [
-            sys.executable,
-            "-m",
-            "penstock_runtime.standin",
-            "--model",
-            model.path or model.hub or "standin",
-        ]
-        env = {**inherited, "PYTHONUNBUFFERED": "1"}
+        start = [sys.executable, "-m", "penstock_runtime.standin"]
+        start += ["--model", model.path or model.hub or "standin"]
+        if environment.module is None:
+            environment = EnvironmentConfig()
     else:
-        start = _vllm(environment.venv, model.path or model.hub)
-        env = _vllm_environment(inherited, environment.venv, is_local=bool(model.path))
+        venv = environment.venv or (environment.module.venv if environment.module else "")
+        start = _vllm(venv, model.path or model.hub, rank)
+        variables |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if model.path:
+            variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        if rank is not None:
+            variables["VLLM_HOST_IP"] = rank.own_address
     pooling = engine.task == "embed"
-    argv = [*start, "--served-model-name", *served_names, "--uds", uds, "--disable-uvicorn-access-log"]
+    argv = [*start, "--served-model-name", *served_names]
+    if rank is None or rank.number == 0:
+        argv += ["--uds", uds, "--disable-uvicorn-access-log"]
+    if rank is not None:
+        argv += ["--nnodes", str(rank.nodes), "--node-rank", str(rank.number)]
+        argv += ["--master-addr", rank.master_address, "--master-port", str(rank.master_port)]
+        if rank.number > 0:
+            argv.append("--headless")
     if pooling:
         argv += ["--runner", "pooling"]
     if model.hub_revision:
         argv += ["--revision", model.hub_revision]
-    return Launch((*argv, *engine.args), env | dict(engine.env), uds, served_names[0], pooling)
+    program = Program(
+        (*argv, *engine.args),
+        variables | dict(engine.env),
+        shared=os.path.dirname(uds),
+        model=model.path if engine.name == "vllm" else "",
+    )
+    is_head = rank is None or rank.number == 0
+    return Launch(command(program, environment, host), uds if is_head else "", served_names[0], pooling)
 
 
-def _vllm(venv: str, model: str) -> list[str]:
+def _vllm(venv: str, model: str, rank: Rank | None) -> list[str]:
     if not venv:
         return ["vllm", "serve", model]
     bin_ = Path(venv) / "bin"
     if any(Path(venv).glob("lib/python3*/site-packages/vllm-[0-9]*.dist-info")):
         return [str(bin_ / "vllm"), "serve", model]
+    if rank is not None:
+        raise ValueError(f"{venv} has no distribution named vllm, whose command alone can be started on several nodes")
     return [str(bin_ / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-
-
-def _vllm_environment(inherited: Mapping[str, str], venv: str, *, is_local: bool) -> dict[str, str]:
-    env = {**inherited, "PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if is_local:
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if venv:
-        # Another Python than the agent's: what leads to the agent's packages must not lead the engine there.
-        for name in ("PYTHONPATH", "PYTHONHOME"):
-            env.pop(name, None)
-        env["VIRTUAL_ENV"] = venv
-        env["PATH"] = f"{Path(venv) / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
-    return env
 
 
 class Engine:
@@ -188,48 +208,37 @@ class Engine:
         """`echo` is where its output goes as well (the job's standard output unless told otherwise)."""
         self._launch = launch
         self._http = EngineHttp(launch.uds)
-        self._echo = sys.stdout.buffer if echo is None else echo
-        self._lines = _LastLines()
-        self._process: asyncio.subprocess.Process | None = None
+        command = launch.command
+        self._child = Child(command.argv, command.env, echo=echo, pid_file=command.pid_file)
         self._exit: asyncio.Task[EngineExit] | None = None
-        self._asked = False
 
     async def start(self) -> None:
-        """Start the process. Raises StartError where there is no such program."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._launch.uds)
-        # A pipe of our own: with asyncio's, the exit is not told before every worker has closed its end too.
-        ours, theirs = os.pipe()
+        """Start the process. Raises StartError where it cannot be."""
+        command = self._launch.command
+        for path, sentence in command.needs.items():
+            if not os.path.exists(path):
+                raise StartError(f"the engine cannot be started: {sentence}, on node {os.uname().nodename}", ())
+        if self._launch.uds:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._launch.uds)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._launch.argv,
-                env=self._launch.env,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=theirs,
-                stderr=theirs,
-                process_group=0,
-            )
+            for folder in command.makes:
+                os.makedirs(folder, exist_ok=True)
+            await self._child.start()
         except OSError as error:
-            os.close(ours)
-            raise StartError(
-                f"the engine cannot be started: {self._launch.argv[0]}: {error.strerror}", ()
-            ) from error
-        finally:
-            os.close(theirs)
-        self._process = process
-        self._exit = asyncio.create_task(self._watch(process, ours))
+            what = error.filename or command.argv[0]
+            raise StartError(f"the engine cannot be started: {what}: {error.strerror}", ()) from error
+        self._exit = asyncio.create_task(self._watch())
 
     @property
     def pid(self) -> int:
         """Of the process that was started, which leads its group."""
-        if self._process is None:
-            raise RuntimeError("the engine has not been started")
-        return self._process.pid
+        return self._child.pid
 
     @property
     def last_words(self) -> tuple[str, ...]:
         """The last lines of its output so far, oldest first."""
-        return self._lines.get()
+        return self._child.last_words
 
     async def alive(self) -> bool:
         """Whether it can answer anybody: /health says 200 now."""
@@ -306,12 +315,7 @@ class Engine:
     async def stop(self, grace_s: float) -> EngineExit:
         """SIGTERM, and SIGKILL for whatever is left after `grace_s`; returns once it is gone. May be called again."""
         exit_ = self._started()
-        self._asked = True
-        if not exit_.done():
-            self._signal(signal.SIGTERM)
-            done, _ = await asyncio.wait((exit_,), timeout=grace_s)
-            if not done:
-                self._kill_group()
+        await self._child.stop(grace_s)
         return await asyncio.shield(exit_)
 
     async def wait_exit(self) -> EngineExit:
@@ -323,70 +327,9 @@ class Engine:
             raise RuntimeError("the engine has not been started")
         return self._exit
 
-    async def _watch(self, process: asyncio.subprocess.Process, output_fd: int) -> EngineExit:
-        output = asyncio.create_task(self._tee(output_fd))
-        code = await process.wait()
-        asked = self._asked
-        # Workers that outlive their parent hold GPUs, and our end of its output.
-        self._kill_group()
-        await asyncio.wait((output,), timeout=OUTPUT_END_S)
-        output.cancel()
-        return EngineExit(code, asked, self.last_words)
-
-    async def _tee(self, output_fd: int) -> None:
-        output = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(output_fd, "rb", buffering=0)
-        )
-        since_look = 0
-        try:
-            while data := await output.read(READ_BYTES):
-                self._lines.add(data)
-                since_look += len(data)
-                with contextlib.suppress(OSError, ValueError):  # a job's log on a full disk ends no engine
-                    self._echo.write(data)
-                    self._echo.flush()
-                if since_look >= job_output.LOOK_EVERY_BYTES:
-                    since_look = 0
-                    with contextlib.suppress(OSError):  # nor does one that is no file
-                        job_output.bound(self._echo.fileno(), job_output.LIMIT_BYTES, job_output.KEEP_BYTES)
-        finally:
-            transport.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        # To the parent alone: it tells its workers in an order of its own.
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-    def _kill_group(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-
-class _LastLines:
-    """The end of a process's output, bounded in lines and in bytes."""
-
-    def __init__(self) -> None:
-        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
-        self._open = b""
-
-    def add(self, data: bytes) -> None:
-        *lines, rest = (self._open + data).split(b"\n")
-        self._lines.extend(line[:LAST_LINE_BYTES] for line in lines)
-        self._open = rest[:LAST_LINE_BYTES]
-
-    def get(self) -> tuple[str, ...]:
-        lines = [*self._lines, self._open] if self._open else list(self._lines)
-        kept: deque[str] = deque()
-        size = 0
-        for line in reversed(lines[-LAST_LINES:]):
-            size += len(line) + 1
-            if size > LAST_BYTES:
-                break
-            kept.appendleft(line.decode(errors="replace").rstrip())
-        return tuple(kept)
+    async def _watch(self) -> EngineExit:
+        exited = await asyncio.shield(self._child.exited)
+        return EngineExit(exited.code, exited.asked, self.last_words)
 
 
 def _load(text: str) -> Load:

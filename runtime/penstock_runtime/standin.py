@@ -17,6 +17,8 @@ How it ends, in vLLM's ways:
     SIGTERM, --shutdown-timeout N   streams finish for up to N seconds, /health 200, new requests 500; exit 0
     die_after_tokens                error event and [DONE] to all, /health 503, then refuses; exit 0
     exit_at_start CODE              never listens; exit CODE
+
+Over several nodes (`--nnodes --node-rank --master-addr --master-port --headless`) it is as vLLM is: `standin_ranks` says.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from penstock_runtime import standin_ranks
 from penstock_runtime.standin_api import Api, Service
 from penstock_runtime.standin_engine import CORE_DIED, Behaviour, BehaviourError, Engine
 from penstock_runtime.standin_http import Connection
@@ -89,6 +92,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
     parser.add_argument(
         "--shutdown-timeout", type=float, default=0, help="seconds that streams get after SIGTERM"
     )
+    parser.add_argument("--nnodes", "-n", type=int, default=1, help="processes that are one engine (%(default)s)")
+    parser.add_argument("--node-rank", "-r", type=int, default=0, help="which of them this is (%(default)s)")
+    parser.add_argument("--master-addr", default="127.0.0.1", help="where rank 0 meets the others (%(default)s)")
+    parser.add_argument("--master-port", type=int, default=29501, help="(%(default)s)")
+    parser.add_argument("--headless", action="store_true", help="listen to nobody; for every rank but 0")
     parser.add_argument(
         "--enable-force-include-usage", action="store_true", help="usage in every event of a stream"
     )
@@ -123,8 +131,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
 async def serve(chosen: argparse.Namespace, behaviour: Behaviour) -> int:
     """Listen, answer, and end in one of the ways above; returns the exit code."""
     loop = asyncio.get_running_loop()
-    names = tuple(chosen.served_model_name or [chosen.model_tag or chosen.model])
-    engine = Engine(behaviour, names[0], chosen.max_model_len)
+    engine = Engine(behaviour, engine_names(chosen)[0], chosen.max_model_len)
     stop = asyncio.Event()
 
     def asked_to_stop() -> None:
@@ -138,6 +145,22 @@ async def serve(chosen: argparse.Namespace, behaviour: Behaviour) -> int:
     if behaviour.exit_at_start is not None:
         say(f"RuntimeError: Engine core initialization failed (exit_at_start={behaviour.exit_at_start})")
         return behaviour.exit_at_start
+    if chosen.headless:
+        return await standin_ranks.work(chosen.master_addr, chosen.master_port, chosen.node_rank, stop)
+    if chosen.nnodes > 1:
+        head = standin_ranks.Head(chosen.nnodes, lambda: engine.fail(CORE_DIED))
+        meeting = await head.listen(chosen.master_addr, chosen.master_port)
+        await within(None, head.complete, stop, engine.failed)
+        meeting.close()
+        if stop.is_set() or engine.failure is not None:
+            return 0
+        say(f"{chosen.nnodes} ranks are here")
+    return await answer(chosen, engine, stop)
+
+
+async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event) -> int:
+    """Listen, answer, and end; returns the exit code."""
+    names = engine_names(chosen)
     service = Service(
         model=chosen.model_tag or chosen.model,
         names=names,
@@ -169,6 +192,11 @@ async def serve(chosen: argparse.Namespace, behaviour: Behaviour) -> int:
         Path(chosen.uds).unlink(missing_ok=True)
     say("Application shutdown complete.")
     return 0
+
+
+def engine_names(chosen: argparse.Namespace) -> tuple[str, ...]:
+    """What requests may call the model."""
+    return tuple(chosen.served_model_name or [chosen.model_tag or chosen.model])
 
 
 async def listen(chosen: argparse.Namespace, connect: Callable[[], Connection]) -> asyncio.Server:

@@ -129,6 +129,12 @@ def _anchor(spec: spec_pb2.DeploymentSpec, folder: Path) -> None:
     for holder in (spec.model, spec.environment.venv):
         if holder.path and not os.path.isabs(holder.path):
             holder.path = os.path.normpath(folder / holder.path)
+    module, apptainer = spec.environment.module, spec.environment.apptainer
+    if module.venv and not os.path.isabs(module.venv):
+        module.venv = os.path.normpath(folder / module.venv)
+    # docker://… is no path; the server says so.
+    if apptainer.image and not os.path.isabs(apptainer.image) and "://" not in apptainer.image:
+        apptainer.image = os.path.normpath(folder / apptainer.image)
 
 
 class _Reader:

@@ -7,6 +7,7 @@ database.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.core import parallel
 from penstock.core.model import Deployment, Replica
 from penstock.core.spec import Spec
 
@@ -46,11 +48,13 @@ def agent_config(
         "control": list(settings.control),
         "engine": {
             "name": spec.engine.name,
-            "args": list(spec.engine.args),
+            "args": [*parallel.added(spec), *spec.engine.args],
             "env": dict(spec.engine.env),
             "task": spec.engine.task.value,
         },
-        "environment": {"venv": spec.environment.venv} if spec.environment.venv else {},
+        "environment": {
+            kind: value for kind, value in dataclasses.asdict(spec.environment).items() if value is not None
+        },
         "model": {key: value for key, value in model.items() if value},
         "model_names": list(dict.fromkeys((spec.model.served_name or deployment.name, deployment.name))),
         "startup_timeout_s": spec.probes.startup_timeout_s,

@@ -64,11 +64,57 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """Environment modules, and perhaps a virtual environment on top of them."""
+
+    load: tuple[str, ...]
+    use: tuple[str, ...] = ()
+    """Folders of module files that are put before the site's own."""
+    venv: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Apptainer:
+    """A container that the agent starts as a process of its own."""
+
+    image: str
+    binds: tuple[str, ...] = ()
+    """`source[:target[:ro|rw]]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pyxis:
+    """A container that Slurm starts as a step of the job."""
+
+    image: str
+    mounts: tuple[str, ...] = ()
+    """`source:target[:flags]`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
-    """Where the engine's program comes from on the compute node."""
+    """Where the engine's program comes from on the compute node. At most one is set; none: what the job's PATH has."""
 
     venv: str | None = None
-    """None: what the job's PATH has."""
+    module: Module | None = None
+    apptainer: Apptainer | None = None
+    pyxis: Pyxis | None = None
+
+    def __str__(self) -> str:
+        if self.module is not None:
+            venv = f" and the virtual environment {self.module.venv}" if self.module.venv else ""
+            return f"with the modules {' '.join(self.module.load)}{venv}"
+        if self.apptainer is not None:
+            return f"in Apptainer, image {self.apptainer.image}"
+        if self.pyxis is not None:
+            return f"as a step in Pyxis, image {self.pyxis.image}"
+        return f"from the virtual environment {self.venv}" if self.venv else "from the job's PATH"
+
+    @property
+    def image(self) -> str | None:
+        """The container image's path; None without a container, and for an image of a registry."""
+        container = self.apptainer or self.pyxis
+        return container.image if container is not None and container.image.startswith("/") else None
 
 
 @dataclass(frozen=True, slots=True)

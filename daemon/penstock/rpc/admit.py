@@ -1,7 +1,7 @@
 """Whether a wish may be committed: the one way for ApplyDeployment and its dry run, so that both say the same.
 
 In order, each kind of fault by itself: the update mask, the field rules and what this release does not do
-(`validate`), what this cluster could never run (`limits`). A cluster that cannot be asked refuses nothing; the
+(`validate`), what no cluster could run (`spread`, `images`), what this cluster could never run (`limits`). A cluster that cannot be asked refuses nothing; the
 client is warned.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import grpc
 
 from penstock.contract import quoted
-from penstock.rpc import validate
+from penstock.rpc import images, spread, validate
 from penstock.rpc.admitted import Admitted, find
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.deployment import deployment_out
 from penstock.rpc.convert.spec import spec_in
 from penstock.rpc.masks import check_mask, merge
-from penstock.rpc.refusals import Refused, Violation, not_found
+from penstock.rpc.refusals import Refused, Violation, not_found, refuse
 from penstock.store.database import Database
 from penstock.store.errors import BeingDeleted
 from penstock.v1 import deployment_pb2, metadata_pb2
@@ -61,7 +61,8 @@ class Admission:
             whole.spec.CopyFrom(wish.spec)
         validate.check_deployment(whole)
         spec = spec_in(whole.spec)
-        warnings = validate.warnings(whole) + await self._view.check(spec)
+        refuse([*spread.check(spec), *await images.check(spec)])
+        warnings = validate.warnings(whole) + spread.warnings(spec) + await self._view.check(spec)
         return Admitted(whole.metadata.name, dict(whole.metadata.labels), spec, version, old, tuple(warnings))
 
 

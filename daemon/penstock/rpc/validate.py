@@ -36,9 +36,16 @@ _ENGINE_ARGS = {
     "ssl-ca-certs": None,
     "root-path": None,
     "grpc": None,
-    "headless": None,
+    "headless": "spec.resources.nodes",
+    "nnodes": "spec.resources.nodes",
+    "node-rank": "spec.resources.nodes",
+    "master-addr": "spec.resources.nodes",
+    "master-port": "spec.resources.nodes",
 }
 """Engine arguments that Penstock sets itself or that cut it off from the engine -> the field to use instead."""
+
+_SHORT_ENGINE_ARGS = ("-n", "-r")
+"""Short forms of nnodes and node-rank."""
 
 _ENGINE_ENV = ("PENSTOCK_", "VLLM_API_KEY")
 """Beginnings of environment variables that are Penstock's own."""
@@ -157,6 +164,12 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
             "spec.resources.gpu_type", f"is {quoted(spec.resources.gpu_type)}, but spec.resources.gpus is 0"
         )
     yield from _engine(spec.engine)
+    for kind in ("apptainer", "pyxis"):
+        if spec.engine.name == "standin" and spec.environment.HasField(kind):
+            yield Violation(
+                f"spec.environment.{kind}",
+                "is for the engine vllm; the stand-in is Penstock's own program and runs in no container",
+            )
     for index, placement in enumerate(spec.placements):
         path = f"spec.placements[{index}]"
         if placement.time_limit:
@@ -197,6 +210,10 @@ def _engine(engine: spec_pb2.Engine) -> Iterator[Violation]:
         path = f"spec.engine.args[{index}]"
         if index == 0 and argument and not argument.startswith("-"):
             yield Violation(path, f"must be an option such as --max-model-len, not {quoted(argument)}")
+        if argument.partition("=")[0] in _SHORT_ENGINE_ARGS:
+            yield Violation(
+                path, f"{quoted(argument)} is set by Penstock itself; use {_ENGINE_ARGS['nnodes']}"
+            )
         if not argument.startswith("--"):
             continue
         # The engine takes `--max_model_len`, `--port=1` and unambiguous beginnings (`--por 1`) too.
@@ -269,9 +286,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
         "spec.model.adapters": bool(spec.model.adapters),
-        "spec.environment.module": spec.environment.HasField("module"),
-        "spec.environment.apptainer": spec.environment.HasField("apptainer"),
-        "spec.environment.pyxis": spec.environment.HasField("pyxis"),
         "spec.rollout.progress_deadline_s": spec.rollout.HasField("progress_deadline_s"),
         "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
         "spec.rollout.canary": spec.rollout.HasField("canary"),
@@ -285,8 +299,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
             yield Violation(path, "not supported yet", Fault.NOT_SUPPORTED_YET)
     if spec.rollout.strategy == spec_pb2.ROLLOUT_STRATEGY_CANARY:
         yield _later("spec.rollout.strategy", "ROLLOUT_STRATEGY_CANARY is not supported yet")
-    if spec.resources.nodes > 1:
-        yield _later("spec.resources.nodes", f"more than 1 is not supported yet, not {spec.resources.nodes}")
     if len(spec.placements) > 1:
         yield _later(
             "spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from penstock.core import parallel
 from penstock.core.jobs import Submission
 from penstock.core.model import job_comment, job_name
 from penstock.core.spec import Resources, Spec
@@ -48,7 +49,7 @@ def render(job: JobPlan, spec: Spec, exclude: tuple[str, ...] = ()) -> Submissio
     return Submission(
         name=job_name(job.deployment, job.token),
         comment=job_comment(job.installation, job.token),
-        script=script(job),
+        script=script(job, spec),
         work_dir=str(job.folder),
         output=str(job.folder / OUTPUT_NAME),
         partition=placement.partition or None,
@@ -86,15 +87,21 @@ def _exclusion(
     return tuple(dict.fromkeys((*theirs, *exclude))), rest
 
 
-def script(job: JobPlan) -> str:
-    """The batch script, complete."""
+def script(job: JobPlan, spec: Spec) -> str:
+    """The batch script, complete. What is started where stands in its comments, for whoever reads the job."""
     command = shlex.join([job.python, "-m", "penstock_runtime", "--folder", str(job.folder)])
-    return (
-        "#!/bin/bash\n"
-        f"# Penstock: replica {job.replica}, revision {job.revision}, attempt {job.token}.\n"
-        "# The agent takes this shell's place: Slurm's signals are for it, and its exit code is the job's.\n"
-        f"exec {command}\n"
-    )
+    lines = [
+        f"Penstock: replica {job.replica}, revision {job.revision}, attempt {job.token}.",
+        f"The agent starts the engine {spec.engine.name} {spec.environment}."
+        if spec.engine.name != "standin"
+        else "The agent starts the stand-in engine.",
+    ]
+    if spec.resources.nodes > 1:
+        lines.append(f"It is the head, on the first of {spec.resources.nodes} nodes; with srun it starts the others' agents.")
+    if added := parallel.added(spec):
+        lines.append(f"The engine's arguments say nothing about parallelism; added: {shlex.join(added)}")
+    lines.append("The agent takes this shell's place: Slurm's signals are for it, and its exit code is the job's.")
+    return "".join(["#!/bin/bash\n", *(f"# {line}\n" for line in lines), f"exec {command}\n"])
 
 
 def _gres(resources: Resources) -> str | None:

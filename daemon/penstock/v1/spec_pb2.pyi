@@ -301,7 +301,8 @@ class Engine(_message.Message):
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Arguments handed to the engine as they are, after Penstock's own: `--max-model-len`, `2048`. An argument that Penstock sets itself
-        (model, served name, host, port, uds, api key) is refused.
+        (model, served name, host, port, uds, api key, ranks) is refused. Where none of them is about parallelism, Penstock adds
+        `--tensor-parallel-size` with the GPUs of a node, and `--pipeline-parallel-size` with the nodes of a replica.
         """
 
     @_builtins.property
@@ -382,21 +383,33 @@ Global___Venv: _TypeAlias = Venv  # noqa: Y015
 
 @_typing.final
 class Module(_message.Message):
-    """Environment modules (Lmod, Environment Modules). Not supported yet."""
+    """Environment modules (Lmod, Environment Modules), loaded in a shell that has read /etc/profile, where sites define `module`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LOAD_FIELD_NUMBER: _builtins.int
+    USE_FIELD_NUMBER: _builtins.int
+    VENV_FIELD_NUMBER: _builtins.int
+    venv: _builtins.str
+    """A virtual environment on top of the modules, absolute. Unset: the engine is what the modules put on the PATH."""
     @_builtins.property
-    def load(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def load(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What `module load` is given, in this order, such as `vllm/0.32`."""
+
+    @_builtins.property
+    def use(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Folders of module files, put before the site's own (`module use`), absolute."""
+
     def __init__(
         self,
         *,
         load: _abc.Iterable[_builtins.str] | None = ...,
+        use: _abc.Iterable[_builtins.str] | None = ...,
+        venv: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "use", b"use", "venv", b"venv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,17 +417,20 @@ Global___Module: _TypeAlias = Module  # noqa: Y015
 
 @_typing.final
 class Apptainer(_message.Message):
-    """Not supported yet."""
+    """Apptainer, or SingularityCE where only that is there. The image's PATH has the engine's command (`vllm`). The home folder, /tmp and
+    what the site's apptainer.conf says are there as always; Penstock adds the model's folder (read-only), the cache folders that
+    variables such as HF_HOME name, and the node's GPUs (`--nv`, or `--rocm` on AMD's).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     BINDS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
-    """A .sif file or a sandbox folder, absolute."""
+    """A .sif file or a sandbox folder, absolute. Where the daemon's host sees the folder that it lies in, it is looked for at apply."""
     @_builtins.property
     def binds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """`source:target[:ro]`."""
+        """Further bind mounts, `source[:target[:ro|rw]]`, absolute."""
 
     def __init__(
         self,
@@ -432,15 +448,22 @@ Global___Apptainer: _TypeAlias = Apptainer  # noqa: Y015
 
 @_typing.final
 class Pyxis(_message.Message):
-    """Pyxis with enroot. Not supported yet."""
+    """Pyxis with enroot: the engine is a step of the job (`srun --container-image`), on the node of its agent. Penstock adds the mounts that
+    it adds for Apptainer; GPUs are enroot's own hook's business, and whether the home folder is there is the site's.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     MOUNTS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
+    """As `srun --container-image` takes it: `registry#name:tag`, or the absolute path of a .sqsh file, which is looked for as Apptainer's
+    image is.
+    """
     @_builtins.property
-    def mounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def mounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further mounts, `source:target[:flags]`, absolute; flags as `ro` or `ro+rprivate`."""
+
     def __init__(
         self,
         *,
@@ -477,7 +500,9 @@ class Resources(_message.Message):
     Unset: the cluster's default.
     """
     nodes: _builtins.int
-    """Nodes a replica. Unset: 1. More than 1 is not supported yet."""
+    """Nodes a replica. Unset: 1. With more, one agent runs on each, and the engine is spread over all of them by its own multi-node
+    launch: `--pipeline-parallel-size` is this number and `--tensor-parallel-size` is `gpus`, unless spec.engine.args says otherwise.
+    """
     def __init__(
         self,
         *,

@@ -58,9 +58,7 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
             env=dict(spec.engine.env),
             task=_key(_TASKS, spec.engine.task) or default.engine.task,
         ),
-        environment=core.Environment(
-            venv=spec.environment.venv.path if spec.environment.HasField("venv") else None
-        ),
+        environment=_environment_in(spec.environment),
         replicas=spec.replicas if spec.HasField("replicas") else default.replicas,
         resources=core.Resources(
             gpus=spec.resources.gpus,
@@ -107,8 +105,8 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
                 task=_unless(_TASKS[spec.engine.task], _TASKS[default.engine.task]),
             )
         )
-    if spec.environment.venv is not None:
-        message.environment.venv.path = spec.environment.venv
+    if spec.environment != default.environment:
+        message.environment.CopyFrom(_environment_out(spec.environment))
     if spec.resources != default.resources:
         message.resources.CopyFrom(
             pb.Resources(
@@ -209,6 +207,32 @@ def _admission_in(admission: pb.Admission) -> core.Admission:
         max_held=admission.max_held if admission.HasField("max_held") else default.max_held,
         max_hold_s=admission.max_hold_s if admission.HasField("max_hold_s") else default.max_hold_s,
     )
+
+
+def _environment_in(environment: pb.Environment) -> core.Environment:
+    match environment.WhichOneof("kind"):
+        case "venv":
+            return core.Environment(venv=environment.venv.path)
+        case "module":
+            module = environment.module
+            return core.Environment(module=core.Module(tuple(module.load), tuple(module.use), module.venv))
+        case "apptainer":
+            apptainer = environment.apptainer
+            return core.Environment(apptainer=core.Apptainer(apptainer.image, tuple(apptainer.binds)))
+        case "pyxis":
+            return core.Environment(pyxis=core.Pyxis(environment.pyxis.image, tuple(environment.pyxis.mounts)))
+        case _:
+            return core.Environment()
+
+
+def _environment_out(environment: core.Environment) -> pb.Environment:
+    if (module := environment.module) is not None:
+        return pb.Environment(module=pb.Module(load=module.load, use=module.use, venv=module.venv))
+    if (apptainer := environment.apptainer) is not None:
+        return pb.Environment(apptainer=pb.Apptainer(image=apptainer.image, binds=apptainer.binds))
+    if (pyxis := environment.pyxis) is not None:
+        return pb.Environment(pyxis=pb.Pyxis(image=pyxis.image, mounts=pyxis.mounts))
+    return pb.Environment(venv=pb.Venv(path=environment.venv or ""))
 
 
 def _placement_in(placement: pb.Placement) -> core.Placement:
