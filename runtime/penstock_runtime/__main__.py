@@ -1,7 +1,7 @@
 """`python -m penstock_runtime --folder FOLDER`: the agent's process.
 
-A replica's batch script ends by becoming it (`exec`), so that Slurm's signals reach it; with `--head` it is the agent of
-one of the replica's other nodes, started by that one as a step. Its output is the job's output: one line for each
+A replica's batch script ends by becoming it (`exec`), so that Slurm's signals reach it; with `--head` it is the agent
+of another of the replica's nodes, started by that one as a step. Its output is the job's output: one line for each
 change, and the engine's own lines as they are. It exits with 0 when it was asked to leave, with the engine's code (or
 70) when the engine failed, 77 when the control plane refused the attempt, and 78 when the folder cannot be used.
 """

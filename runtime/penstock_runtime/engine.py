@@ -36,8 +36,8 @@ from penstock_runtime.environment import Command, Host, Program, command
 __all__ = ["Engine", "EngineError", "EngineExit", "Launch", "Load", "Rank", "StartError", "launch"]
 
 RESERVED_ARGUMENTS = (
-    "--api-key", "--headless", "--host", "--master-addr", "--master-port", "--model", "--nnodes", "--node-rank", "--port",
-    "--runner", "--served-model-name", "--uds", "-n", "-r",
+    "--api-key", "--headless", "--host", "--master-addr", "--master-port", "--model", "--nnodes", "--node-rank",
+    "--port", "--runner", "--served-model-name", "--uds", "-n", "-r",
 )  # fmt: skip
 """Penstock gives these; a manifest that gave them too would undo what keeps the engine private and findable."""
 MAX_SOCKET_PATH_BYTES = 107
@@ -197,7 +197,9 @@ def _vllm(venv: str, model: str, rank: Rank | None) -> list[str]:
     if any(Path(venv).glob("lib/python3*/site-packages/vllm-[0-9]*.dist-info")):
         return [str(bin_ / "vllm"), "serve", model]
     if rank is not None:
-        raise ValueError(f"{venv} has no distribution named vllm, whose command alone can be started on several nodes")
+        raise ValueError(
+            f"{venv} has no distribution named vllm, whose command alone can be started on several nodes"
+        )
     return [str(bin_ / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
 
 
@@ -217,7 +219,9 @@ class Engine:
         command = self._launch.command
         for path, sentence in command.needs.items():
             if not os.path.exists(path):
-                raise StartError(f"the engine cannot be started: {sentence}, on node {os.uname().nodename}", ())
+                raise StartError(
+                    f"the engine cannot be started: {sentence}, on node {os.uname().nodename}", ()
+                )
         if self._launch.uds:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._launch.uds)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from penstock_runtime.config import ApptainerConfig, EnvironmentConfig, ModuleConfig, PyxisConfig
@@ -69,7 +69,7 @@ class Command:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     # Paths that must be there -> the sentence for when one is not.
-    needs: Mapping[str, str]
+    needs: Mapping[str, str] = field(default_factory=dict)
     # Folders that are made where they are not there yet.
     makes: tuple[str, ...] = ()
     # See child.Child.

@@ -40,7 +40,9 @@ async def live(config: AgentConfig, secret: str, head: str, uds: str, environ: M
             link = await _reach(head)
         told = await join(link, secret, number_of_rank, environ.get("SLURMD_NODENAME", os.uname().nodename))
     except (LinkError, TimeoutError) as error:
-        _log.error("rank %d does not reach its head at %s: %s", number_of_rank, head, str(error) or "no answer")
+        _log.error(
+            "rank %d does not reach its head at %s: %s", number_of_rank, head, str(error) or "no answer"
+        )
         return FAILED_EXIT_CODE
     rank = Rank(
         config.nodes, number_of_rank, str(told["master_address"]), int(told["master_port"]), link.own_address

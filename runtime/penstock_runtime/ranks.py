@@ -26,8 +26,9 @@ from penstock_runtime.steps import srun
 
 STEP_END_S = 5.0
 """After the ranks were told to stop and their engines had their time, how long their step may take to end."""
-SAME_END_S = 1.0
-"""A rank that fails says why, and then srun ends as well: whoever is told of the second waits for the first."""
+SAME_END_S = 0.4
+"""One end leads to others, and the first is not always heard of first: so long the others are waited for. The agent,
+where rank 0 has said itself that it is dead, waits a little longer for its exit."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,10 @@ class Ranks:
         number, node = 0, ""
         try:
             said = await greet(
-                link, self._secret, master_address=self._head.master_address, master_port=self._head.master_port
+                link,
+                self._secret,
+                master_address=self._head.master_address,
+                master_port=self._head.master_port,
             )
             number, node = int(said["rank"]), str(said["node"])
             if number in self._links or not 0 < number < self._head.nodes:
@@ -160,7 +164,9 @@ def _end_of(who: str, said: dict[str, Any] | None) -> EngineExit:
     if said is None:
         return EngineExit(FAILED_EXIT_CODE, False, (), who, f"{who} is gone without a word")
     words = tuple(str(line) for line in said.get("last_words", ()))
-    return EngineExit(int(said.get("exit_code", FAILED_EXIT_CODE)), False, words, who, f"{who}: {said.get('failed')}")
+    return EngineExit(
+        int(said.get("exit_code", FAILED_EXIT_CODE)), False, words, who, f"{who}: {said.get('failed')}"
+    )
 
 
 class SpreadEngine(Engine):
@@ -215,10 +221,10 @@ class SpreadEngine(Engine):
     async def _first_end(self) -> EngineExit:
         own = asyncio.ensure_future(super().wait_exit())
         await asyncio.wait((own, self._ranks.lost), return_when=asyncio.FIRST_COMPLETED)
-        if own.done() and not own.result().asked and not self._ranks.lost.done():
-            # Rank 0 goes when another does: then the other's end is the one that tells.
+        if own.done() and not own.result().asked and own.result().code == 0 and not self._ranks.lost.done():
+            # So vLLM leaves when another rank is lost, which is the end that tells.
             await asyncio.wait((self._ranks.lost,), timeout=SAME_END_S)
-        if self._ranks.lost.done() and not (own.done() and own.result().asked):
-            own.cancel()
-            return self._ranks.lost.result()
-        return own.result()
+        if own.done() and (own.result().asked or own.result().code != 0 or not self._ranks.lost.done()):
+            return own.result()
+        own.cancel()
+        return self._ranks.lost.result()

@@ -18,7 +18,7 @@ How it ends, in vLLM's ways:
     die_after_tokens                error event and [DONE] to all, /health 503, then refuses; exit 0
     exit_at_start CODE              never listens; exit CODE
 
-Over several nodes (`--nnodes --node-rank --master-addr --master-port --headless`) it is as vLLM is: `standin_ranks` says.
+Over several nodes (`--nnodes --node-rank --master-addr --master-port --headless`): as `standin_ranks` says.
 """
 
 from __future__ import annotations
@@ -92,9 +92,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
     parser.add_argument(
         "--shutdown-timeout", type=float, default=0, help="seconds that streams get after SIGTERM"
     )
-    parser.add_argument("--nnodes", "-n", type=int, default=1, help="processes that are one engine (%(default)s)")
+    parser.add_argument(
+        "--nnodes", "-n", type=int, default=1, help="processes that are one engine (%(default)s)"
+    )
     parser.add_argument("--node-rank", "-r", type=int, default=0, help="which of them this is (%(default)s)")
-    parser.add_argument("--master-addr", default="127.0.0.1", help="where rank 0 meets the others (%(default)s)")
+    parser.add_argument(
+        "--master-addr", default="127.0.0.1", help="where rank 0 meets the others (%(default)s)"
+    )
     parser.add_argument("--master-port", type=int, default=29501, help="(%(default)s)")
     parser.add_argument("--headless", action="store_true", help="listen to nobody; for every rank but 0")
     parser.add_argument(

@@ -15,7 +15,9 @@ from penstock_runtime.leash import leashed
 AMD_DEVICE = "/dev/kfd"
 
 
-def engine_launch(config: AgentConfig, uds: str, environ: Mapping[str, str], rank: Rank | None = None) -> Launch:
+def engine_launch(
+    config: AgentConfig, uds: str, environ: Mapping[str, str], rank: Rank | None = None
+) -> Launch:
     """The engine of this node, on a leash held by this process. Raises ValueError for what cannot be started."""
     what = launch(
         config.engine,
@@ -35,6 +37,4 @@ def this_host(config: AgentConfig, environ: Mapping[str, str]) -> Host:
     gpu_flag = "--rocm" if os.path.exists(AMD_DEVICE) else "--nv"
     path = environ.get("PATH", os.defpath)
     has_apptainer = shutil.which("apptainer", path=path) or not shutil.which("singularity", path=path)
-    return Host(
-        environ, "apptainer" if has_apptainer else "singularity", gpu_flag if config.gpus > 0 else ""
-    )
+    return Host(environ, "apptainer" if has_apptainer else "singularity", gpu_flag if config.gpus > 0 else "")

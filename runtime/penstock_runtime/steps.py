@@ -13,9 +13,9 @@ from collections.abc import Mapping
 def srun(inherited: Mapping[str, str], *, nodes: int, where: str) -> tuple[str, ...]:
     """The beginning of the command: one task on each of `nodes` nodes. `where`: an option that says which.
 
-    `--overlap`, because a node's agent may be a step itself and holds what the engine is to use; `--export=ALL`, because
-    the job was submitted with a clean environment, and without it its steps would have none at all; `--cpus-per-task`,
-    because since 22.05 a step has one CPU unless it says otherwise; `--mem=0`: all of the job's.
+    `--overlap`, because a node's agent may be a step itself and holds what the engine is to use; `--export=ALL`,
+    because the job was submitted with a clean environment, and without it its steps would have none at all;
+    `--cpus-per-task`, because since 22.05 a step has one CPU unless it says otherwise; `--mem=0`: all of the job's.
     """
     cpus = inherited.get("SLURM_CPUS_PER_TASK")
     return (

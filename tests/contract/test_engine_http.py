@@ -352,7 +352,7 @@ class TestPooling:
 
 async def kill_core(engine: Started) -> None:
     """What a crash does: vLLM's core is a process of its own; the stand-in plays it."""
-    if "penstock_runtime.standin" in engine.launch.argv:
+    if "penstock_runtime.standin" in engine.launch.command.argv:
         await engine.behave(die_after_tokens=1)
         return
     os.kill(core_of(engine.engine.pid), signal.SIGKILL)

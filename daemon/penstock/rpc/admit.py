@@ -1,8 +1,8 @@
 """Whether a wish may be committed: the one way for ApplyDeployment and its dry run, so that both say the same.
 
 In order, each kind of fault by itself: the update mask, the field rules and what this release does not do
-(`validate`), what no cluster could run (`spread`, `images`), what this cluster could never run (`limits`). A cluster that cannot be asked refuses nothing; the
-client is warned.
+(`validate`), what no cluster could run (`spread`, `images`), what this cluster could never run (`limits`). A cluster
+that cannot be asked refuses nothing; the client is warned.
 """
 
 from __future__ import annotations

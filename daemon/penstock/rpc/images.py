@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 
 from penstock.core.spec import Spec
+from penstock.rpc.refusals import Violation
 
 LOOK_TIMEOUT_S = 2.0
 """A shared file system that hangs must not hang applying; what was not seen is not refused."""
@@ -29,8 +30,10 @@ async def check(spec: Spec) -> Sequence[Violation]:
         return ()
     kind = "apptainer" if spec.environment.apptainer is not None else "pyxis"
     folder = os.path.dirname(image.rstrip("/"))
-    accepted = "a .sif file or a sandbox folder" if kind == "apptainer" else "a .sqsh file or a registry's image"
-    message = f"there is no {quoted(image)}, though the folder {folder} is there; accepted is {accepted}"
+    accepted = (
+        "a .sif file or a sandbox folder" if kind == "apptainer" else "a .sqsh file or a registry's image"
+    )
+    message = f"there is no {image}, though the folder {folder} is there; accepted is {accepted}"
     return (Violation(f"spec.environment.{kind}.image", message),) if missing else ()
 
 

@@ -150,7 +150,15 @@ def _nodes(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterabl
         *_gpus(spec, nodes, partitions),
     ]
     yield from problems
-    if not problems and not any(_fits(spec, node) for node in nodes):
+    fitting = [node for node in nodes if _fits(spec, node)]
+    together = max(len(_in(fitting, partition)) for partition in partitions)
+    if not problems and fitting and together < wanted.nodes <= most:
+        yield _cannot(
+            "spec.resources.nodes",
+            f"only {together} of a partition's nodes ({_of(partitions)}) have what spec.resources asks of each, not"
+            f" {wanted.nodes}",
+        )
+    if not problems and not fitting:
         asked = [f"{_gpu_words(spec)}"] if wanted.gpus else []
         asked += [_cpus(wanted.cpus)] if wanted.cpus else []
         asked += [f"{as_memory(wanted.memory_mib)} of memory"] if wanted.memory_mib else []

@@ -32,7 +32,9 @@ def check(spec: Spec) -> Iterator[Violation]:
             f" {nodes} (spec.resources.nodes)",
         )
     elif workers is not None and workers % nodes:
-        yield Violation(ARGS, f"make {workers} workers; {nodes} nodes (spec.resources.nodes) must have equally many")
+        yield Violation(
+            ARGS, f"make {workers} workers; {nodes} nodes (spec.resources.nodes) must have equally many"
+        )
     for index, argument in enumerate(args):
         written, equals, value = argument.partition("=")
         if nodes > 1 and written.replace("_", "-") == _BACKEND:

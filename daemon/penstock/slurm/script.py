@@ -97,10 +97,14 @@ def script(job: JobPlan, spec: Spec) -> str:
         else "The agent starts the stand-in engine.",
     ]
     if spec.resources.nodes > 1:
-        lines.append(f"It is the head, on the first of {spec.resources.nodes} nodes; with srun it starts the others' agents.")
+        lines.append(
+            f"It is the head, on the first of {spec.resources.nodes} nodes; with srun it starts the others' agents."
+        )
     if added := parallel.added(spec):
         lines.append(f"The engine's arguments say nothing about parallelism; added: {shlex.join(added)}")
-    lines.append("The agent takes this shell's place: Slurm's signals are for it, and its exit code is the job's.")
+    lines.append(
+        "The agent takes this shell's place: Slurm's signals are for it, and its exit code is the job's."
+    )
     return "".join(["#!/bin/bash\n", *(f"# {line}\n" for line in lines), f"exec {command}\n"])
 
 

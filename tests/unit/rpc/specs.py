@@ -9,6 +9,10 @@ from penstock.rpc.quantities import memory_mib, time_limit_s
 
 words = st.text("abcxyz019._-", min_size=1, max_size=12)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=30)
+paths = words.map(lambda word: "/" + word)
+modules = st.lists(words.map(lambda word: "m" + word), min_size=1, max_size=3).map(tuple)
+mounts = st.lists(words.map(lambda word: f"/{word}:/{word}:ro"), max_size=2).map(tuple)
+folders = st.lists(paths, max_size=2).map(tuple)
 shares = st.one_of(st.integers(1, 9999).map(str), st.integers(1, 100).map(lambda number: f"{number}%"))
 
 
@@ -34,6 +38,7 @@ def resources(draw: st.DrawFn) -> core.Resources:
         cpus=draw(st.one_of(st.none(), st.integers(1, 4096))),
         memory=memory,
         memory_mib=memory_mib(memory) if memory else None,
+        nodes=draw(st.integers(1, 1024)),
     )
 
 
@@ -84,7 +89,13 @@ specs = st.builds(
         env=st.dictionaries(st.sampled_from(["A", "OMP_NUM_THREADS", "_x9"]), texts),
         task=st.sampled_from(core.EngineTask),
     ),
-    environment=st.builds(core.Environment, venv=st.one_of(st.none(), words.map(lambda word: "/" + word))),
+    environment=st.one_of(
+        st.builds(core.Environment),
+        st.builds(core.Environment, venv=paths),
+        st.builds(core.Environment, module=st.builds(core.Module, modules, folders, st.just("") | paths)),
+        st.builds(core.Environment, apptainer=st.builds(core.Apptainer, paths, mounts)),
+        st.builds(core.Environment, pyxis=st.builds(core.Pyxis, words.map(lambda word: "i" + word), mounts)),
+    ),
     replicas=st.integers(0, 10000),
     resources=resources(),
     placement=placements(),

@@ -79,7 +79,16 @@ def test_the_whole_shape(tmp_path: Path) -> None:
         ({"attempt": ""}, "attempt must not be empty"),
         ({"startup_timeout_s": 0}, "startup_timeout_s is 0; it must be above 0"),
         ({"drain_timeout_s": -1}, "drain_timeout_s is -1; it must be 0 or above"),
-        ({"nodes": 2}, "nodes is 2; more than one node is not supported yet"),
+        ({"nodes": 0}, "nodes is 0; it must be 1 or above"),
+        ({"environment": {"module": {}}}, "environment.module.load is missing"),
+        (
+            {"environment": {"apptainer": {"image": 1}}},
+            "environment.apptainer.image is 1; it must be of type str",
+        ),
+        (
+            {"environment": {"venv": "/venv", "pyxis": {"image": "a"}}},
+            "environment has venv and pyxis; one of them is accepted",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:

