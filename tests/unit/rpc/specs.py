@@ -104,4 +104,6 @@ specs = st.builds(
     restart=restarts(),
     drain_timeout_s=st.integers(0, 86400),
     admission=st.builds(core.Admission, st.integers(0, 10000), st.integers(0, 3600)),
-).filter(lambda spec: spec.engine.name == "vllm" or not (spec.environment.apptainer or spec.environment.pyxis))
+).filter(
+    lambda spec: spec.engine.name == "vllm" or not (spec.environment.apptainer or spec.environment.pyxis)
+)
