@@ -426,7 +426,7 @@ class TestAttempts:
 
     async def test_the_course_of_one(self, conn: AsyncConnection) -> None:
         replica, _ = await an_attempt(conn)
-        assert await attempts.mark_submitting(conn, "t", later(1))
+        assert await attempts.mark_submitting(conn, ["t", "nobody"], later(1)) == 1
         assert await attempts.record_job_id(conn, "t", 7, job(state=JobState.PENDING))
         assert await attempts.record_missing(conn, "t", later(2))
         assert await attempts.record_missing(conn, "t", None)
@@ -471,7 +471,7 @@ class TestAttempts:
         await end(conn, "t")
         before = (await replicas.get(conn, "a-1")).attempt
         assert not await end(conn, "t", now=later(9))
-        assert not await attempts.mark_submitting(conn, "t", later(9))
+        assert not await attempts.mark_submitting(conn, ["t"], later(9))
         assert not await attempts.record_job_id(conn, "t", 8)
         assert not await attempts.record_job(conn, "t", job())
         assert not await attempts.record_refusal(conn, "t", "no")
@@ -514,7 +514,7 @@ class TestAttempts:
 
     async def test_a_clock_behind_the_intents_clock_breaks_nothing(self, conn: AsyncConnection) -> None:
         await an_attempt(conn)
-        await attempts.mark_submitting(conn, "t", later(-60))
+        await attempts.mark_submitting(conn, ["t"], later(-60))
         await end(conn, "t", now=later(-60))
         found = (await replicas.get(conn, "a-1")).attempt
         assert found is not None
@@ -695,6 +695,7 @@ async def test_a_late_answer_takes_no_other_jobs_place(conn: AsyncConnection) ->
     assert await attempts.record_job_id(conn, "t", 8)
     assert not await attempts.record_job_id(conn, "t", 7)
     assert not await attempts.record_job_id(conn, "t", 7, Job(7, "n", "c", JobState.RUNNING))
+    await attempts.record_job_ids(conn, [("t", 7)])
     agent = await runtime.authenticate(conn, "t")
     assert agent is not None
     assert agent.attempt.job_id == 8
@@ -716,8 +717,12 @@ class TestDecisions:
         assert await decisions.after(conn, inserted[0].id, limit=9) == inserted[1:]
         assert await decisions.after(conn, 0, deployment="a", limit=1) == (inserted[1],)
         assert await decisions.last_id(conn) == inserted[2].id
-        await decisions.record_outcome(conn, inserted[2].id, 0, "done")
-        await decisions.record_outcome(conn, inserted[2].id, 5, "there is no such action")
+        gone = inserted[2].id + 1
+        await decisions.record_outcomes(conn, [])
+        await decisions.record_outcomes(
+            conn,
+            [(gone, 0, "?"), (inserted[2].id, 5, "there is no such action"), (inserted[2].id, 0, "done")],
+        )
         (submit, *_) = await decisions.list_page(conn, limit=1)
         assert submit.actions == (
             DecidedAction("submit", "replica r", "done"),

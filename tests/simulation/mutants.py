@@ -48,13 +48,13 @@ def _intent_after_the_submission(patch: Patch) -> None:
     async def remember(conn: Any, made: Any, now: Any) -> None:
         waiting.update({new.token: (new, now) for new in made})
 
-    async def submit_first(self: Executor, token: str, launch: Any) -> Any:
-        result = await submit(self, token, launch)
-        if token in waiting:
-            new, now = waiting.pop(token)
+    async def submit_first(self: Executor, effect: Any, launch: Any) -> Any:
+        outcome = await submit(self, effect, launch)
+        if effect.intent.token in waiting:
+            new, now = waiting.pop(effect.intent.token)
             async with self._db.transaction() as conn:
                 await insert(conn, [new], now)
-        return result
+        return outcome
 
     patch.setattr(attempts, "insert_many", remember)
     patch.setattr(Executor, "_submit", submit_first)
@@ -205,7 +205,7 @@ def _outcome_not_written(patch: Patch) -> None:
     async def nothing(*given: Any) -> None:
         return
 
-    patch.setattr(decisions, "record_outcome", nothing)
+    patch.setattr(decisions, "record_outcomes", nothing)
 
 
 def _unknown_state_is_an_end(patch: Patch) -> None:

@@ -282,7 +282,8 @@ class World:
     """Everything there is, and what may be done to it. `rules` watches."""
 
     def __init__(self, database: Database, admin: psycopg.AsyncConnection[Any], seed: str) -> None:
-        execute.CONCURRENCY = 1  # One effect at a time: else the order of replies would be the machine's.
+        # One effect at a time: else the order of replies would be the machine's.
+        execute.CONCURRENCY = execute.LANES = 1
         self.seed = seed
         self.database = database
         self.admin = admin

@@ -1,9 +1,13 @@
 """Carrying out what was written down: one idempotent branch for each effect, and no policy.
 
 Each intent is in the database before this file sees it. A branch begins with nothing but its intent, calls
-Slurm, and writes what came of it. A crash before the call leaves an attempt without a job, which the planner
+Slurm, and says what came of it. A crash before the call leaves an attempt without a job, which the planner
 finds in doubt; a crash after it leaves a job with the attempt's token, which the planner adopts. An error of
 Slurm's is an outcome, not an exception.
+
+Effects go in groups, because a transaction for each would cost more than Slurm's own part. A group's submissions are
+marked in one transaction just before its calls, and what came of the calls is written in one when all have returned;
+meanwhile the next group is made ready.
 
 The rule guarded here is the seventh: right before each call that changes something in Slurm the lease is asked, by
 the database's clock and by our own, however long the branch has waited since the tick began.
@@ -13,15 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
-
+from penstock.controller import outcomes
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
+from penstock.controller.outcomes import Outcome
 from penstock.controller.record import Intent, Launch
 from penstock.core import decisions as acts
 from penstock.slurm.port import (
@@ -34,12 +37,22 @@ from penstock.slurm.port import (
 )
 from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
-from penstock.store.queries import attempts, decisions
+from penstock.store.queries import attempts
 
 log = logging.getLogger(__name__)
 
 CONCURRENCY = 8
-"""Effects at a time. slurmctld serves submissions one after the other; more would only fill its queue."""
+"""Calls at a time. slurmctld serves submissions one after the other; more would only fill its queue."""
+
+GROUP = 16
+"""Effects in a group: a transaction's cost is divided by it, and a crash leaves so many jobs to be found by token."""
+
+LANES = 2
+"""Groups at a time: one calls while the other is made ready or written down."""
+
+PROOF_STANDS_FOR = timedelta(seconds=1)
+"""How old may be what a group has proven and marked when an effect's turn comes; what is older is proven and marked
+again. The doubt about a submission counts from its mark, so this is what it may be short by."""
 
 SILENT_AFTER = 8
 """Calls in a row without an answer, after which the rest of a tick's effects are not tried. A slurmctld that hangs
@@ -49,15 +62,16 @@ one, so that a job whose submission alone is never answered keeps nobody else fr
 DONE = "done"
 NOT_TRIED = "not tried: Slurm does not answer"
 
-Write = Callable[[AsyncConnection], Awaitable[object]]
 
+@dataclass(slots=True)
+class _Effect:
+    """An intent on its way to Slurm."""
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What came of an effect, and what of it the attempt's row must know."""
-
-    outcome: str
-    write: Write | None = None
+    intent: Intent
+    obstacle: str = ""
+    """Why the attempt's folder cannot be made."""
+    proven_at: datetime | None = None
+    """When the lease was last ours by the database's clock, and a submission marked as about to be made."""
 
 
 @dataclass(slots=True)
@@ -65,6 +79,10 @@ class _Silence:
     """How long Slurm has not answered within one tick."""
 
     calls: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.calls >= SILENT_AFTER
 
 
 class Executor:
@@ -78,6 +96,7 @@ class Executor:
         self._lease = lease
         self._folders = folders
         self._clock = clock
+        self._lanes = asyncio.Semaphore(LANES)
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def carry_out(self, tick: str, intents: Sequence[Intent]) -> None:
@@ -89,122 +108,158 @@ class Executor:
         have ended.
         """
         silence = _Silence()
-        results = await asyncio.gather(
-            *(self._one(tick, intent, silence) for intent in intents), return_exceptions=True
+        groups = [intents[start : start + GROUP] for start in range(0, len(intents), GROUP)]
+        _raise_first(
+            await asyncio.gather(
+                *(self._group(tick, group, silence) for group in groups), return_exceptions=True
+            )
         )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
 
-    async def _one(self, tick: str, intent: Intent, silence: _Silence) -> None:
+    async def _group(self, tick: str, intents: Sequence[Intent], silence: _Silence) -> None:
+        effects = [_Effect(intent) for intent in intents]
+        async with self._lanes:
+            if not silence.complete:
+                try:
+                    # A submission that is repeated is looked for first, and made ready where it is not found.
+                    await self._make_ready(
+                        [one for one in effects if not isinstance(one.intent.action, acts.Resubmit)]
+                    )
+                except LeaseLost as lost:
+                    log.warning("tick %s: %d effects are left to another: %s", tick, len(effects), lost)
+                    return
+            ended = await asyncio.gather(
+                *(self._one(tick, effect, silence) for effect in effects), return_exceptions=True
+            )
+            known = [outcome for outcome in ended if isinstance(outcome, Outcome)]
+            if known:
+                for outcome in await outcomes.write(self._db, known):
+                    action = type(outcome.intent.action).__name__
+                    log.info("tick %s: %s %s: %s", tick, action, outcome.intent.token, outcome.text)
+        _raise_first(ended)
+
+    async def _one(self, tick: str, effect: _Effect, silence: _Silence) -> Outcome | None:
+        """What came of it; None where the lease was lost before."""
+        intent = effect.intent
         async with self._slots:
+            if silence.complete:
+                return Outcome(intent, NOT_TRIED)
             try:
-                if silence.calls >= SILENT_AFTER:
-                    result = _Result(NOT_TRIED)
-                else:
-                    result = await self._branch(intent)()
-                    silence.calls = 0
+                outcome = await self._branch(effect)
             except (SlurmUnavailable, SubmissionUnknown) as error:
                 silence.calls += 1
-                result = _Result(
-                    f"not known: {error}" if isinstance(error, SubmissionUnknown) else str(error)
+                return Outcome(
+                    intent, f"not known: {error}" if isinstance(error, SubmissionUnknown) else str(error)
                 )
             except SlurmError as error:
-                result = _Result(str(error))
+                return Outcome(intent, str(error))
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
-                return
-            outcome = await self._write(intent, result)
-            log.info("tick %s: %s %s: %s", tick, type(intent.action).__name__, intent.token, outcome)
+                return None
+            silence.calls = 0
+            return outcome
 
-    async def _write(self, intent: Intent, result: _Result) -> str:
-        """Writes to the attempt and to the log in one transaction, so that neither can lack what the other says.
-
-        Where the job's id is still another live attempt's (Slurm gives ids again after it has lost its state), the
-        planner takes the job by its token once that attempt has ended.
-        """
-        outcome = result.outcome
-        if result.write is not None:
-            try:
-                async with self._db.transaction() as connection:
-                    await result.write(connection)
-                    await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
-                return outcome
-            except IntegrityError:
-                outcome += ", but that id is still another attempt's"
-        async with self._db.transaction() as connection:
-            await decisions.record_outcome(connection, intent.decision_id, intent.position, outcome)
-        return outcome
-
-    def _branch(self, intent: Intent) -> Callable[[], Awaitable[_Result]]:
-        match intent.action, intent.launch:
+    async def _branch(self, effect: _Effect) -> Outcome:
+        match effect.intent.action, effect.intent.launch:
             case acts.Submit(), Launch() as launch:
-                return lambda: self._submit(intent.token, launch)
+                return await self._submit(effect, launch)
             case acts.Resubmit(), Launch() as launch:
-                return lambda: self._resubmit(intent.token, launch)
+                return await self._resubmit(effect, launch)
             case acts.Drain() as drain, _:
-                return lambda: self._drain(drain)
-            case acts.Cancel() as cancel, _:
-                return lambda: self._cancel(cancel)
-            case acts.CancelOrphan() as orphan, _:
-                return lambda: self._cancel_orphan(orphan)
+                return await self._drain(effect, drain)
+            case (acts.Cancel() | acts.CancelOrphan()) as cancel, _:
+                return await self._cancel(effect, cancel)
             case _:
-                raise TypeError(f"{intent.action} is no effect")
+                raise TypeError(f"{effect.intent.action} is no effect")
 
-    async def _submit(self, token: str, launch: Launch) -> _Result:
-        try:
-            await asyncio.to_thread(self._folders.prepare, token, launch.config, launch.secret)
-        except OSError as error:
-            return _refused(token, f"the attempt's folder cannot be made: {error}")
+    async def _make_ready(self, effects: Sequence[_Effect]) -> None:
+        """All that comes before the calls: folders, and the proof."""
+        submissions = [(effect, launch) for effect in effects if (launch := effect.intent.launch) is not None]
+        if submissions:
+            await asyncio.to_thread(self._make_folders, submissions)
+        await self._prove(effects)
+
+    def _make_folders(self, submissions: Sequence[tuple[_Effect, Launch]]) -> None:
+        for effect, launch in submissions:
+            try:
+                self._folders.prepare(effect.intent.token, launch.config, launch.secret)
+            except OSError as error:
+                effect.obstacle = f"the attempt's folder cannot be made: {error}"
+
+    async def _prove(self, effects: Sequence[_Effect]) -> None:
+        """Marks the submissions as about to be made, while the lease is ours by the database's clock.
+
+        Raises LeaseLost.
+        """
+        now = self._clock()
+        submitted = [
+            one.intent.token for one in effects if one.intent.launch is not None and not one.obstacle
+        ]
         async with self._db.transaction() as connection:
+            await attempts.mark_submitting(connection, submitted, now)
+            # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
             await self._lease.fence(connection)
-            await attempts.mark_submitting(connection, token, self._clock())
+        for effect in effects:
+            effect.proven_at = now
+
+    async def _may_call(self, effect: _Effect) -> None:
+        """Raises LeaseLost unless the effect's call may begin now."""
+        if effect.proven_at is None or self._clock() - effect.proven_at > PROOF_STANDS_FOR:
+            await self._prove([effect])
         self._lease.require()
+
+    async def _submit(self, effect: _Effect, launch: Launch) -> Outcome:
+        intent = effect.intent
+        if effect.obstacle:
+            return _refused(intent, effect.obstacle)
+        await self._may_call(effect)
         try:
             job_id = await self._slurm.submit(launch.submission)
         except SubmissionRefused as refusal:
-            return _refused(token, refusal.reason)
-        return _Result(f"job {job_id}", lambda conn: attempts.record_job_id(conn, token, job_id))
+            return _refused(intent, refusal.reason)
+        return Outcome(intent, f"job {job_id}", job_id=job_id)
 
-    async def _prove_lease(self) -> None:
-        """Raises LeaseLost unless the lease is ours by the database's clock, and then still by our own."""
-        async with self._db.transaction() as connection:
-            await self._lease.fence(connection)
-        self._lease.require()
-
-    async def _resubmit(self, token: str, launch: Launch) -> _Result:
+    async def _resubmit(self, effect: _Effect, launch: Launch) -> Outcome:
         found = await self._slurm.find(launch.submission.name)
         if not found:
-            return await self._submit(token, launch)
-        job = min(found, key=lambda job: (job.ended, job.job_id))
-        return _Result(
-            f"found as job {job.job_id}", lambda conn: attempts.record_job_id(conn, token, job.job_id, job)
+            await self._make_ready([effect])
+            return await self._submit(effect, launch)
+        job, token = min(found, key=lambda job: (job.ended, job.job_id)), effect.intent.token
+        return Outcome(
+            effect.intent,
+            f"found as job {job.job_id}",
+            write=lambda conn: attempts.record_job_id(conn, token, job.job_id, job),
         )
 
-    async def _drain(self, drain: acts.Drain) -> _Result:
-        await self._prove_lease()
+    async def _drain(self, effect: _Effect, drain: acts.Drain) -> Outcome:
+        await self._may_call(effect)
         try:
             await self._slurm.signal(drain.job_id, "TERM", name=drain.name)
         except NoSuchJob as gone:
-            return _Result(f"nothing to signal: {gone}")
-        return _Result(DONE, lambda conn: attempts.mark_signalled(conn, drain.token, self._clock()))
+            return Outcome(effect.intent, f"nothing to signal: {gone}")
+        now = self._clock()
+        return Outcome(
+            effect.intent, DONE, write=lambda conn: attempts.mark_signalled(conn, drain.token, now)
+        )
 
-    async def _cancel(self, cancel: acts.Cancel) -> _Result:
-        await self._prove_lease()
+    async def _cancel(self, effect: _Effect, cancel: acts.Cancel | acts.CancelOrphan) -> Outcome:
+        await self._may_call(effect)
         try:
             await self._slurm.cancel(cancel.job_id, name=cancel.name)
         except NoSuchJob as gone:
-            return _Result(f"nothing to cancel: {gone}")
-        return _Result(DONE, lambda conn: attempts.mark_cancelled(conn, cancel.token, self._clock()))
-
-    async def _cancel_orphan(self, orphan: acts.CancelOrphan) -> _Result:
-        await self._prove_lease()
-        try:
-            await self._slurm.cancel(orphan.job_id, name=orphan.name)
-        except NoSuchJob as gone:
-            return _Result(f"nothing to cancel: {gone}")
-        return _Result(DONE)
+            return Outcome(effect.intent, f"nothing to cancel: {gone}")
+        if isinstance(cancel, acts.CancelOrphan):
+            return Outcome(effect.intent, DONE)
+        token, now = cancel.token, self._clock()
+        return Outcome(effect.intent, DONE, write=lambda conn: attempts.mark_cancelled(conn, token, now))
 
 
-def _refused(token: str, reason: str) -> _Result:
-    return _Result(f"refused: {reason}", lambda conn: attempts.record_refusal(conn, token, reason))
+def _refused(intent: Intent, reason: str) -> Outcome:
+    return Outcome(
+        intent, f"refused: {reason}", write=lambda conn: attempts.record_refusal(conn, intent.token, reason)
+    )
+
+
+def _raise_first(ended: Sequence[object]) -> None:
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one

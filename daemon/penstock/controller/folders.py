@@ -104,12 +104,14 @@ class Folders:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
+    """Whole or not at all, and never readable by others, not even for a moment.
+
+    It is not forced to the disk: should this machine lose it with its power, the attempt fails and says so, and another
+    one is made. Network file systems write when the file is closed.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     draft.replace(path)

@@ -11,18 +11,14 @@ clearly refuse may have been accepted.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import pwd
 import re
 import secrets
-import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from penstock.core.jobs import Cluster, Job, JobState, Submission
-from penstock.slurm import options, parse
+from penstock.slurm import options, parse, process
 from penstock.slurm.environment import clean_environment
 from penstock.slurm.port import (
     NoAccounting,
@@ -31,13 +27,12 @@ from penstock.slurm.port import (
     SubmissionRefused,
     SubmissionUnknown,
 )
+from penstock.slurm.process import ERROR_CHARACTERS_MAX, CommandFailed, Outcome
 
 COMMAND_TIMEOUT_S = 30.0
 """Three times Slurm's default MessageTimeout: a command retries by itself, and one that is later than this hangs."""
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 """About 200,000 jobs of one user; more is not read, so that a broken command cannot fill the memory."""
-ERROR_CHARACTERS_MAX = 500
-"""How much of a command's complaint goes into an error message."""
 
 NO_ANSWER = re.compile(
     r"unable to contact|communicat|connect|timed? ?out|zero bytes|message (send|receive) failure|unexpected message|"
@@ -50,26 +45,6 @@ NO_ANSWER = re.compile(
 
 NO_ACCOUNTING = re.compile(r"accounting storage is disabled", re.IGNORECASE)
 """sacct's complaint where slurm.conf names no AccountingStorageType."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A command that ran to its end."""
-
-    status: int
-    """The exit status; -N when signal N ended it."""
-    stdout: str
-    stderr: str
-
-    @property
-    def complaint(self) -> str:
-        """What the command said, on one line, for an error message."""
-        text = " ".join(self.stderr.split()) or " ".join(self.stdout.split())
-        return text[:ERROR_CHARACTERS_MAX] or f"exit status {self.status} and not a word"
-
-
-class CommandFailed(Exception):
-    """A command did not run to its end: missing, late, or printing without end."""
 
 
 class CommandLine:
@@ -242,72 +217,16 @@ class CommandLine:
         except CommandFailed as error:
             raise SlurmUnavailable(str(error)) from error
 
-    async def _run(
-        self, *command: str, stdin: str | None = None, extra: Mapping[str, str] | None = None
-    ) -> Outcome:
+    async def _run(self, *command: str, stdin: str = "", extra: Mapping[str, str] | None = None) -> Outcome:
         """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._prefix,
-                *command,
-                stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**self._environment, **(extra or {})},
-                start_new_session=True,  # a Ctrl-C meant for the daemon must not end an sbatch half-way
-            )
-        except OSError as error:
-            raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from error
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                stdout, stderr, _ = await asyncio.gather(
-                    _read(process.stdout), _read(process.stderr), _write(process.stdin, stdin)
-                )
-                status = await process.wait()
-        except TimeoutError:
-            raise CommandFailed(f"{command[0]} gave no answer in {self._timeout_s:g} s") from None
-        except _TooMuch:
-            raise CommandFailed(f"{command[0]} printed more than {OUTPUT_BYTES_MAX} bytes") from None
-        finally:
-            if process.returncode is None:
-                await asyncio.shield(_end(process))
-        return Outcome(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
-
-
-class _TooMuch(Exception):
-    pass
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kills the command with all that it started. What it had printed is read, for asyncio waits for its pipes too."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for stream in (process.stdout, process.stderr):
-        while stream is not None and await stream.read(1 << 16):
-            pass
-    await process.wait()
-
-
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
-    if stream is None:
-        return b""
-    pieces, size = [], 0
-    while piece := await stream.read(1 << 16):
-        pieces.append(piece)
-        size += len(piece)
-        if size > OUTPUT_BYTES_MAX:
-            raise _TooMuch
-    return b"".join(pieces)
-
-
-async def _write(stream: asyncio.StreamWriter | None, text: str | None) -> None:
-    """Write the script. A command that ends without reading it says why itself."""
-    if stream is None or text is None:
-        return
-    with contextlib.suppress(ConnectionError):
-        stream.write(text.encode())
-        await stream.drain()
-    stream.close()
+        return await process.run(
+            (*self._prefix, *command),
+            {**self._environment, **(extra or {})},
+            name=command[0],
+            stdin=stdin,
+            timeout_s=self._timeout_s,
+            output_bytes_max=OUTPUT_BYTES_MAX,
+        )
 
 
 def _marks() -> parse.Marks:

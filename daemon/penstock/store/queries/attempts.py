@@ -57,14 +57,22 @@ _LIVE = update(attempts).where(attempts.c.token == bindparam("at"), attempts.c.e
 # Two controllers' clocks may disagree after one takes over from the other; the order of an attempt's times
 # must hold all the same.
 _NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
-MARK_SUBMITTING = notify.telling(_LIVE.values(submitted_at=_NOT_BEFORE_INTENT))
+MARK_SUBMITTING = notify.telling(
+    update(attempts)
+    .where(
+        attempts.c.token == func.any(bindparam("tokens", type_=ARRAY(Text))), attempts.c.ended_at.is_(None)
+    )
+    .values(submitted_at=_NOT_BEFORE_INTENT)
+)
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
 MARK_HANDED_OVER = notify.telling(_LIVE.values(handover_at=bindparam("now")))
 MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
 MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
 _TAKES_JOB = _LIVE.where(or_(attempts.c.job_id.is_(None), attempts.c.job_id == bindparam("its_id")))
-RECORD_JOB_ID = notify.telling(_TAKES_JOB.values(job_id=bindparam("its_id"), missing_since=None))
+_KNOWN_AS_JOB = _TAKES_JOB.values(job_id=bindparam("its_id"), missing_since=None)
+RECORD_JOB_ID = notify.telling(_KNOWN_AS_JOB)
+RECORD_JOB_IDS = _KNOWN_AS_JOB
 RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
@@ -176,9 +184,11 @@ async def insert_many(conn: AsyncConnection, made: Sequence[NewAttempt], now: da
     await notify.changed_attempts(conn, [new.token for new in made])
 
 
-async def mark_submitting(conn: AsyncConnection, token: str, now: datetime) -> bool:
-    """Writes that sbatch is about to be called."""
-    return await _write(conn, MARK_SUBMITTING, token, now=now)
+async def mark_submitting(conn: AsyncConnection, tokens: Sequence[str], now: datetime) -> int:
+    """Writes of each that sbatch is about to be called. Returns for how many."""
+    if not tokens:
+        return 0
+    return len((await conn.execute(MARK_SUBMITTING, {"tokens": list(tokens), "now": now})).all())
 
 
 async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bool:
@@ -202,6 +212,13 @@ async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job
         return await _write(conn, RECORD_JOB_ID, token, its_id=job_id)
     values = {"job_id": job_id, "missing_since": None, "job": encode(job)}
     return await _write(conn, notify.telling(_TAKES_JOB.values(values)), token, its_id=job_id)
+
+
+async def record_job_ids(conn: AsyncConnection, taken: Sequence[tuple[str, int]]) -> None:
+    """The same for many attempts (token, job id), in one statement and one word to the others."""
+    if taken:
+        await conn.execute(RECORD_JOB_IDS, [{"at": token, "its_id": job_id} for token, job_id in taken])
+        await notify.changed_attempts(conn, [token for token, _ in taken])
 
 
 async def record_job(

@@ -12,7 +12,7 @@ from sqlalchemy import Select, bindparam, delete, func, literal, or_, select, tr
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import Text
+from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.decisions import EFFECTS, Decision
 from penstock.store.documents import encode
@@ -42,7 +42,7 @@ BUMP = (
         last_at=func.greatest(bindparam("seen"), decisions.c.last_at),
     )
 )
-_outcome_written = (
+RECORD_OUTCOME = (
     update(decisions)
     .where(decisions.c.id == bindparam("at"))
     .values(
@@ -52,10 +52,10 @@ _outcome_written = (
             bindparam("outcome", type_=JSONB),
         )
     )
-    .returning(decisions.c.deployment)
-    .cte("written")
 )
-RECORD_OUTCOME = select(func.pg_notify(CHANNEL, _outcome_written.c.deployment))
+NOTIFY_DECIDED = select(func.pg_notify(CHANNEL, decisions.c.deployment)).where(
+    decisions.c.id == func.any(bindparam("ids", type_=ARRAY(BigInteger)))
+)
 LIST = select(*rows.DECISION).order_by(decisions.c.id.desc())
 AFTER = select(*rows.DECISION).where(decisions.c.id > bindparam("last")).order_by(decisions.c.id)
 LAST_ID = select(func.coalesce(func.max(decisions.c.id), 0))
@@ -176,10 +176,19 @@ async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetim
         )
 
 
-async def record_outcome(conn: AsyncConnection, id_: int, index: int, outcome: str) -> None:
-    """Writes what came of a decision's action: `done`, or the error in one sentence. A log row that is gone
-    is no error."""
-    await conn.execute(RECORD_OUTCOME, {"at": id_, "path": [str(index), "outcome"], "outcome": outcome})
+async def record_outcomes(conn: AsyncConnection, came: Sequence[tuple[int, int, str]]) -> None:
+    """Writes what came of actions (decision's id, the action's place in it, `done` or the error in one sentence). A log
+    row that is gone is no error."""
+    if came:
+        # In the order of their ids: of two who write to the same rows at once, one waits for the other.
+        await conn.execute(
+            RECORD_OUTCOME,
+            [
+                {"at": id_, "path": [str(index), "outcome"], "outcome": outcome}
+                for id_, index, outcome in sorted(came)
+            ],
+        )
+        await conn.execute(NOTIFY_DECIDED, {"ids": [id_ for id_, _, _ in came]})
 
 
 async def list_page(
