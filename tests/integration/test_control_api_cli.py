@@ -274,9 +274,7 @@ class TestWait:
         )
         await api.stored(
             deployments.write_status,
-            replica.deployment_uid,
-            1,
-            [Condition("Ready", status, "Steady", "1 of 1 ready", now())],
+            [(replica.deployment_uid, 1, [Condition("Ready", status, "Steady", "1 of 1 ready", now())])],
         )
 
     async def test_until_it_is_ready(self, penstock: Penstock, api: ControlApi) -> None:
@@ -318,9 +316,13 @@ class TestTell:
         await api.stored(decisions.bump, [(first.id, 2, now())])
         await api.stored(
             deployments.write_status,
-            replica.deployment_uid,
-            1,
-            [Condition("Ready", ConditionStatus.FALSE, "Progressing", "0 of 1 ready", now())],
+            [
+                (
+                    replica.deployment_uid,
+                    1,
+                    [Condition("Ready", ConditionStatus.FALSE, "Progressing", "0 of 1 ready", now())],
+                )
+            ],
         )
         why = await penstock("why", "a")
         assert why.stdout.startswith("a: 0 of 1 ready")

@@ -244,11 +244,14 @@ class TestDeployments:
     async def test_status_is_written_only_where_it_differs(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
         conditions = (Condition("Ready", ConditionStatus.FALSE, "Queued", "0 of 1 ready", NOW),)
-        assert await deployments.write_status(conn, made.uid, 1, conditions)
+        other = await a_deployment(conn, "b")
+        assert await deployments.write_status(conn, []) == 0
+        both = [(made.uid, 1, conditions), (other.uid, 0, ())]
+        assert await deployments.write_status(conn, both) == 1
         written = await deployments.get(conn, "a")
         assert (written.observed_generation, written.conditions) == (1, conditions)
         assert written.resource_version > made.resource_version
-        assert not await deployments.write_status(conn, made.uid, 1, conditions)
+        assert await deployments.write_status(conn, both) == 0
         assert (await deployments.get(conn, "a")) == written
 
     async def test_pages_and_filters(self, conn: AsyncConnection) -> None:

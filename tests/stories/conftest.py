@@ -25,6 +25,7 @@ async def stage(
     """A stage with a controller. After the story its transcript is compared with the golden file of its name."""
     # One effect at a time, so that Slurm numbers the jobs in the order of the decisions.
     monkeypatch.setattr(execute, "CONCURRENCY", 1)
+    monkeypatch.setattr(execute, "LANES", 1)
     # Whole waits: a reader checks the doubling in his head.
     monkeypatch.setattr(backoff, "JITTER", 0.0)
     made = Stage(database, tmp_path)

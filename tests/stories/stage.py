@@ -23,7 +23,7 @@ from sqlalchemy import text
 
 from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
-from penstock.controller.lease import Lease
+from penstock.controller.lease import MARGIN_S, TTL_S, Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
@@ -118,6 +118,7 @@ class Stage:
     async def pause_until_succeeded(self) -> None:
         """The controller sleeps for so long that another one takes the lease; then it wakes up, and knows nothing of
         that yet."""
+        self.now += timedelta(seconds=TTL_S + MARGIN_S)
         if self._lease_task is not None:
             self._lease_task.cancel()  # It gives the lease back, for the successor to take at once.
             await asyncio.gather(self._lease_task, return_exceptions=True)

@@ -420,7 +420,7 @@ async def test_paused_leader_wakes_up(stage: Stage) -> None:
     await stage.end_successor()
     await stage.restart_controller()
     await stage.tick(2)
-    await stage.tick(28)
+    await stage.tick(16)
     assert len(stage.slurm.jobs()) == 2
 
 

@@ -31,7 +31,7 @@ from penstock.store.records import ReplicaStatus
 TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """Legal in job names everywhere, and without the letters that people mistake for digits."""
 TOKEN_LENGTH = 20
-"""100 bits: unique for ever without asking anybody."""
+"""Of 32 letters: 100 bits, unique for ever without asking anybody."""
 
 _SILENT = acts.RecordJob | acts.RecordMissing
 """Actions that repeat what Slurm says: they make no new row in the log when the sentence is the same."""
@@ -119,8 +119,7 @@ class _Batch:
             )
 
     async def write(self, connection: AsyncConnection, now: datetime) -> None:
-        for (deployment_uid, revision), count in self.replicas.items():
-            await replicas.create_many(connection, deployment_uid, revision, count, now)
+        await replicas.create_many(connection, self.replicas, now)
         await attempts.insert_many(connection, self.attempts, now)
         await attempts.record_jobs(connection, self.jobs)
 
@@ -174,10 +173,13 @@ class Recorder:
             for status in plan.replica_statuses
         ]
         await replicas.write_status(connection, shown, now)
-        for status in plan.deployment_statuses:
-            await deployments.write_status(
-                connection, status.deployment_uid, status.observed_generation, status.conditions
-            )
+        await deployments.write_status(
+            connection,
+            [
+                (status.deployment_uid, status.observed_generation, status.conditions)
+                for status in plan.deployment_statuses
+            ],
+        )
         return tuple(intents)
 
     def has_nothing_new(self, plan: Plan) -> bool:
@@ -312,7 +314,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
 
 def draw_token() -> str:
     """A token that no attempt had or will have."""
-    return "".join(secrets.choice(TOKEN_ALPHABET) for _ in range(TOKEN_LENGTH))
+    return "".join(TOKEN_ALPHABET[byte % len(TOKEN_ALPHABET)] for byte in secrets.token_bytes(TOKEN_LENGTH))
 
 
 def _hash(secret: str) -> str:

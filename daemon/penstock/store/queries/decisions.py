@@ -140,8 +140,7 @@ async def insert(
         for decision in made
     ]
     ids = (await conn.execute(INSERT, values)).scalars().all()
-    for deployment in sorted({decision.deployment for decision in made}):
-        await notify.changed(conn, deployment)
+    await notify.changed(conn, *(decision.deployment for decision in made))
     return tuple(
         DecisionRecord(
             id=id_,

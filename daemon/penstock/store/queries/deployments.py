@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, not_, or_, select, update
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import bindparam, column, delete, func, not_, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.model import Condition, Deployment
 from penstock.core.spec import Spec
@@ -34,19 +35,28 @@ GET_FOR_UPDATE = GET.with_for_update()
 GET_BY_UID = select(*rows.DEPLOYMENT).where(deployments.c.uid == bindparam("uid"))
 LIST = select(*rows.DEPLOYMENT).order_by(deployments.c.name)
 UPDATE = update(deployments).where(deployments.c.uid == bindparam("at")).returning(*rows.DEPLOYMENT)
+_given = (
+    func.unnest(
+        bindparam("uids", type_=ARRAY(Text)),
+        bindparam("generations", type_=ARRAY(BigInteger)),
+        bindparam("facts", type_=ARRAY(JSONB, dimensions=1)),
+    )
+    .table_valued(column("uid", Text), column("generation", BigInteger), column("facts", JSONB))
+    .render_derived(name="given")
+)
 WRITE_STATUS = (
     update(deployments)
     .where(
-        deployments.c.uid == bindparam("at"),
+        deployments.c.uid == _given.c.uid,
         or_(
-            deployments.c.observed_generation != bindparam("generation_seen"),
-            deployments.c.conditions != bindparam("facts", type_=JSONB),
+            deployments.c.observed_generation != _given.c.generation,
+            deployments.c.conditions != _given.c.facts,
         ),
     )
     .values(
         # A deployment changed since the controller looked keeps the generation that was looked at, not a later one.
-        observed_generation=func.least(bindparam("generation_seen"), deployments.c.generation),
-        conditions=bindparam("facts", type_=JSONB),
+        observed_generation=func.least(_given.c.generation, deployments.c.generation),
+        conditions=_given.c.facts,
     )
     .returning(deployments.c.name)
 )
@@ -203,19 +213,24 @@ async def list_page(
 
 
 async def write_status(
-    conn: AsyncConnection, uid: str, observed_generation: int, conditions: Sequence[Condition]
-) -> bool:
-    """Writes what the controller says of the deployment, where it differs. Returns whether it did."""
-    name = (
-        await conn.execute(
-            WRITE_STATUS,
-            {"at": uid, "generation_seen": observed_generation, "facts": encode(tuple(conditions))},
-        )
-    ).scalar_one_or_none()
-    if name is None:
-        return False
-    await notify.changed(conn, name)
-    return True
+    conn: AsyncConnection, statuses: Sequence[tuple[str, int, Sequence[Condition]]]
+) -> int:
+    """Writes what the controller says of deployments (uid, observed generation, conditions), those that differ, in one
+    statement. Returns how many did."""
+    if not statuses:
+        return 0
+    uids, generations, conditions = zip(*statuses, strict=True)
+    written = await conn.execute(
+        WRITE_STATUS,
+        {
+            "uids": list(uids),
+            "generations": list(generations),
+            "facts": [encode(tuple(facts)) for facts in conditions],
+        },
+    )
+    names = written.scalars().all()
+    await notify.changed(conn, *names)
+    return len(names)
 
 
 async def remove(conn: AsyncConnection, uid: str) -> bool:

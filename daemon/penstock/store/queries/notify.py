@@ -12,7 +12,7 @@ from sqlalchemy.types import Text
 
 from penstock.store.tables import CHANNEL, attempts, deployments, replicas
 
-NOTIFY = select(func.pg_notify(CHANNEL, bindparam("deployment", type_=Text)))
+NOTIFY = select(func.pg_notify(CHANNEL, func.unnest(bindparam("deployments", type_=ARRAY(Text)))))
 
 NOTIFY_UIDS = select(func.pg_notify(CHANNEL, deployments.c.name)).where(
     deployments.c.uid.in_(bindparam("uids", expanding=True))
@@ -36,9 +36,10 @@ def telling(statement: Update) -> Select[Any]:
     )
 
 
-async def changed(conn: AsyncConnection, deployment: str) -> None:
-    """Something of the deployment of this name changed; empty: something of no deployment."""
-    await conn.execute(NOTIFY, {"deployment": deployment})
+async def changed(conn: AsyncConnection, *names: str) -> None:
+    """Something of the deployments of these names changed; an empty name: something of no deployment."""
+    if names:
+        await conn.execute(NOTIFY, {"deployments": sorted(set(names))})
 
 
 async def changed_uids(conn: AsyncConnection, uids: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -11,7 +12,7 @@ from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import LateralFromClause
-from sqlalchemy.types import Text
+from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.model import Phase, Replica, ReplicaState
 from penstock.store.errors import NotFound
@@ -38,11 +39,16 @@ SELECT = select(*rows.REPLICA, *_newest.c).select_from(
 GET = SELECT.where(replicas.c.name == bindparam("name"))
 LIST = SELECT.order_by(deployments.c.name, replicas.c.number)
 
+_wanted = (
+    func.unnest(bindparam("uids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(BigInteger)))
+    .table_valued(column("uid", Text), column("count", BigInteger))
+    .render_derived(name="wanted")
+)
 TAKE_NUMBERS = (
     update(deployments)
-    .where(deployments.c.uid == bindparam("at"))
-    .values(next_replica_number=deployments.c.next_replica_number + bindparam("count"))
-    .returning(deployments.c.name, deployments.c.next_replica_number)
+    .where(deployments.c.uid == _wanted.c.uid)
+    .values(next_replica_number=deployments.c.next_replica_number + _wanted.c.count)
+    .returning(deployments.c.uid, deployments.c.name, deployments.c.next_replica_number)
 )
 INSERT = insert_into(replicas).returning(*rows.REPLICA, sort_by_parameter_order=True)
 MARK_LEAVING = (
@@ -123,33 +129,44 @@ PRUNE = delete(replicas).where(
 
 async def create(conn: AsyncConnection, deployment_uid: str, revision: int, now: datetime) -> Replica:
     """A new replica, waiting. Raises NotFound."""
-    (made,) = await create_many(conn, deployment_uid, revision, 1, now)
+    (made,) = await create_many(conn, {(deployment_uid, revision): 1}, now)
     return made
 
 
 async def create_many(
-    conn: AsyncConnection, deployment_uid: str, revision: int, count: int, now: datetime
+    conn: AsyncConnection, wanted: Mapping[tuple[str, int], int], now: datetime
 ) -> tuple[Replica, ...]:
-    """So many new replicas, waiting, in as many statements as one takes. Raises NotFound."""
-    taken = (await conn.execute(TAKE_NUMBERS, {"at": deployment_uid, "count": count})).one_or_none()
-    if taken is None:
-        raise NotFound("deployment", deployment_uid)
-    made = await conn.execute(
-        INSERT,
-        [
+    """So many new replicas of each (deployment's uid, revision), waiting, in as many statements as one takes.
+
+    Raises NotFound.
+    """
+    if not wanted:
+        return ()
+    counts: Counter[str] = Counter()
+    for (uid, _), count in wanted.items():
+        counts[uid] += count
+    given = {"uids": list(counts), "counts": list(counts.values())}
+    taken = {row.uid: row for row in await conn.execute(TAKE_NUMBERS, given)}
+    values = []
+    for (uid, revision), count in wanted.items():
+        if uid not in taken:
+            raise NotFound("deployment", uid)
+        first = taken[uid].next_replica_number - counts[uid]
+        counts[uid] -= count
+        values += [
             {
                 "uid": str(uuid.uuid4()),
-                "deployment_uid": deployment_uid,
+                "deployment_uid": uid,
                 "number": number,
-                "name": f"{taken.name}-{number}",
+                "name": f"{taken[uid].name}-{number}",
                 "revision": revision,
                 "since": now,
                 "created_at": now,
             }
-            for number in range(taken.next_replica_number - count, taken.next_replica_number)
-        ],
-    )
-    await notify.changed(conn, taken.name)
+            for number in range(first, first + count)
+        ]
+    made = await conn.execute(INSERT, values)
+    await notify.changed(conn, *(row.name for row in taken.values()))
     return tuple(rows.replica(row, None) for row in made)
 
 
