@@ -1,0 +1,161 @@
+"""The executor's groups: few transactions for many effects, and nobody pays for another's misfortune."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import select
+
+from penstock.controller import execute
+from penstock.controller.execute import GROUP, PROOF_STANDS_FOR, Executor
+from penstock.controller.folders import Folders
+from penstock.controller.lease import Lease
+from penstock.controller.record import Intent, Launch
+from penstock.core.decisions import Decision, Reason, Submit
+from penstock.core.jobs import Submission
+from penstock.core.spec import Model, Spec
+from penstock.store.database import Database
+from penstock.store.queries import attempts, decisions, deployments, replicas
+from penstock.store.tables import attempts as attempts_table
+from penstock.testing.slurm import FakeSlurm
+from tests.worlds import NOW
+
+LEASE_WITHIN_S = 10
+
+
+class Floor:
+    """An executor with all it needs, and replicas whose submissions are written down."""
+
+    def __init__(self, database: Database, folder: Path, lease: Lease) -> None:
+        self.now = NOW
+        self.slurm = FakeSlurm(clock=lambda: self.now)
+        self.database = database
+        self.folder = folder
+        self._lease = lease
+
+    async def carry_out(self, intents: list[Intent]) -> None:
+        executor = Executor(self.database, self.slurm, self._lease, Folders(self.folder), lambda: self.now)
+        await executor.carry_out("t", intents)
+
+    async def intents(self, count: int) -> list[Intent]:
+        """As the recorder leaves them."""
+        async with self.database.transaction() as conn:
+            made = await deployments.create(conn, "a", {}, Spec(Model(path="/m")), NOW)
+            new = await replicas.create_many(conn, {(made.uid, 1): count}, NOW)
+            tokens = [f"token{one.number}" for one in new]
+            await attempts.insert_many(
+                conn,
+                [
+                    attempts.NewAttempt(one.uid, token, "#!", "0" * 64)
+                    for one, token in zip(new, tokens, strict=True)
+                ],
+                NOW,
+            )
+            written = await decisions.insert(
+                conn,
+                "t",
+                [Decision("a", one.name, Reason.SUBMIT, "", (Submit(one.uid),)) for one in new],
+                NOW,
+            )
+        return [
+            Intent(row.id, 0, Submit(one.uid), token, Launch(job(token), {}, "s3cret"))
+            for one, token, row in zip(new, tokens, written, strict=True)
+        ]
+
+    async def rows(self) -> dict[str, Any]:
+        async with self.database.snapshot() as conn:
+            return {row.token: row for row in await conn.execute(select(attempts_table))}
+
+    async def outcomes(self) -> list[str]:
+        """Of the replicas in their order."""
+        async with self.database.snapshot() as conn:
+            return [row.actions[0].outcome for row in await decisions.after(conn, 0, limit=1000)]
+
+
+def job(token: str) -> Submission:
+    return Submission(f"penstock-a-{token}", "c", "#!/bin/sh\n", "/w", "/w/o", partition="cpu")
+
+
+@pytest_asyncio.fixture
+async def floor(database: Database, tmp_path: Path) -> AsyncIterator[Floor]:
+    lease, taken = Lease(database, "one"), asyncio.Event()
+    holding = asyncio.create_task(lease.run(taken))
+    await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
+    yield Floor(database, tmp_path, lease)
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+
+
+async def test_a_group_takes_two_transactions(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    intents = await floor.intents(2 * GROUP + 3)
+    begun = 0
+    transaction = Database.transaction
+
+    def counted(self: Database) -> Any:
+        nonlocal begun
+        begun += 1
+        return transaction(self)
+
+    monkeypatch.setattr(Database, "transaction", counted)
+    await floor.carry_out(intents)
+    monkeypatch.undo()
+    # The lease is renewed beside them, once at most.
+    assert begun in (6, 7)
+    rows = await floor.rows()
+    submitted = {row.submission.name: row.job_id for row in floor.slurm.jobs()}
+    assert {f"penstock-a-{token}": row.job_id for token, row in rows.items()} == submitted
+    assert len(submitted) == len(intents)
+    assert await floor.outcomes() == [f"job {rows[intent.token].job_id}" for intent in intents]
+    assert (floor.folder / "token1" / "secret").read_text() == "s3cret\n"
+
+
+async def test_an_id_that_is_still_anothers(floor: Floor) -> None:
+    """Slurm has lost its state and gives job ids again."""
+    intents = await floor.intents(3)
+    async with floor.database.transaction() as conn:
+        other = await deployments.create(conn, "b", {}, Spec(Model(path="/m")), NOW)
+        its = await replicas.create(conn, other.uid, 1, NOW)
+        await attempts.insert(conn, its.uid, "old", "#!", "0" * 64, NOW)
+        await attempts.record_job_id(conn, "old", 2)
+    await floor.carry_out(intents)
+    rows = await floor.rows()
+    assert sorted(str(rows[intent.token].job_id) for intent in intents) == ["1", "3", "None"]
+    assert sorted(await floor.outcomes()) == [
+        "job 1",
+        "job 2, but that id is still another attempt's",
+        "job 3",
+    ]
+
+
+async def test_a_folder_that_cannot_be_made(floor: Floor) -> None:
+    intents = await floor.intents(3)
+    (floor.folder / "token2").write_text("in the way")
+    await floor.carry_out(intents)
+    rows = await floor.rows()
+    assert rows["token2"].refusal.startswith("the attempt's folder cannot be made: ")
+    assert rows["token2"].submitted_at is None
+    assert len(floor.slurm.jobs()) == 2
+
+
+async def test_doubt_counts_from_a_mark_that_is_fresh(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm takes its time, so that the last of a group are called long after it was marked."""
+    monkeypatch.setattr(execute, "CONCURRENCY", 1)
+    intents = await floor.intents(5)
+    began: list[datetime] = []
+
+    async def slow(call: str) -> None:
+        began.append(floor.now)
+        floor.now += timedelta(seconds=4)
+
+    floor.slurm.before_call = slow
+    await floor.carry_out(intents)
+    marked = sorted(row.submitted_at for row in (await floor.rows()).values())
+    assert all(
+        timedelta(0) <= call - mark <= PROOF_STANDS_FOR for call, mark in zip(began, marked, strict=True)
+    )
