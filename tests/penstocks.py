@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import grpc
 import psutil
 import pytest
 
-from deploy.cluster.cluster import Cluster
+from deploy.cluster.cluster import Cluster, free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("penstock"))
@@ -155,13 +154,6 @@ def wait_until(condition: Callable[[], Any], within_s: float, what: str | Callab
         time.sleep(0.02)
 
 
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def standin(name: str, *, replicas: int = 1, gpus: int = 0, args: Sequence[str] = (), more: str = "") -> str:
     """A manifest with the stand-in engine. `more`: further lines of the spec."""
     return f"""
@@ -184,7 +176,7 @@ def running(cluster: Cluster, *, more: str = "") -> Iterator[Penstock]:
     """An installation of its own on this cluster, stopped and removed at the end. `more`: lines of its
     penstock.toml."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
-    server = f"127.0.0.1:{free_port()}"
+    server = f"127.0.0.1:{free_ports(1)[0]}"
     (folder / "penstock.toml").write_text(
         f'state_dir = "{folder / "state"}"\n'
         f'listen = "{server}"\n'

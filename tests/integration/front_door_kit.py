@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -19,6 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from deploy.cluster.cluster import free_ports
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.spec import Admission
@@ -32,12 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-m"
 HOLD_NOBODY = Admission(max_held=0)
 BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 async def until(
@@ -91,7 +85,11 @@ class Control(inference_pb2_grpc.InferenceServiceServicer):
 
 class House:
     """Settings in a fresh short folder (a socket's path must be short), and Envoy; the door in this process,
-    with `gateway`."""
+    with `gateway`.
+
+    Envoy binds its port late, with its first listener. So the port is none that the kernel might give to a replica
+    meanwhile: then clients would speak to the replica, and be refused for ever.
+    """
 
     def __init__(self, *, gateway: bool = True, **settings: Any) -> None:
         self.folder = Path(mkdtemp(prefix="door"))
@@ -100,7 +98,7 @@ class House:
             control=f"unix:{self.folder}/control.sock",
             gateway=f"unix:{self.folder}/gateway.sock",
             xds=f"unix:{self.folder}/xds.sock",
-            **{"listen": f"127.0.0.1:{free_port()}", **settings},
+            **{"listen": f"127.0.0.1:{free_ports(1)[0]}", **settings},
         )
         self.door = FrontDoor(self.settings, self.explain)
         self.prospect = Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")

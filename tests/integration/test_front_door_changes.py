@@ -191,7 +191,7 @@ async def test_another_program_on_a_reused_port_gets_nothing() -> None:
         stranger = await house.replica("stranger", "another-secret")
         a = await house.replica("a")
         await house.serve(route("m", a.port, stranger.port))
-        await until(lambda: _is(house, "a"), timeout_s=30)
+        await until(lambda: _is(house, "a"))
         for _ in range(50):
             assert await house.answered_by("m") == "a"
 
