@@ -34,6 +34,12 @@ HOLD_NOBODY = Admission(max_held=0)
 BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
 
 
+def free_port() -> int:
+    """One that nobody has, and that the kernel gives nobody who does not name it."""
+    (port,) = free_ports(1)
+    return port
+
+
 async def until(
     condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0, what: str = ""
 ) -> float:
@@ -98,7 +104,7 @@ class House:
             control=f"unix:{self.folder}/control.sock",
             gateway=f"unix:{self.folder}/gateway.sock",
             xds=f"unix:{self.folder}/xds.sock",
-            **{"listen": f"127.0.0.1:{free_ports(1)[0]}", **settings},
+            **{"listen": f"127.0.0.1:{free_port()}", **settings},
         )
         self.door = FrontDoor(self.settings, self.explain)
         self.prospect = Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")
