@@ -276,7 +276,7 @@ MUTANTS = (
     Mutant("orphans stay", ("2", "4"), _orphans_stay, CROWDED),
     Mutant("a healthy replica goes before its successor is ready", ("5",), _retired_too_soon, BUSY),
     Mutant("a serving replica is cancelled without a drain", ("5",), _not_drained, BUSY),
-    Mutant("a job found again is not adopted", ("1",), _not_adopted, replace(LOST, mute=True)),
+    Mutant("a job found again is not adopted", ("1", "2"), _not_adopted, replace(LOST, mute=True)),
     Mutant("doubt leads to a new token", ("1", "2"), _new_token_on_doubt, LATE),
     Mutant("a refusal is taken for doubt", ("6",), _refusal_is_doubt, LOST),
     Mutant("a queued job is timed out", ("9",), _queue_time_out, FULL),

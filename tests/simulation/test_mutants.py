@@ -8,7 +8,7 @@ from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.rules import Violation
 from tests.simulation.seeds import Ground
 
-SEEDS = 12
+SEEDS = 24
 """A mutant must be caught within so many stories."""
 STEPS = 60
 
