@@ -83,6 +83,10 @@ bench-gateway: env ## The front door beside direct and beside other routers: CPU
 	@deploy/dev/system-packages.sh bench
 	@.venv/bin/python -m tests.bench.gateway --rounds $(or $(ROUNDS),3) --only "$(ONLY)"
 
+.PHONY: bench-runtime
+bench-runtime: env ## Tokens a second over gRPC from a real vLLM, beside its own HTTP server
+	@.venv/bin/python -m tests.bench.runtime
+
 .PHONY: chaos
 chaos: env ## Kill everything again and again (KILLS=100 SEED=1); the report is kept in .chaos
 	@deploy/dev/system-packages.sh quickstart

@@ -30,6 +30,7 @@ class Asked:
     max_tokens: int
     ignore_eos: bool
     stops: tuple[str, ...]
+    keep_stop: bool
     # How many alternatives beside the token itself; None: no logprobs at all.
     logprobs: int | None
     # The tool that every choice calls, its arguments being the text; empty: none.

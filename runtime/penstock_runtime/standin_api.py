@@ -187,7 +187,11 @@ class Api:
         if not texts or not all(isinstance(text, str | list) for text in texts):
             raise bad_value("input must be a text, a list of texts, or token ids", "input")
         texts = [text if isinstance(text, str) else " ".join(f"t{token}" for token in text) for text in texts]
-        size = integer(body, "dimensions", self._service.embedding_size, least=1)
+        if body.get("dimensions") is not None:
+            raise bad_value(
+                f'Model "{self._service.names[0]}" does not support matryoshka representation', "dimensions"
+            )
+        size = self._service.embedding_size
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise bad_value(
@@ -273,6 +277,8 @@ class Api:
         tokens = 0
         for text in texts:
             prompt = standin_text.from_prompt(text)
+            if prompt.tokens > self._service.max_model_len:
+                raise _too_long(self._service.max_model_len, prompt, "input")
             made = self._engine.generate(prompt, 1, ignore_eos=True, stops=())
             async with contextlib.aclosing(made):
                 async for _ in made:
@@ -295,7 +301,13 @@ class Api:
                 _respond(exchange, whole_answer(asked, got))
 
     def _made(self, asked: Asked, prompt: Prompt) -> AsyncGenerator[list[Piece], None]:
-        return self._engine.generate(prompt, asked.max_tokens, ignore_eos=asked.ignore_eos, stops=asked.stops)
+        return self._engine.generate(
+            prompt,
+            asked.max_tokens,
+            ignore_eos=asked.ignore_eos,
+            stops=asked.stops,
+            keep_stop=asked.keep_stop,
+        )
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, list[Piece]], None]:
         """The pieces that are due, of each choice by itself; the choices are made side by side."""
@@ -417,6 +429,7 @@ class Api:
             max_tokens=self._limit(body, prompt, chat),
             ignore_eos=body.get("ignore_eos") is True,
             stops=stops_of(body.get("stop")),
+            keep_stop=body.get("include_stop_str_in_output") is True,
             logprobs=logprobs_of(body, chat),
             tool=tool,
             stream=stream,
@@ -428,10 +441,7 @@ class Api:
         length = self._service.max_model_len
         room = length - prompt.tokens
         if room < 1:
-            message = (
-                f"This model's maximum context length is {length} tokens; the prompt has {prompt.tokens}."
-            )
-            raise bad_value(message, "messages" if chat else "prompt")
+            raise _too_long(length, prompt, "messages" if chat else "prompt")
         name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
         default = room if chat else min(room, DEFAULT_COMPLETION_TOKENS)
         limit = integer(body, name, default)
@@ -446,6 +456,11 @@ class Api:
             message = f"{name}={limit} and a prompt of {prompt.tokens} tokens are longer than max_model_len={length}."
             raise bad_value(message, name)
         return limit
+
+
+def _too_long(length: int, prompt: Prompt, parameter: str) -> ApiError:
+    message = f"This model's maximum context length is {length} tokens; the prompt has {prompt.tokens}."
+    return bad_value(message, parameter)
 
 
 def _object(request: Request) -> dict[str, Any]:

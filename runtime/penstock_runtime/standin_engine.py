@@ -153,7 +153,7 @@ class Engine:
                 future.set_exception(EngineDied(message))
 
     async def generate(
-        self, prompt: Prompt, limit: int, *, ignore_eos: bool, stops: Sequence[str]
+        self, prompt: Prompt, limit: int, *, ignore_eos: bool, stops: Sequence[str], keep_stop: bool = False
     ) -> AsyncGenerator[list[Piece], None]:
         """The answer to `prompt`, at most `limit` tokens of it: at each step the pieces that are due.
 
@@ -169,7 +169,7 @@ class Engine:
             try:
                 await self._sleep(self.behaviour.first_token_s)
                 due = last = time.monotonic()
-                finder = StopFinder(stops)
+                finder = StopFinder(stops, keep_stop)
                 index = 0
                 while True:
                     await self._faults(index)

@@ -117,6 +117,8 @@ class StopFinder:
     """Finds the first stop string in a text that comes in pieces, and gives out only what cannot be part of one."""
 
     stops: Sequence[str]
+    # The stop string itself is shown too.
+    keeps: bool = False
     _held: str = ""
     found: str | None = field(default=None, init=False)
 
@@ -128,7 +130,8 @@ class StopFinder:
         at = [(self._held.find(stop), stop) for stop in self.stops if stop in self._held]
         if at:
             position, self.found = min(at)
-            shown, self._held = self._held[:position], ""
+            end = position + len(self.found) if self.keeps else position
+            shown, self._held = self._held[:end], ""
             return shown
         keep = max(len(stop) for stop in self.stops) - 1
         cut = max(0, len(self._held) - keep)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -37,6 +39,23 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 SEQUENCES = 4
 """How many requests run at once, in both engines: few, so that a queue is easily made."""
+TOOLS_ARGS = (
+    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    # A random model would go on with blanks for ever where JSON allows them.
+    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+)  # fmt: skip
+PICTURE = {
+    "role": "user",
+    "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"unit": {"enum": ["C", "F"]}, "sunny": {"type": "boolean"}},
+    "required": ["unit", "sunny"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS, "strict": True}}
+NAMED = {"type": "function", "function": {"name": "weather"}}
 LONG = 1500
 """Tokens that take either engine a few seconds."""
 REAL_TIMEOUT_S = 1200
@@ -57,7 +76,7 @@ def running(
 ) -> Iterator[tuple[Started, Background]]:
     if kind == "vllm":
         env: Path = request.getfixturevalue("engine_env")
-        model: Path = request.getfixturevalue("tiny_llama")
+        model: Path = request.getfixturevalue("tiny_llama" if task == "generate" else "minilm")
         with start_vllm(env, model, "--max-num-seqs", str(SEQUENCES), *args, task=task) as started:
             yield started
         return
@@ -123,7 +142,7 @@ async def test_an_engine_that_is_not_there_is_an_error_without_a_status(tmp_path
 
 @pytest.fixture(scope="class", params=ENGINES)
 def serving(request: pytest.FixtureRequest) -> Iterator[tuple[Started, Background]]:
-    with running(request, request.param) as started:
+    with running(request, request.param, *TOOLS_ARGS) as started:
         yield started
 
 
@@ -218,6 +237,20 @@ class TestServing:
             (CHAT, chat(max_tokens=5000, stream=True), 400, "BadRequestError"),
             (CHAT, chat(temperature=-1), 400, "BadRequestError"),
             (CHAT, chat(n=2), 400, "BadRequestError"),
+            (CHAT, chat(max_tokens=-1), 400, "BadRequestError"),
+            (CHAT, chat(messages=[]), 400, "BadRequestError"),
+            (CHAT, chat(messages=[{"role": "user", "content": "a " * 5000}]), 400, "BadRequestError"),
+            (CHAT, chat(messages=[PICTURE]), 400, "BadRequestError"),
+            (
+                CHAT,
+                chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "no"}}),
+                400,
+                "BadRequestError",
+            ),
+            (CHAT, chat(structured_outputs={"regex": "(("}), 400, "BadRequestError"),
+            (CHAT, chat(structured_outputs={"json": {"type": "nope"}}), 400, "BadRequestError"),
+            (CHAT, chat(structured_outputs={"choice": []}), 400, "BadRequestError"),
+            ("/detokenize", {"model": "m", "tokens": [-1]}, 400, "Bad Request"),
             (COMPLETIONS, completion(stream_options={"include_usage": True}), 400, "BadRequestError"),
             (EMBEDDINGS, {"model": "m", "input": "a"}, 404, ""),
         ],
@@ -229,6 +262,93 @@ class TestServing:
             await asked
         assert (caught.value.status, caught.value.type) == (status, type_)
         assert caught.value.message
+
+    @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+    async def test_choices_are_made_side_by_side(self, engine: Started, path: str) -> None:
+        asked: Json = {"n": 3, "temperature": 1, "seed": 1}
+        whole = await engine.http.post(path, BODIES[path](**asked))
+        assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+        assert whole["usage"]["completion_tokens"] == 24
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        events = await stream(engine, path, stream_options=options, **asked)
+        assert sorted(finish_reasons(events)) == ["length"] * 3
+        texts = [
+            text_of([{"choices": [one]} for event in events for one in event["choices"] if one["index"] == i])
+            for i in range(3)
+        ]
+        assert all(texts)
+        assert len(set(texts)) > 1
+        # Each choice is counted by itself as it grows, and all of them at the end.
+        counted = {choice["index"]: event["usage"] for event in events for choice in event["choices"]}
+        assert [counted[i]["completion_tokens"] for i in range(3)] == [8, 8, 8]
+        assert events[-1]["usage"]["completion_tokens"] == 24
+
+    @pytest.mark.parametrize("choice", ["required", NAMED])
+    async def test_a_tool_that_must_be_called(self, engine: Started, choice: Any) -> None:
+        asked: Json = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 300, "ignore_eos": False}
+        whole = (await engine.http.post(CHAT, chat(**asked)))["choices"][0]
+        (call,) = whole["message"]["tool_calls"]
+        assert (call["type"], call["function"]["name"]) == ("function", "weather")
+        arguments = json.loads(call["function"]["arguments"])
+        assert arguments.keys() == {"unit", "sunny"}
+        assert arguments["unit"] in ("C", "F")
+        assert whole["finish_reason"] == "tool_calls"
+
+        events = await stream(engine, CHAT, **asked)
+        parts = [
+            part
+            for event in events
+            for choice in event["choices"]
+            for part in choice["delta"].get("tool_calls") or ()
+        ]
+        assert {part["index"] for part in parts} == {0}
+        assert parts[0]["id"]
+        assert parts[0]["function"]["name"] == "weather"
+        assert not any(part.get("id") or part["function"].get("name") for part in parts[1:])
+        streamed = "".join(part["function"].get("arguments") or "" for part in parts)
+        assert json.loads(streamed).keys() == {"unit", "sunny"}
+        assert finish_reasons(events) == ["tool_calls"]
+
+    @pytest.mark.parametrize("choice", ["auto", "none"])
+    async def test_a_tool_that_need_not_be_called(self, engine: Started, choice: str) -> None:
+        answer = (await engine.http.post(CHAT, chat(tools=[TOOL], tool_choice=choice)))["choices"][0]
+        assert not answer["message"].get("tool_calls")
+        assert len(answer["message"]["content"].split()) == 8
+
+    @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+    @pytest.mark.parametrize(
+        ("shape", "fits"),
+        [
+            ({"structured_outputs": {"choice": ["red", "green"]}}, re.compile("red|green")),
+            ({"structured_outputs": {"regex": "[ab]{3}-[0-9]"}}, re.compile("[ab]{3}-[0-9]")),
+            ({"structured_outputs": {"json": PARAMETERS}}, PARAMETERS),
+            (
+                {
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"name": "a", "schema": PARAMETERS},
+                    }
+                },
+                PARAMETERS,
+            ),
+        ],
+    )
+    async def test_an_answer_of_a_shape(self, engine: Started, path: str, shape: Json, fits: Any) -> None:
+        asked: Json = {"max_tokens": 100, "ignore_eos": False, **shape}
+        choice = (await engine.http.post(path, BODIES[path](**asked)))["choices"][0]
+        text = choice["message"]["content"] if path == CHAT else choice["text"]
+        assert text_of(await stream(engine, path, **asked)) == text
+        assert choice["finish_reason"] == "stop"
+        if isinstance(fits, re.Pattern):
+            assert fits.fullmatch(text)
+        else:
+            # Properties come in the schema's order.
+            assert list(json.loads(text)) == list(fits["properties"])
+
+    async def test_the_field_at_fault_is_named(self, engine: Started) -> None:
+        with pytest.raises(EngineError) as caught:
+            await engine.http.post(CHAT, chat(max_tokens=5000))
+        assert caught.value.parameter == "max_tokens"
 
     async def test_unknown_fields_are_ignored(self, engine: Started) -> None:
         assert (await engine.http.post(CHAT, chat(some_other_field=1)))["usage"]["completion_tokens"] == 8
@@ -278,6 +398,12 @@ class TestServing:
     async def test_tokenize(self, engine: Started) -> None:
         answer = await engine.http.post("/tokenize", {"model": "m", "prompt": "tell me more"})
         assert answer["count"] == len(answer["tokens"]) > 0
+        assert answer["max_model_len"] == 2048
+        back = await engine.http.post("/detokenize", {"model": "m", "tokens": answer["tokens"]})
+        assert back["prompt"] == "tell me more"
+        messages = [{"role": "user", "content": "tell me more"}]
+        chat_of = await engine.http.post("/tokenize", {"model": "m", "messages": messages})
+        assert chat_of["count"] >= answer["count"]
 
     async def test_done_is_no_success_and_exit_0_is_a_failure(
         self, serving: tuple[Started, Background]
@@ -304,7 +430,7 @@ class TestServing:
 
 @pytest.fixture(scope="class", params=ENGINES)
 def pooling(request: pytest.FixtureRequest) -> Iterator[tuple[Started, Background]]:
-    with running(request, request.param, task="embed") as started:
+    with running(request, request.param, "--max-model-len", "256", task="embed") as started:
         yield started
 
 
@@ -328,16 +454,36 @@ class TestPooling:
         )
         assert isinstance(packed["data"][0]["embedding"], str)
 
-    async def test_score_and_rerank(self, engine: Started) -> None:
-        score = await engine.http.post("/score", {"model": "m", "text_1": "a b", "text_2": ["c d", "a b"]})
+    @pytest.mark.parametrize("version", ["", "/v1"])
+    async def test_score_and_rerank(self, engine: Started, version: str) -> None:
+        score = await engine.http.post(
+            f"{version}/score", {"model": "m", "text_1": "a b", "text_2": ["c d", "a b"]}
+        )
         same = {each["index"]: each["score"] for each in score["data"]}
         assert same[1] == pytest.approx(1, abs=1e-2)
         assert same[0] < same[1]
-        rerank = await engine.http.post(
-            "/rerank", {"model": "m", "query": "a b", "documents": ["c d", "a b"]}
-        )
+        assert score["usage"]["prompt_tokens"] > 0
+        asked = {"model": "m", "query": "a b", "documents": ["c d", "a b"]}
+        rerank = await engine.http.post(f"{version}/rerank", asked)
         assert [each["index"] for each in rerank["results"]] == [1, 0]
         assert rerank["results"][0]["document"]["text"] == "a b"
+        best = await engine.http.post(f"{version}/rerank", asked | {"top_n": 1})
+        assert [each["index"] for each in best["results"]] == [1]
+
+    async def test_tokens_and_back(self, engine: Started) -> None:
+        answer = await engine.http.post(
+            "/tokenize", {"model": "m", "prompt": "a b", "add_special_tokens": False}
+        )
+        back = await engine.http.post("/detokenize", {"model": "m", "tokens": answer["tokens"]})
+        assert back["prompt"] == "a b"
+
+    @pytest.mark.parametrize(
+        "body", [{"input": ["a " * 300]}, {"input": "a", "dimensions": 5}, {"input": []}, {"input": 5}]
+    )
+    async def test_what_cannot_be_embedded(self, engine: Started, body: Json) -> None:
+        with pytest.raises(EngineError) as caught:
+            await engine.http.post(EMBEDDINGS, {"model": "m", **body})
+        assert caught.value.status == 400
 
     async def test_it_does_not_generate(self, engine: Started) -> None:
         with pytest.raises(EngineError) as caught:

@@ -403,8 +403,21 @@ class Parrot(inference_pb2_grpc.InferenceServiceServicer):
             yield inference_pb2.StreamChatResponse(choices=[inference_pb2.ChatChoice(content=f"{word} ")])
         if "die" in words:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the replica died")
+        for tool in request.tools:
+            parts = (tool.name, ""), ("", '{"a":'), ("", "1}")
+            for name, arguments in parts:
+                call = inference_pb2.ToolCall(name=name, arguments=arguments)
+                yield inference_pb2.StreamChatResponse(choices=[inference_pb2.ChatChoice(tool_calls=[call])])
+        if request.output.json_schema_text:
+            shape = inference_pb2.ChatChoice(content=request.output.json_schema_text)
+            yield inference_pb2.StreamChatResponse(choices=[shape])
         last = inference_pb2.ChatChoice(finish_reason=inference_pb2.FINISH_REASON_LENGTH)
-        yield inference_pb2.StreamChatResponse(choices=[last])
+        usage = inference_pb2.Usage(prompt_tokens=3, completion_tokens=4)
+        yield inference_pb2.StreamChatResponse(choices=[last], usage=usage)
+
+    async def Embed(self, request: Any, context: Any) -> inference_pb2.EmbedResponse:
+        vectors = [inference_pb2.Embedding(values=[len(text), 0.1]) for text in request.inputs]
+        return inference_pb2.EmbedResponse(embeddings=vectors)
 
     async def StreamGenerate(
         self, request: Any, context: Any
@@ -434,6 +447,30 @@ class TestTalk:
         assert (await penstock("chat", "a", input="from a pipe\n")).stdout == "from a pipe 0 0.0 \n"
         done = await penstock("chat", "a", input="")
         assert (done.exit_code, done.stderr) == (2, "error: there is no prompt: standard input is empty\n")
+
+    async def test_tools_and_counts(self, penstock: Penstock, tmp_path: Path) -> None:
+        tools = tmp_path / "tools.json"
+        tools.write_text('[{"name": "f", "parameters": {"type": "object"}}]')
+        done = await penstock("chat", "a", "hello", "--tools", str(tools), "--usage")
+        assert (done.exit_code, done.stdout) == (0, 'hello 0 0.0 \nf({"a":1})\n')
+        assert done.stderr.splitlines()[-1] == "(3 tokens of prompt, 4 made)"
+
+    async def test_an_answer_of_a_shape(self, penstock: Penstock, tmp_path: Path) -> None:
+        schema = tmp_path / "schema.json"
+        schema.write_text('{"type": "object"}')
+        done = await penstock("chat", "a", "hello", "--json-schema", str(schema))
+        assert done.stdout == 'hello 0 0.0 {"type": "object"}\n'
+
+    @pytest.mark.parametrize("text", ["[", "{}", '[{"names": "f"}]'])
+    async def test_tools_that_are_none(self, penstock: Penstock, tmp_path: Path, text: str) -> None:
+        tools = tmp_path / "tools.json"
+        tools.write_text(text)
+        done = await penstock("chat", "a", "hello", "--tools", str(tools))
+        assert (done.exit_code, done.stderr.startswith(f"error: {tools}: ")) == (2, True)
+
+    async def test_embed(self, penstock: Penstock) -> None:
+        done = await penstock("embed", "a", "one", "seven")
+        assert json.loads(done.stdout) == [[3, 0.1], [5, 0.1]]
 
     async def test_generate(self, penstock: Penstock) -> None:
         assert (await penstock("generate", "a", "Once")).stdout == "Once\n"
@@ -491,7 +528,7 @@ async def test_every_command_explains_itself() -> None:
     assert "Exit codes: 0 done; 1" in top.stdout
     for name in (
         "apply", "get", "describe", "why", "events", "logs", "wait", "scale", "restart", "rollback", "pause", "resume",
-        "drain", "delete", "chat", "generate", "models", "cluster", "serve", "version",
+        "drain", "delete", "chat", "generate", "embed", "models", "cluster", "serve", "version",
     ):  # fmt: skip
         assert name in top.stdout
         shown = await penstock(name, "--help")

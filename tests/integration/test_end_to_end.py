@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import inference_pb2 as inference
 from penstock.v1 import inference_pb2_grpc
@@ -108,6 +109,34 @@ def test_a_declared_model_streams(penstock: Penstock, served: str) -> None:
     done = penstock.cli("chat", served, "one two", "--max-tokens", "5")
     assert re.findall(r":(\d+)", done.stdout) == ["0", "1", "2", "3", "4"]
     assert len(jobs(penstock)) == 2
+
+
+@pytest.mark.parametrize("method", ["Chat", "StreamChat"])
+def test_a_bad_request_is_told_its_field(penstock: Penstock, served: str, method: str) -> None:
+    """Through the front door: by the contract's rules, and where the bytes are no message."""
+    good = request(served, 3)
+    bad = request(served, -1)
+    broken = good.SerializeToString().replace(b"one two", b"one \xffwo")
+    with penstock.channel() as channel:
+        ways = {"Chat": channel.unary_unary, "StreamChat": channel.unary_stream}
+        call = ways[method](f"/penstock.v1.InferenceService/{method}")
+        for data, field in (
+            (bad.SerializeToString(), "sampling.max_tokens"),
+            (broken, "messages[0].content[0].text"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                done = call(data, timeout=10)
+                list(done) if method == "StreamChat" else done
+            error: Any = caught.value
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.details().startswith(f"{field}: ")
+            details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+            assert field in [
+                violation.field
+                for detail in status_pb2.Status.FromString(details).details
+                if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)
+                for violation in error_details_pb2.BadRequest.FromString(detail.value).field_violations
+            ]
 
 
 def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Penstock, served: str) -> None:

@@ -106,6 +106,7 @@ for _command in (
     change.delete,
     talk.chat,
     talk.generate,
+    talk.embed,
     talk.models,
     cluster.cluster,
     daemon.serve,

@@ -1,11 +1,14 @@
-"""`chat`, `generate` and `models`: using what is served, through the same door and protocol as any service."""
+"""`chat`, `generate`, `embed` and `models`: using what is served, through the same door and protocol as any service."""
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from google.protobuf import json_format
 
 from penstock.cli import rows
 from penstock.cli.connection import TIMEOUT_S, Server, run
@@ -27,6 +30,11 @@ Temperature = Annotated[
     float | None, typer.Option("--temperature", min=0, max=2, help="0: always the likeliest token.")
 ]
 System = Annotated[str, typer.Option("--system", help="What the model is to be.")]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows."),
+]
+ShowUsage = Annotated[bool, typer.Option("--usage", help="Say how many tokens it took, on standard error.")]
 MAX_TURNS = 1000
 """Messages that an interactive conversation remembers; far beyond any model's context."""
 
@@ -41,6 +49,16 @@ def chat(
     system: System = "",
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    json_schema: JsonSchema = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            "--tools",
+            metavar="FILE",
+            help="What the model may call: a JSON list of {name, description, parameters}. Calls are shown, not made.",
+        ),
+    ] = None,
+    usage: ShowUsage = False,
 ) -> None:
     """Talk to a model; its tokens are shown as they come.
 
@@ -51,8 +69,12 @@ def chat(
       penstock chat smollm2 "What is the capital of France?"
 
       penstock chat smollm2 --system "Answer in one word." --temperature 0
+
+      penstock chat smollm2 "Where is the Louvre?" --json-schema city.json
     """
-    sampling = _sampling(max_tokens, temperature)
+    asked = pb.StreamChatRequest(model=name, sampling=_sampling(max_tokens, temperature), tools=_tools(tools))
+    if json_schema is not None:
+        asked.output.json_schema_text = _read(json_schema)
     messages = [_message(pb.ROLE_SYSTEM, system)] if system else []
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
@@ -62,7 +84,9 @@ def chat(
     where = address(context)
 
     def answer() -> str:
-        return run(where, lambda server: _answer(server, name, messages, sampling))
+        del asked.messages[:]
+        asked.messages.extend(messages)
+        return run(where, lambda server: _answer(server, asked, usage))
 
     if prompt is not None:
         messages.append(_message(pb.ROLE_USER, prompt))
@@ -80,6 +104,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")],
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    json_schema: JsonSchema = None,
+    usage: ShowUsage = False,
 ) -> None:
     """Let a model go on from a text, without a conversation's form.
 
@@ -92,14 +118,37 @@ def generate(
         request = pb.StreamGenerateRequest(
             model=name, prompt=prompt, sampling=_sampling(max_tokens, temperature)
         )
-        printer = _Printer()
+        if json_schema is not None:
+            request.output.json_schema_text = _read(json_schema)
+        printer = _Printer(usage)
         try:
             async for chunk in server.inference.StreamGenerate(request):
                 printer.wait(chunk.waiting)
                 for choice in chunk.choices:
                     printer.add(choice.text, choice.finish_reason)
+                printer.count(chunk)
         finally:
             printer.end()
+
+    run(address(context), command)
+
+
+def embed(
+    context: typer.Context,
+    name: ModelName,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to embed.")],
+) -> None:
+    """Turn texts into vectors: a JSON list with one list of numbers for each text, in order.
+
+    Examples:
+
+      penstock embed minilm "A kitten sleeps." "The engine broke down."
+    """
+
+    async def command(server: Server) -> None:
+        request = pb.EmbedRequest(model=name, inputs=texts)
+        answer = await server.inference.Embed(request, timeout=TIMEOUT_S)
+        print(json.dumps([[round(number, 7) for number in each.values] for each in answer.embeddings]))
 
     run(address(context), command)
 
@@ -133,6 +182,25 @@ def _sampling(max_tokens: int | None, temperature: float | None) -> pb.SamplingP
     return pb.SamplingParameters(max_tokens=max_tokens, temperature=temperature)
 
 
+def _tools(path: Path | None) -> list[pb.Tool]:
+    if path is None:
+        return []
+    try:
+        found = json.loads(_read(path))
+        if not isinstance(found, list):
+            raise Failure(f"{path}: a JSON list of tools is accepted", USAGE)
+        return [json_format.ParseDict(tool, pb.Tool()) for tool in found]
+    except (ValueError, json_format.ParseError) as error:
+        raise Failure(f"{path}: {error}", USAGE) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path}: cannot be read: {error}", USAGE) from error
+
+
 def _message(role: pb.Role.ValueType, text: str) -> pb.Message:
     return pb.Message(role=role, content=[pb.ContentPart(text=text)])
 
@@ -145,26 +213,28 @@ def _ask() -> str:
         return ""
 
 
-async def _answer(
-    server: Server, name: str, messages: list[pb.Message], sampling: pb.SamplingParameters
-) -> str:
-    request = pb.StreamChatRequest(model=name, messages=messages, sampling=sampling)
-    printer = _Printer()
+async def _answer(server: Server, request: pb.StreamChatRequest, usage: bool) -> str:
+    printer = _Printer(usage)
     try:
         async for chunk in server.inference.StreamChat(request):
             printer.wait(chunk.waiting)
             for choice in chunk.choices:
                 printer.add(choice.content, choice.finish_reason)
+                for call in choice.tool_calls:
+                    printer.call(call)
+            printer.count(chunk)
     finally:
         printer.end()
     return printer.text
 
 
 class _Printer:
-    """Shows the first choice as it comes."""
+    """Shows the first choice as it comes: its words, then what it calls. `usage`: at the end also the counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, usage: bool) -> None:
         self.text = ""
+        self._calls: dict[int, pb.ToolCall] = {}
+        self._usage = pb.Usage() if usage else None
         self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
         self._waiting = ""
 
@@ -182,9 +252,25 @@ class _Printer:
         sys.stdout.flush()
         self._reason = reason or self._reason
 
+    def call(self, part: pb.ToolCall) -> None:
+        """The next part of a tool call."""
+        whole = self._calls.setdefault(part.index, pb.ToolCall())
+        whole.name += part.name
+        whole.arguments += part.arguments
+
+    def count(self, chunk: pb.StreamChatResponse | pb.StreamGenerateResponse) -> None:
+        """The counts, which come in the last chunk."""
+        if self._usage is not None and chunk.HasField("usage"):
+            self._usage.CopyFrom(chunk.usage)
+
     def end(self) -> None:
         if self.text and not self.text.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()
+        for whole in self._calls.values():
+            say(f"{whole.name}({whole.arguments})")
         if self._reason == pb.FINISH_REASON_LENGTH:
             say("(stopped at the limit of tokens)", style="dim", stderr=True)
+        if self._usage is not None:
+            prompt, made = self._usage.prompt_tokens, self._usage.completion_tokens
+            say(f"({prompt} tokens of prompt, {made} made)", style="dim", stderr=True)
