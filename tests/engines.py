@@ -23,14 +23,18 @@ import contextlib
 import fcntl
 import io
 import json
+import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -199,6 +203,30 @@ def made(part: str) -> Path:
     if result.returncode != 0:
         lane_missing(f"NO {part}: {result.stderr.strip()}")
     return Path(json.loads(result.stdout)[part])
+
+
+def make_tiny_lora(folder: Path) -> Path:
+    """A LoRA adapter for the tiny Llama, with weights that are large enough to be heard."""
+    rng, rank, hidden = random.Random(1), 4, 64
+    tensors: dict[str, tuple[int, int]] = {}
+    for layer, (part, out) in product(range(2), {"q_proj": 64, "o_proj": 64}.items()):
+        name = f"base_model.model.model.layers.{layer}.self_attn.{part}"
+        tensors |= {f"{name}.lora_A.weight": (rank, hidden), f"{name}.lora_B.weight": (out, rank)}
+    header: dict[str, Any] = {}
+    data = array("f")
+    for name, (rows, columns) in tensors.items():
+        begin = 4 * len(data)
+        data.extend(rng.uniform(-1, 1) for _ in range(rows * columns))
+        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [begin, 4 * len(data)]}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data.tobytes())
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 64, "bias": "none",
+        "target_modules": ["q_proj", "o_proj"],
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 async def until(

@@ -122,7 +122,11 @@ class Agent:
     async def _with_engine(self) -> int:
         config = self._config
         inference = Inference(
-            self._engine, self._gate, model_names=config.model_names, task=config.engine.task
+            self._engine,
+            self._gate,
+            model_names=config.model_names,
+            adapters=tuple(adapter.name for adapter in config.model.adapters),
+            task=config.engine.task,
         )
         try:
             port = await self._server.start(config.bind, inference)

@@ -83,12 +83,22 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """A LoRA adapter: what clients put into `model`, and its folder."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Which model: a folder, or a name (and a revision) at the hub. Empty for an engine that needs none."""
 
     path: str = ""
     hub: str = ""
     hub_revision: str = ""
+    # Loaded at the start, each a model of its own to clients.
+    adapters: tuple[AdapterConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +187,14 @@ def _check(config: AgentConfig) -> None:
         raise ConfigError(f"{CONFIG_NAME}: model has both path and hub; one of them is accepted")
     if config.engine.name == "vllm" and not (config.model.path or config.model.hub):
         raise ConfigError(f"{CONFIG_NAME}: model must have path or hub for the engine vllm")
+    taken = set(config.model_names)
+    for adapter in config.model.adapters:
+        if not adapter.name or adapter.name in taken or not adapter.path.startswith("/"):
+            raise ConfigError(
+                f"{CONFIG_NAME}: model.adapters has {adapter.name!r} at {adapter.path!r};"
+                " a name that nothing else has and an absolute path are accepted"
+            )
+        taken.add(adapter.name)
     if config.startup_timeout_s <= 0:
         raise ConfigError(
             f"{CONFIG_NAME}: startup_timeout_s is {config.startup_timeout_s}; it must be above 0"
@@ -221,7 +239,11 @@ def _decode_field(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{CONFIG_NAME}: {where} is {value!r}; accepted are {', '.join(arguments)}")
         return value
     if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, list):
+            raise ConfigError(f"{CONFIG_NAME}: {where} must be a list")
+        if dataclasses.is_dataclass(arguments[0]):
+            return tuple(_decode_field(arguments[0], each, f"{where}[{i}]") for i, each in enumerate(value))
+        if not all(isinstance(each, str) for each in value):
             raise ConfigError(f"{CONFIG_NAME}: {where} must be a list of strings")
         return tuple(value)
     if origin is Mapping:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from penstock_runtime.adapters import lora_arguments
 from penstock_runtime.child import Child
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.engine_http import EngineError, EngineHttp, Json
@@ -67,6 +69,7 @@ class Launch:
     uds: str
     served_name: str
     pooling: bool
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ def launch(
         if rank is not None:
             variables["VLLM_HOST_IP"] = rank.own_address
     pooling = engine.task == "embed"
+    names = tuple(adapter.name for adapter in model.adapters)
     argv = [*start, "--served-model-name", *served_names]
     if rank is None or rank.number == 0:
         argv += ["--uds", uds, "--disable-uvicorn-access-log"]
@@ -180,14 +184,19 @@ def launch(
         argv += ["--runner", "pooling"]
     if model.hub_revision:
         argv += ["--revision", model.hub_revision]
+    if model.adapters:
+        argv += lora_arguments(model.adapters)
     program = Program(
         (*argv, *engine.args),
         variables | dict(engine.env),
         shared=os.path.dirname(uds),
         model=model.path if engine.name == "vllm" else "",
+        adapters=tuple(adapter.path for adapter in model.adapters),
     )
     is_head = rank is None or rank.number == 0
-    return Launch(command(program, environment, host), uds if is_head else "", served_names[0], pooling)
+    return Launch(
+        command(program, environment, host), uds if is_head else "", served_names[0], pooling, names
+    )
 
 
 def _vllm(venv: str, model: str, rank: Rank | None) -> list[str]:
@@ -297,6 +306,17 @@ class Engine:
             ) from error
         if not proven:
             raise StartError("the engine answered without a token", self.last_words)
+        if self._launch.adapters:
+            await self._prove_adapters()
+
+    async def _prove_adapters(self) -> None:
+        try:
+            _, text = await self._http.get("/v1/models", HEALTH_TIMEOUT_S)
+            there = {card["id"] for card in json.loads(text)["data"]}
+        except (EngineError, ValueError, LookupError, TypeError) as error:
+            raise StartError(f"the engine does not list its models: {error}", self.last_words) from error
+        if missing := [name for name in self._launch.adapters if name not in there]:
+            raise StartError(f"the engine has not loaded the adapters {', '.join(missing)}", self.last_words)
 
     async def load(self) -> Load:
         """What it has to do now. Raises EngineError."""

@@ -60,6 +60,8 @@ class Program:
     shared: str
     # A folder or file that it reads; empty for none.
     model: str = ""
+    # Folders that it reads too.
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +190,12 @@ def _caches(inherited: Mapping[str, str], variables: Mapping[str, str]) -> tuple
 
 def _folders(program: Program, caches: Sequence[str]) -> tuple[str, ...]:
     """Bind mounts, `source:target[:ro]`. Devices are there anyway."""
-    read_only = _whole_model(program.model)
-    for path in (program.shared, read_only, *caches):
+    read_only = [_whole_model(path) for path in (program.model, *program.adapters) if path]
+    for path in (program.shared, *read_only, *caches):
         if ":" in path or "," in path:
             raise ValueError(f"{path!r} cannot be mounted into a container: it has a colon or a comma")
     mounts = [f"{path}:{path}" for path in (program.shared, *caches)]
-    if read_only and not read_only.startswith("/dev/"):
-        mounts.append(f"{read_only}:{read_only}:ro")
+    mounts += [f"{path}:{path}:ro" for path in dict.fromkeys(read_only) if not path.startswith("/dev/")]
     return tuple(mounts)
 
 

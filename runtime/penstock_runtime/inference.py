@@ -56,14 +56,23 @@ _ResponseT = TypeVar("_ResponseT")
 class Inference(inference_pb2_grpc.InferenceServiceServicer):
     """The servicer.
 
-    `model_names`: what callers may ask for; the first is the engine's own name. `task`: generate or embed.
+    `model_names`: what callers may ask for; the first is the engine's own name. `adapters`: what they may ask for too,
+    each by the name that the engine knows it by. `task`: generate or embed.
     """
 
-    def __init__(self, engine: Engine, gate: Gate, *, model_names: tuple[str, ...], task: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        gate: Gate,
+        *,
+        model_names: tuple[str, ...],
+        adapters: tuple[str, ...] = (),
+        task: str,
+    ) -> None:
         self._engine = engine
         self._gate = gate
-        self._model_names = frozenset(model_names)
-        self._model = model_names[0]
+        # What callers say -> what the engine says.
+        self._models = dict.fromkeys(model_names, model_names[0]) | {name: name for name in adapters}
         self._task = task
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -99,14 +108,14 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         """A whole answer."""
         return await self._ask(
             context, request.model, _GENERATE, "/v1/chat/completions",
-            lambda: translate.chat_body(request, model=self._model, stream=False), translate.chat_response,
+            lambda model: translate.chat_body(request, model=model, stream=False), translate.chat_response,
         )  # fmt: skip
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """A whole continuation."""
         return await self._ask(
             context, request.model, _GENERATE, "/v1/completions",
-            lambda: translate.generate_body(request, model=self._model, stream=False),
+            lambda model: translate.generate_body(request, model=model, stream=False),
             translate.generate_response,
         )  # fmt: skip
 
@@ -114,35 +123,35 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         """Embeddings."""
         return await self._ask(
             context, request.model, _EMBED, "/v1/embeddings",
-            lambda: translate.embed_body(request, model=self._model), translate.embed_response,
+            lambda model: translate.embed_body(request, model=model), translate.embed_response,
         )  # fmt: skip
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Scores of documents against a query."""
         return await self._ask(
             context, request.model, _EMBED, "/score",
-            lambda: translate.score_body(request, model=self._model), translate.score_response,
+            lambda model: translate.score_body(request, model=model), translate.score_response,
         )  # fmt: skip
 
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
         """Documents, best first."""
         return await self._ask(
             context, request.model, _EMBED, "/rerank",
-            lambda: translate.rerank_body(request, model=self._model), translate.rerank_response,
+            lambda model: translate.rerank_body(request, model=model), translate.rerank_response,
         )  # fmt: skip
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """A text's tokens."""
         return await self._ask(
             context, request.model, self._task, "/tokenize",
-            lambda: translate.tokenize_body(request, model=self._model), translate.tokenize_response,
+            lambda model: translate.tokenize_body(request, model=model), translate.tokenize_response,
         )  # fmt: skip
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         """A text from its tokens."""
         return await self._ask(
             context, request.model, self._task, "/detokenize",
-            lambda: translate.detokenize_body(request, model=self._model), translate.detokenize_response,
+            lambda model: translate.detokenize_body(request, model=model), translate.detokenize_response,
         )  # fmt: skip
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -161,7 +170,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         """An answer in chunks."""
         await self._stream(
             context, request.model, "/v1/chat/completions",
-            lambda: translate.chat_body(request, model=self._model, stream=True),
+            lambda model: translate.chat_body(request, model=model, stream=True),
             ChatMerge(translate.choices_asked(request.sampling)),
         )  # fmt: skip
 
@@ -171,7 +180,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         """A continuation in chunks."""
         await self._stream(
             context, request.model, "/v1/completions",
-            lambda: translate.generate_body(request, model=self._model, stream=True),
+            lambda model: translate.generate_body(request, model=model, stream=True),
             GenerateMerge(translate.choices_asked(request.sampling)),
         )  # fmt: skip
 
@@ -181,26 +190,26 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         model: str,
         task: str,
         path: str,
-        body: Callable[[], Json],
+        body: Callable[[str], Json],
         read: Callable[[Json], _ResponseT],
     ) -> _ResponseT:
         try:
             with self._gate.enter():
-                self._check(model, task)
-                response = _read(read, await self._engine.post(path, body(), request_id(context)))
+                asked = body(self._engine_name(model, task))
+                response = _read(read, await self._engine.post(path, asked, request_id(context)))
         except Exception as error:  # every failure becomes the call's one status
             await self._fail(context, error)
         context.set_trailing_metadata(counts(getattr(response, "usage", None)))
         return response
 
     async def _stream(
-        self, context: Context, model: str, path: str, body: Callable[[], Json], merge: Merge[ChunkT]
+        self, context: Context, model: str, path: str, body: Callable[[str], Json], merge: Merge[ChunkT]
     ) -> None:
         pipe = Pipe(merge)
         try:
             with self._gate.enter():
-                self._check(model, _GENERATE)
-                events = self._engine.stream(path, body(), request_id(context))
+                asked = body(self._engine_name(model, _GENERATE))
+                events = self._engine.stream(path, asked, request_id(context))
                 reader = asyncio.create_task(pipe.fill(events))
                 try:
                     async for chunk in pipe.chunks():
@@ -212,14 +221,16 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             await self._fail(context, error, merge.counted)
         context.set_trailing_metadata(counts(merge.counted))
 
-    def _check(self, model: str, task: str) -> None:
-        if model not in self._model_names:
+    def _engine_name(self, model: str, task: str) -> str:
+        """What the engine calls `model`. Raises NoSuchModel, and NotSupported where it has no such task."""
+        if model not in self._models:
             raise NoSuchModel(
-                f"model {model!r} is not served here; this replica serves {', '.join(sorted(self._model_names))}"
+                f"model {model!r} is not served here; this replica serves {', '.join(sorted(self._models))}"
             )
         if task != self._task:
             does = "embeds, scores and reranks" if self._task == _EMBED else "generates text"
             raise NotSupported(f"not supported by this model: the engine of {model!r} only {does}")
+        return self._models[model]
 
     async def _fail(self, context: Context, error: Exception, made: pb.Usage | None = None) -> NoReturn:
         end = ending(error)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -50,11 +51,11 @@ VALUES_WITHOUT_EFFECT = (
     "--api-server-count", "--block-size", "--chat-template", "--chat-template-content-format", "--config-format",
     "--convert", "--cpu-offload-gb", "--data-parallel-size", "--device", "--distributed-executor-backend",
     "--download-dir", "--dtype", "--generation-config", "--gpu-memory-utilization", "--hf-config-path",
-    "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-num-batched-tokens",
-    "--max-parallel-loading-workers", "--override-generation-config", "--pipeline-parallel-size", "--quantization",
-    "--reasoning-parser", "--revision", "--seed", "--speculative-config", "--swap-space",
-    "--structured-outputs-config", "--tensor-parallel-size",
-    "--tokenizer", "--tokenizer-mode", "--tokenizer-revision", "--tool-call-parser", "--uvicorn-log-level",
+    "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-lora-rank",
+    "--max-loras", "--max-num-batched-tokens", "--max-parallel-loading-workers", "--override-generation-config",
+    "--pipeline-parallel-size", "--quantization", "--reasoning-parser", "--revision", "--seed",
+    "--speculative-config", "--structured-outputs-config", "--swap-space", "--tensor-parallel-size", "--tokenizer",
+    "--tokenizer-mode", "--tokenizer-revision", "--tool-call-parser", "--uvicorn-log-level",
 )  # fmt: skip
 SHORT_VALUES_WITHOUT_EFFECT = ("-dp", "-pp", "-q", "-tp")
 FLAGS_WITHOUT_EFFECT = (
@@ -105,6 +106,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
         "--enable-force-include-usage", action="store_true", help="usage in every event of a stream"
     )
     parser.add_argument("--enable-auto-tool-choice", action="store_true", help="tools may be called unasked")
+    parser.add_argument(
+        "--lora-modules", nargs="+", default=[], help="NAME=PATH or JSON; they answer in capitals"
+    )
     parser.add_argument("--takes-images", action="store_true", help="as a multimodal model does")
     for name in (*VALUES_WITHOUT_EFFECT, *SHORT_VALUES_WITHOUT_EFFECT):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -174,6 +178,7 @@ async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event
         force_include_usage=chosen.enable_force_include_usage,
         auto_tools=chosen.enable_auto_tool_choice,
         takes_images=chosen.takes_images,
+        adapters=dict(adapter(module) for module in chosen.lora_modules),
     )
     api = Api(engine, service)
     connections: set[Connection] = set()
@@ -201,6 +206,15 @@ async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event
 def engine_names(chosen: argparse.Namespace) -> tuple[str, ...]:
     """What requests may call the model."""
     return tuple(chosen.served_model_name or [chosen.model_tag or chosen.model])
+
+
+def adapter(module: str) -> tuple[str, str]:
+    """Name and path, of either spelling."""
+    if module.startswith("{"):
+        found = json.loads(module)
+        return str(found["name"]), str(found["path"])
+    name, _, path = module.partition("=")
+    return name, path
 
 
 async def listen(chosen: argparse.Namespace, connect: Callable[[], Connection]) -> asyncio.Server:

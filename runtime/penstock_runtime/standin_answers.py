@@ -35,6 +35,8 @@ class Asked:
     logprobs: int | None
     # The tool that every choice calls, its arguments being the text; empty: none.
     tool: str
+    # The request named it; then the call ends as an answer does.
+    tool_named: bool
     stream: bool
     usage: bool
     usage_everywhere: bool
@@ -47,8 +49,9 @@ class Asked:
         return f"chatcmpl-tool-{self.id.rpartition('-')[2]}-{choice}"
 
     def finish_reason(self, piece: Piece) -> str | None:
-        """As vLLM has it: a call that was made whole ends with its own reason."""
-        return "tool_calls" if self.tool and piece.finish_reason == "stop" else piece.finish_reason
+        """As vLLM has it: a call that was made whole ends with its own reason, unless the request named its tool."""
+        called = self.tool and not self.tool_named
+        return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
 
 
 class ChunkWriter:

@@ -65,6 +65,8 @@ class Service:
     force_include_usage: bool
     auto_tools: bool
     takes_images: bool
+    # Name -> path.
+    adapters: Mapping[str, str]
 
 
 class Api:
@@ -138,6 +140,9 @@ class Api:
             }
             for name in self._service.names
         ]
+        for name, path in self._service.adapters.items():
+            parent = {"root": path, "parent": self._service.names[0], "max_model_len": None}
+            cards.append(cards[0] | {"id": name} | parent)
         _respond(exchange, {"object": "list", "data": cards})
 
     async def _metrics(self, request: Request, exchange: Exchange) -> None:
@@ -384,7 +389,7 @@ class Api:
         """The body, its model one that is served here."""
         body = _object(request)
         model = body.get("model")
-        if model is not None and model not in self._service.names:
+        if model is not None and model not in (*self._service.names, *self._service.adapters):
             known = ", ".join(self._service.names)
             message = f"The model `{model}` does not exist. Valid aliases: {known}."
             raise ApiError(404, "NotFoundError", message, "model")
@@ -400,6 +405,8 @@ class Api:
         prompt = standin_text.from_messages(body[source]) if chat else standin_text.from_prompt(body[source])
         if prompt.images and not self._service.takes_images:
             raise bad_value(f"{self._service.names[0]} is not a multimodal model", None)
+        if body.get("model") in self._service.adapters:
+            prompt = replace(prompt, words=tuple(word.upper() for word in prompt.words))
         for field in REFUSED_FIELDS:
             if body.get(field):
                 raise bad_value(f"{field} is not known to the stand-in engine", field)
@@ -432,6 +439,7 @@ class Api:
             keep_stop=body.get("include_stop_str_in_output") is True,
             logprobs=logprobs_of(body, chat),
             tool=tool,
+            tool_named=isinstance(body.get("tool_choice"), dict),
             stream=stream,
             usage=usage,
             usage_everywhere=forced or (usage and options.get("continuous_usage_stats") is True),

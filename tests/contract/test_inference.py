@@ -23,8 +23,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc
-from tests.contract.test_engine_http import ENGINES, PARAMETERS, TOOLS_ARGS, core_of
-from tests.engines import START_TIMEOUT_S, VLLM_ARGS, VLLM_ENV, one_vllm
+from tests.contract.test_engine_http import ENGINES, NO_BLANKS, PARAMETERS, TOOLS_ARGS, core_of
+from tests.engines import START_TIMEOUT_S, VLLM_ARGS, VLLM_ENV, make_tiny_lora, one_vllm
 from tests.integration.agent_kit import (
     METADATA,
     AgentProcess,
@@ -39,6 +39,7 @@ from tests.integration.agent_kit import (
 TOOL = {"name": "weather", "parameters": PARAMETERS, "strict": True}
 MODEL = "smollm2"
 """The name that agent_kit's agents serve."""
+ADAPTER = "other/loud"
 STOP = pb.FINISH_REASON_STOP
 LENGTH = pb.FINISH_REASON_LENGTH
 
@@ -125,17 +126,20 @@ async def failure(call: Any, chunks: list[Any] | None = None) -> Failed:
 
 @contextlib.asynccontextmanager
 async def ready(
-    request: pytest.FixtureRequest, folder: Path, *args: str, task: str, model: str
+    request: pytest.FixtureRequest, folder: Path, *args: str, task: str, model: str, adapters: Any = ()
 ) -> AsyncIterator[Ready]:
     """An agent with the engine that the fixture's parameter names."""
     control = FakeControl()
     engine: dict[str, Any] = {"name": request.param, "args": list(args), "env": {}, "task": task}
-    changes: dict[str, Any] = {"engine": engine}
+    changes: dict[str, Any] = {"engine": engine, "model": {"adapters": adapters}}
     with contextlib.ExitStack() as stack:
         if request.param == "vllm":
             venv, path = request.getfixturevalue("engine_env"), request.getfixturevalue(model)
             engine |= {"args": [*VLLM_ARGS, *args], "env": VLLM_ENV}
-            changes |= {"environment": {"venv": str(venv)}, "model": {"path": str(path)}}
+            changes |= {
+                "environment": {"venv": str(venv)},
+                "model": {"path": str(path), "adapters": adapters},
+            }
             changes["startup_timeout_s"] = START_TIMEOUT_S
             stack.enter_context(one_vllm())
         async with control_plane(control) as port, agent(attempt_folder(folder, port, **changes)) as process:
@@ -156,7 +160,8 @@ async def generating(
     if request.param == "standin":
         args = (*TOOLS_ARGS, "--max-model-len", "2048", "--tokens-per-second", "400")
     folder = tmp_path_factory.mktemp("agent")
-    async with ready(request, folder, *args, task="generate", model="tiny_llama") as found:
+    adapters = [{"name": ADAPTER, "path": str(make_tiny_lora(folder / "lora"))}]
+    async with ready(request, folder, *args, task="generate", model="tiny_llama", adapters=adapters) as found:
         yield found
 
 
@@ -245,20 +250,22 @@ class TestGenerating:
             "tools": [TOOL],
             "tool_choice": choice,
             "sampling": {"max_tokens": 300, "ignore_eos": False},
+            "engine_options": {"logit_bias": NO_BLANKS},
         }
+        ending = pb.FINISH_REASON_TOOL_CALLS if "mode" in choice else STOP
         (whole,) = (await generating.chat(**asked)).choices
         (call,) = whole.tool_calls
         assert call.name == "weather"
         assert call.id
         assert json.loads(call.arguments).keys() == {"unit", "sunny"}
-        assert whole.finish_reason == pb.FINISH_REASON_TOOL_CALLS
+        assert whole.finish_reason == ending
         chunks = await generating.stream(**asked)
         parts = [one for chunk in chunks for choice in chunk.choices for one in choice.tool_calls]
         assert {one.index for one in parts} == {0}
         assert [one.name for one in parts if one.name] == ["weather"]
         assert len([one.id for one in parts if one.id]) == 1
         assert json.loads("".join(one.arguments for one in parts)).keys() == {"unit", "sunny"}
-        assert finished(chunks) == {0: pb.FINISH_REASON_TOOL_CALLS}
+        assert finished(chunks) == {0: ending}
 
     async def test_the_answer_to_a_tool_call_is_talked_about(self, generating: Ready) -> None:
         arguments = '{"unit":"C","sunny":true}'
@@ -299,6 +306,18 @@ class TestGenerating:
         options = {"include_stop_str_in_output": True}
         (choice,) = (await generating.chat(sampling={"stop": [stop]}, engine_options=options)).choices
         assert choice.content == text[: text.index(stop) + len(stop)]
+
+    async def test_an_adapter_is_a_model_of_its_own(self, generating: Ready) -> None:
+        base = await generating.chat()
+        other = await generating.chat(model=ADAPTER)
+        assert other.model == ADAPTER
+        assert other.choices[0].content != base.choices[0].content
+        assert other.choices[0].finish_reason == LENGTH
+        assert text_of(await generating.stream(model=ADAPTER)) == other.choices[0].content
+        assert (await generating.chat()).choices[0].content == base.choices[0].content
+        failed = await failure(generating.stub.Chat(chat(pb.ChatRequest(), model="none"), metadata=METADATA))
+        assert (failed.code, failed.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+        assert ADAPTER in failed.words
 
     async def test_tokens_and_back(self, generating: Ready) -> None:
         tokens = await generating.stub.Tokenize(

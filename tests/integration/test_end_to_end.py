@@ -131,12 +131,9 @@ def test_a_bad_request_is_told_its_field(penstock: Penstock, served: str, method
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert error.details().startswith(f"{field}: ")
             details = dict(error.trailing_metadata())["grpc-status-details-bin"]
-            assert field in [
-                violation.field
-                for detail in status_pb2.Status.FromString(details).details
-                if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)
-                for violation in error_details_pb2.BadRequest.FromString(detail.value).field_violations
-            ]
+            named = error_details_pb2.BadRequest()
+            assert any(detail.Unpack(named) for detail in status_pb2.Status.FromString(details).details)
+            assert [violation.field for violation in named.field_violations] == [field]
 
 
 def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Penstock, served: str) -> None:

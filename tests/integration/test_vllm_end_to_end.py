@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from penstock.v1 import inference_pb2 as pb
+from penstock.v1 import inference_pb2_grpc
 from tests.engines import one_vllm
 from tests.penstocks import Penstock, wait_until
 
@@ -27,10 +31,30 @@ spec:
   drain_timeout_s: 10
 """
 
+EMBEDDING = """
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {{name: minilm}}
+spec:
+  model: {{path: {model}}}
+  engine:
+    task: embed
+    args: [--dtype, float32, --enforce-eager, --max-model-len, "256"]
+    env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
+  environment: {{venv: {{path: {engine}}}}}
+  resources: {{gpus: 1, cpus: 2, memory: 4GiB}}
+  placements: [{{partition: gpu, time_limit: 4h}}]
+  drain_timeout_s: 10
+"""
+SCHEMA = """{"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo", "Paris"]}}, "required": ["city"],
+"additionalProperties": false}"""
+
 
 @pytest.mark.real_engine
 @pytest.mark.timeout(600)
-def test_a_real_model_answers_from_a_job(penstock: Penstock, engine_env: Path, smollm2: Path) -> None:
+def test_a_real_model_answers_from_a_job(
+    penstock: Penstock, engine_env: Path, smollm2: Path, tmp_path: Path
+) -> None:
     with one_vllm():
         penstock.apply(MANIFEST.format(model=smollm2, engine=engine_env))
         penstock.wait_ready("smollm2", 1, READY_WITHIN_S)
@@ -38,6 +62,37 @@ def test_a_real_model_answers_from_a_job(penstock: Penstock, engine_env: Path, s
         for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"):
             done = penstock.cli("chat", name, question, "--temperature", "0", "--max-tokens", "32")
             assert "Paris" in done.stdout
+        schema = tmp_path / "city.json"
+        schema.write_text(SCHEMA)
+        shaped = ("--json-schema", str(schema), "--temperature", "0", "--max-tokens", "64", "--usage")
+        done = penstock.cli("chat", "smollm2", question, *shaped)
+        assert json.loads(done.stdout) == {"city": "Paris"}
+        assert "tokens of prompt" in done.stderr
         assert "vLLM" in penstock.cli("logs", "smollm2-1").stdout
         penstock.cli("delete", "smollm2", "--wait")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")
+
+
+@pytest.mark.real_engine
+@pytest.mark.timeout(600)
+def test_a_real_model_embeds_and_ranks_from_a_job(penstock: Penstock, engine_env: Path, minilm: Path) -> None:
+    kitten, cat, truck = (
+        "A kitten sleeps on the sofa.",
+        "A cat is napping on a couch.",
+        "The truck broke down.",
+    )
+    with one_vllm():
+        penstock.apply(EMBEDDING.format(model=minilm, engine=engine_env))
+        penstock.wait_ready("minilm", 1, READY_WITHIN_S)
+        vectors = json.loads(penstock.cli("embed", "minilm", kitten, cat, truck).stdout)
+        assert [len(vector) for vector in vectors] == [384] * 3
+        near, far = (sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:])
+        assert near > 0.5 > far
+        with penstock.channel() as channel:
+            stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = pb.RerankRequest(model="minilm", query=kitten, documents=[truck, cat])
+            ranked = stub.Rerank(request, timeout=30).documents
+        assert [document.index for document in ranked] == [1, 0]
+        assert ranked[0].score == pytest.approx(near, abs=0.01)
+        penstock.cli("delete", "minilm", "--wait")
     wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")

@@ -54,6 +54,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
+    """It calls tools. Where the request named the tool the reason is STOP all the same."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 5
 
@@ -64,6 +65,7 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
+"""It calls tools. Where the request named the tool the reason is STOP all the same."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 FINISH_REASON_ABORT: FinishReason.ValueType  # 5
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015

@@ -75,6 +75,16 @@ def test_the_whole_shape(tmp_path: Path) -> None:
         ({"control": ["head:0"]}, "control has 'head:0'"),
         ({"model": {}}, "model must have path or hub for the engine vllm"),
         ({"model": {"path": "/a", "hub": "b/c"}}, "model has both path and hub"),
+        ({"model": {"path": "/a", "adapters": [{"name": "x"}]}}, "model.adapters[0].path is missing"),
+        ({"model": {"path": "/a", "adapters": {}}}, "model.adapters must be a list"),
+        (
+            {"model": {"path": "/a", "adapters": [{"name": "x", "path": "x"}]}},
+            "model.adapters has 'x' at 'x'",
+        ),
+        (
+            {"model": {"path": "/a", "adapters": [{"name": "x", "path": "/x"}] * 2}},
+            "a name that nothing else has and an absolute path are accepted",
+        ),
         ({"model_names": []}, "model_names must hold at least one name"),
         ({"attempt": ""}, "attempt must not be empty"),
         ({"startup_timeout_s": 0}, "startup_timeout_s is 0; it must be above 0"),

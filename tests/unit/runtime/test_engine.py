@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from penstock_runtime.child import LAST_LINES
-from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.config import AdapterConfig, EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.engine import (
     FAILED_EXIT_CODE,
     Engine,
@@ -112,6 +113,50 @@ class TestLaunch:
         assert what.command.argv[-4:] == ("--runner", "pooling", "--revision", "abc")
         assert "HF_HUB_OFFLINE" not in what.command.env
         assert what.pooling
+
+    @staticmethod
+    def adapters(*ranks: Any, folder: Path) -> tuple[AdapterConfig, ...]:
+        made = []
+        for number, rank in enumerate(ranks):
+            path = folder / f"a{number}"
+            path.mkdir()
+            (path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+            made.append(AdapterConfig(name=f"org/a{number}", path=str(path)))
+        return tuple(made)
+
+    def test_adapters_are_loaded_at_the_start_with_room_for_the_largest(self, tmp_path: Path) -> None:
+        adapters = self.adapters(4, 20, folder=tmp_path)
+        what = launch(
+            EngineConfig(name="vllm", args=("--max-loras", "1")),
+            EnvironmentConfig(),
+            ModelConfig(path="/models/x", adapters=adapters),
+            served_names=("x",),
+            uds="/run/e.sock",
+            host=Host({}),
+        )
+        argv = what.command.argv
+        at = argv.index("--enable-lora")
+        modules = [json.dumps({"name": one.name, "path": one.path}) for one in adapters]
+        assert argv[at + 1 :] == (
+            "--max-lora-rank", "32", "--max-loras", "2", "--lora-modules", *modules,
+            # The manifest has the last word.
+            "--max-loras", "1",
+        )  # fmt: skip
+        assert what.adapters == ("org/a0", "org/a1")
+
+    @pytest.mark.parametrize(
+        ("rank", "words"), [(None, "has no adapter_config.json with a rank"), (513, "rank 513")]
+    )
+    def test_adapters_that_cannot_be_loaded(self, tmp_path: Path, rank: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            launch(
+                EngineConfig(name="vllm"),
+                EnvironmentConfig(),
+                ModelConfig(path="/models/x", adapters=self.adapters(rank, folder=tmp_path)),
+                served_names=("x",),
+                uds="/run/e.sock",
+                host=Host({}),
+            )
 
     @pytest.mark.parametrize(
         "argument", ["--port", "--host=0.0.0.0", "--served_model_name", "--uds", "--api-key=x"]
