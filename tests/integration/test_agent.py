@@ -119,6 +119,28 @@ async def test_every_call_of_a_generating_engine(tmp_path: Path, control: FakeCo
             assert (status, words in details) == (code, True), details
 
 
+async def test_images_reach_the_engine_as_bytes_or_urls(tmp_path: Path, control: FakeControl) -> None:
+    async with ready_agent(tmp_path, control, engine=standin("--takes-images")) as (_, stub):
+        parts = [
+            pb.ContentPart(text="see"),
+            pb.ContentPart(image=pb.Image(mime_type="image/jpeg", data=b"\xff\xd8\xff")),
+            pb.ContentPart(image_url="https://example.org/a.png"),
+            pb.ContentPart(image_url="data:image/png;base64,AAECAw=="),
+        ]
+        request = pb.ChatRequest(
+            model="smollm2",
+            messages=[pb.Message(role=pb.ROLE_USER, content=parts)],
+            sampling=pb.SamplingParameters(max_tokens=4),
+        )
+        said = (await stub.Chat(request, metadata=METADATA)).choices[0].content
+        # The stand-in says an image as its type and its size.
+        assert said == "see:0 image/jpeg,3:1 https://example.org/a.png:2 image/png,4:3"
+        request.messages[0].content.add(image_url="file:///etc/passwd")
+        status, details = await failed(stub.Chat(request, metadata=METADATA))
+        assert status == "INVALID_ARGUMENT"
+        assert details.startswith("messages[0].content[4].image_url: must be an http, https or data URL")
+
+
 async def test_an_embedding_engine(tmp_path: Path, control: FakeControl) -> None:
     async with ready_agent(tmp_path, control, engine=standin(task="embed")) as (_, stub):
         answer = await stub.Embed(pb.EmbedRequest(model="smollm2", inputs=["a", "b"]), metadata=METADATA)

@@ -88,6 +88,13 @@ def test_singularity_stands_in_for_apptainer() -> None:
     assert found.env == {"SINGULARITYENV_PYTHONNOUSERSITE": "1", "SINGULARITYENV_A": "b"}
 
 
+def test_a_container_sees_the_adapters() -> None:
+    program = Program(("vllm",), {}, "/s", model="/m", adapters=("/l/a", "/l/b", "/m"))
+    found = command(program, EnvironmentConfig(apptainer=ApptainerConfig("/i.sif")), Host({}, "apptainer"))
+    mounts = [word for word in found.argv if word.endswith(":ro")]
+    assert mounts == ["/m:/m:ro", "/l/a:/l/a:ro", "/l/b:/l/b:ro"]
+
+
 def test_pyxis() -> None:
     environment = EnvironmentConfig(
         pyxis=PyxisConfig("nvcr.io#nvidia/vllm:25.09-py3", ("/data:/data:ro+rprivate",))
