@@ -41,7 +41,7 @@ from tests.integration.agent_kit import (
 
 STREAMS = (1, 32, 128)
 TOKENS = 250
-ROUNDS = 5
+ROUNDS = 3
 PROMPT = "tell me more"
 
 
