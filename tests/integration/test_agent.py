@@ -423,7 +423,7 @@ async def test_an_engine_that_is_not_there(tmp_path: Path, control: FakeControl)
     async with control_plane(control) as port:
         engine = {"name": "vllm"}
         folder = attempt_folder(
-            tmp_path, port, engine=engine, model={"path": "/m"}, environment={"venv": "/nowhere"}
+            tmp_path, port, engine=engine, model={"path": str(tmp_path)}, environment={"venv": "/nowhere"}
         )
         async with agent(folder) as process:
             assert await process.ended() == 70
