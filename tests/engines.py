@@ -24,7 +24,6 @@ import fcntl
 import io
 import json
 import random
-import shutil
 import struct
 import subprocess
 import sys
@@ -42,6 +41,7 @@ import pytest
 import pytest_asyncio
 
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import Engine, Launch, StartError, launch
 from penstock_runtime.engine_http import EngineHttp
 from tests.clusters import lane_missing
@@ -100,22 +100,36 @@ class Background:
         self._loop.close()
 
 
+class PaperDoor(EngineDoor):
+    """For command lines that are read and never run."""
+
+    port = 99
+
+    def __init__(self, folder: str, bind: str) -> None:
+        self.folder = Path(folder)
+        self.bind = bind
+        self._key = "the-agents-own"
+
+
+PAPER_DOOR = PaperDoor("/run/door", "10.0.0.7")
+
+
 def standin_launch(
-    *args: str, task: str = "generate", env: Mapping[str, str] | None = None, uds: str
+    *args: str, task: str = "generate", env: Mapping[str, str] | None = None, door: EngineDoor
 ) -> Launch:
     """A stand-in called `m`."""
     config = EngineConfig(name="standin", args=args, env=env or {}, task=cast(Any, task))
-    return launch(config, EnvironmentConfig(), ModelConfig(), served_names=("m",), uds=uds)
+    return launch(config, EnvironmentConfig(), ModelConfig(), served_names=("m",), door=door)
 
 
 @pytest_asyncio.fixture
 async def standin() -> AsyncIterator[StartStandin]:
     """A function that starts a stand-in: arguments as on its command line, `task` and `env` by name."""
-    folder = tempfile.mkdtemp(prefix="penstock-engine-")
+    stack = contextlib.ExitStack()
     running: list[Started] = []
 
     async def start(*args: str, task: str = "generate", env: Mapping[str, str] | None = None) -> Started:
-        what = standin_launch(*args, task=task, env=env, uds=f"{folder}/{len(running)}.sock")
+        what = standin_launch(*args, task=task, env=env, door=stack.enter_context(engine_door()))
         started = _started(what)
         running.append(started)
         await started.engine.start()
@@ -125,7 +139,18 @@ async def standin() -> AsyncIterator[StartStandin]:
     yield start
     for each in running:
         await each.engine.stop(0)
-    shutil.rmtree(folder)
+    stack.close()
+
+
+@contextlib.contextmanager
+def engine_door() -> Iterator[EngineDoor]:
+    """A port on loopback and a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="penstock-engine-") as folder:
+        door = EngineDoor(Path(folder), "127.0.0.1")
+        try:
+            yield door
+        finally:
+            door.release()
 
 
 @contextlib.contextmanager
@@ -142,13 +167,13 @@ def start_vllm(
 ) -> Iterator[tuple[Started, Background]]:
     """vLLM serving `model` as `m`, healthy and proven. `engine` is for the loop of the Background."""
     config = EngineConfig(name="vllm", args=(*VLLM_ARGS, *args), env=VLLM_ENV, task=cast(Any, task))
-    with tempfile.TemporaryDirectory(prefix="penstock-engine-") as folder, one_vllm():
+    with engine_door() as door, one_vllm():
         what = launch(
             config,
             EnvironmentConfig(venv=str(engine_env)),
             ModelConfig(path=str(model)),
             served_names=("m",),
-            uds=f"{folder}/s.sock",
+            door=door,
         )
         with start_in_background(what, START_TIMEOUT_S) as started:
             yield started
@@ -250,7 +275,7 @@ def text_of(events: Sequence[Mapping[str, Any]]) -> str:
 
 def _started(what: Launch) -> Started:
     output = io.BytesIO()
-    return Started(Engine(what, echo=cast(BinaryIO, output)), EngineHttp(what.uds), what, output)
+    return Started(Engine(what, echo=cast(BinaryIO, output)), EngineHttp(what.address), what, output)
 
 
 def _text(output: io.BytesIO) -> str:

@@ -147,6 +147,7 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
         state_folder=folder,
         control=f"unix:{folder}/control.sock",
         gateway=f"unix:{folder}/gateway.sock",
+        gateway_rest=f"unix:{folder}/rest.sock",
         xds=f"unix:{folder}/xds.sock",
         listen=settings.listen,
         runtime_listen=settings.runtime_listen,

@@ -23,14 +23,13 @@ from penstock_runtime import rank
 from penstock_runtime.agent import Agent
 from penstock_runtime.config import AgentConfig, ConfigError, read_folder
 from penstock_runtime.control import address_towards
+from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import Engine, Rank
-from penstock_runtime.ranks import HeldPort, Ranks, SpreadEngine
+from penstock_runtime.ports import HeldPort
+from penstock_runtime.ranks import Ranks, SpreadEngine
 from penstock_runtime.starting import engine_launch
 
 EXIT_CONFIG = 78
-
-# A Unix socket's path has at most 107 bytes; what we add to the folder stays below this.
-SOCKET_HOME_BYTES = 64
 
 
 def main() -> int:
@@ -50,21 +49,19 @@ def main() -> int:
         print(f"penstock_runtime: {error}", file=sys.stderr)
         return EXIT_CONFIG
     start_log(f"agent {config.attempt}" + (" on another node" if given.head is not None else ""))
-    # On the node itself, because sockets do not work on every shared file system; mkdtemp gives mode 0700, so that
-    # nobody else reaches the engine past the agent.
-    with tempfile.TemporaryDirectory(
-        prefix="penstock-", dir=socket_home(), ignore_cleanup_errors=True
-    ) as home:
-        uds = f"{home}/engine.sock"
+    # mkdtemp gives mode 0700: the keys to the engine are in there.
+    with tempfile.TemporaryDirectory(prefix="penstock-", ignore_cleanup_errors=True) as home:
         if given.head is not None:
-            return asyncio.run(rank.live(config, secret, given.head, uds, os.environ))
-        return asyncio.run(live(config, secret, folder, uds, os.environ))
+            return asyncio.run(rank.live(config, secret, given.head, Path(home), os.environ))
+        return asyncio.run(live(config, secret, folder, Path(home), os.environ))
 
 
-async def live(config: AgentConfig, secret: str, folder: Path, uds: str, environ: Mapping[str, str]) -> int:
-    """One attempt from start to end, its engine on the socket `uds`. Returns the exit code."""
+async def live(config: AgentConfig, secret: str, folder: Path, home: Path, environ: Mapping[str, str]) -> int:
+    """One attempt from start to end, its engine's door in the folder `home`. Returns the exit code."""
     try:
-        engine = make_engine(config, secret, folder, uds, environ)
+        # Held until the process ends.
+        door = EngineDoor(home, config.bind)
+        engine = make_engine(config, secret, folder, door, environ)
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).error("%s", error)
         return EXIT_CONFIG
@@ -72,6 +69,7 @@ async def live(config: AgentConfig, secret: str, folder: Path, uds: str, environ
         config,
         secret,
         engine,
+        door,
         job_id=number(environ, "SLURM_JOB_ID"),
         restart_count=number(environ, "SLURM_RESTART_COUNT"),
         version=version(),
@@ -80,17 +78,17 @@ async def live(config: AgentConfig, secret: str, folder: Path, uds: str, environ
 
 
 def make_engine(
-    config: AgentConfig, secret: str, folder: Path, uds: str, environ: Mapping[str, str]
+    config: AgentConfig, secret: str, folder: Path, door: EngineDoor, environ: Mapping[str, str]
 ) -> Engine:
     """The engine, of this node alone or of all nodes of the job. Raises ValueError, and OSError without a network."""
     if config.nodes == 1:
-        return Engine(engine_launch(config, uds, environ))
+        return Engine(engine_launch(config, door, environ))
     address = config.advertise or address_towards(config.control[0])
     # Held until the process ends.
     port = HeldPort(config.bind)
     head = Rank(config.nodes, 0, address, port.number, address)
     ranks = Ranks(head, folder, secret, config.bind, environ, port)
-    return SpreadEngine(engine_launch(config, uds, environ, head), ranks)
+    return SpreadEngine(engine_launch(config, door, environ, head), ranks)
 
 
 def number(environ: Mapping[str, str], name: str) -> int:
@@ -105,12 +103,6 @@ def version() -> str:
         return importlib.metadata.version("penstock")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def socket_home() -> str | None:
-    """A folder on this node with a path short enough for sockets; None: Python's own choice, which begins
-    with TMPDIR."""
-    return None if len(os.fsencode(tempfile.gettempdir())) <= SOCKET_HOME_BYTES else "/tmp"
 
 
 def start_log(who: str) -> None:

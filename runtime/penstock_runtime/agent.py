@@ -33,7 +33,8 @@ from penstock.v1.runtime_pb2 import (
 )
 from penstock_runtime.config import AgentConfig
 from penstock_runtime.control import Control, Refused, Unreachable, backoff
-from penstock_runtime.engine import Engine, EngineExit, StartError
+from penstock_runtime.door import EngineDoor
+from penstock_runtime.engine import Engine, EngineError, EngineExit, StartError
 from penstock_runtime.gate import Gate
 from penstock_runtime.inference import Inference
 from penstock_runtime.reporter import Reporter
@@ -57,6 +58,8 @@ GOODBYE_S = 2.0
 SAME_SIGNAL_S = 0.5
 # A dead replica is to be out of routing within 2 s; asking costs the engine next to nothing.
 DEAD_INTERVAL_S = 0.5
+# How soon a drain that waits for REST alone is over.
+INSIDE_INTERVAL_S = 0.1
 # An engine that is dead, or did not become ready, is often just ending, and then its own exit code says more.
 SAME_END_S = 0.5
 
@@ -75,6 +78,7 @@ class Agent:
         config: AgentConfig,
         secret: str,
         engine: Engine,
+        door: EngineDoor,
         *,
         job_id: int,
         restart_count: int,
@@ -82,6 +86,7 @@ class Agent:
     ) -> None:
         self._config = config
         self._engine = engine
+        self._door = door
         self._job_id = job_id
         self._version = version
         self._begun = time.monotonic()
@@ -157,7 +162,7 @@ class Agent:
             ends.add(dying)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if dying.done() and not leaving.done():
-                self._gate.close(f"the engine of replica {self._config.replica} is dead")
+                self._close(f"the engine of replica {self._config.replica} is dead")
                 await asyncio.wait({exit_}, timeout=SAME_END_S)
             if await self._left_by_itself(exit_, leaving):
                 return await self._fail(str(exit_.result()), exit_.result().exit_code)
@@ -201,6 +206,7 @@ class Agent:
             raise errors.exceptions[0] from None
         ready_after_s = self._age_s()
         self._gate.open()
+        self._door.open()
         await self._server.serving(True)
         self._change(
             AGENT_PHASE_READY, f"serving, {ready_after_s:.1f} s after the start", ready_after_s=ready_after_s
@@ -221,6 +227,7 @@ class Agent:
                     job_id=self._job_id,
                     advertise=self._config.advertise,
                     port=self._server.port,
+                    engine_port=self._door.port,
                     version=self._version,
                 )
             except Unreachable as error:
@@ -233,6 +240,7 @@ class Agent:
         _log.info("registered")
         self._registered = True
         self._server.expect(answer.deployment_secret)
+        self._door.expect(answer.engine_key)
         self._report_every(max(1, answer.report_interval_s))
 
     async def _until_dead(self) -> None:
@@ -273,17 +281,22 @@ class Agent:
         begun = time.monotonic()
         timeout_s = self._config.drain_timeout_s
         why = self._leaving_why
-        self._change(AGENT_PHASE_DRAINING, f"leaving ({why}) with {self._gate.inside} running requests")
         await self._server.serving(False)
+        running = self._gate.inside + await self._past_the_agent()
+        self._change(AGENT_PHASE_DRAINING, f"leaving ({why}) with {running} running requests")
         try:
             await self._control.drain(why)
         except (Refused, Unreachable) as error:
             _log.warning("leaving without a word from the control plane: %s", error)
             await asyncio.sleep(max(0.0, begun + UNROUTED_AFTER_S - time.monotonic()))
-        self._gate.close(f"replica {self._config.replica} is leaving; another one can take this request")
+        self._close(f"replica {self._config.replica} is leaving; another one can take this request")
         cut = 0
-        if not await self._gate.empty(begun + timeout_s - time.monotonic()):
-            cut = self._gate.cut(
+        both_empty = await asyncio.gather(
+            self._gate.empty(begun + timeout_s - time.monotonic()), self._engine_empty(begun + timeout_s)
+        )
+        if not all(both_empty):
+            past_the_agent = await self._past_the_agent()
+            cut = past_the_agent + self._gate.cut(
                 f"replica {self._config.replica} had to leave after {timeout_s:g} s (drain_timeout_s)"
             )
         await self._engine.stop(ENGINE_STOP_S)
@@ -293,6 +306,26 @@ class Agent:
         )
         await self._last_report()
         return 0
+
+    def _close(self, why: str) -> None:
+        """Both ways in: gRPC's, and the engine's own."""
+        self._gate.close(why)
+        self._door.close(why)
+
+    async def _engine_empty(self, deadline: float) -> bool:
+        """Waits until no request is inside the engine; False when the deadline came first."""
+        while await self._past_the_agent():
+            if time.monotonic() + INSIDE_INTERVAL_S > deadline:
+                return False
+            await asyncio.sleep(INSIDE_INTERVAL_S)
+        return True
+
+    async def _past_the_agent(self) -> int:
+        """Requests that the engine has from gateways directly. One that is too busy to say is busy with some."""
+        try:
+            return await self._engine.past_the_agent(self._gate.inside)
+        except EngineError:
+            return 0 if await self._engine.dead() else 1
 
     # --- Telling.
 

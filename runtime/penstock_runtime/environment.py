@@ -1,8 +1,8 @@
 """Where the engine's program comes from: the job's PATH, a virtual environment, modules, Apptainer, or Pyxis.
 
 Pure: what is to run and where, in; the process to start, out. The agent itself is never inside: it is Penstock's own
-Python, and starts the engine from without, on a Unix socket in a folder that both see. Which engine it is, is not known
-here.
+Python, and starts the engine from without; a folder that both see has what they share. Which engine it is, is not
+known here.
 
     nothing     argv as it is
     venv        argv as it is, the folder's bin first on the PATH
@@ -11,8 +11,8 @@ here.
     Pyxis       srun --container-image, a step of this job on this node
 
 The rules guarded here: variables never stand on a command line, where everyone on the node can read them; what leads to
-the agent's own packages does not lead the engine there; and a container sees the model, its caches and the socket under
-the paths that they have outside.
+the agent's own packages does not lead the engine there; and a container sees the model, its caches and the shared
+folder under the paths that they have outside.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ class Program:
     argv: tuple[str, ...]
     # Set for it, over whatever it inherits.
     variables: Mapping[str, str]
-    # A folder that it shares with the agent: its socket's.
+    # A folder that it shares with the agent: its door's.
     shared: str
     # A folder or file that it reads; empty for none.
     model: str = ""
     # Folders that it reads too.
     adapters: tuple[str, ...] = ()
+    # A folder that its Python is to import from first; empty for none.
+    python_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,17 @@ def command(program: Program, environment: EnvironmentConfig, host: Host) -> Com
     env = {**host.inherited, **program.variables}
     if environment.venv:
         env = {**_foreign(host.inherited), **_venv(environment.venv, host.inherited), **program.variables}
+    if program.python_path:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (program.python_path, env.get("PYTHONPATH"))))
     return Command(program.argv, env, needs)
+
+
+def _with_python_path(program: Program) -> tuple[str, ...]:
+    """Its argv where the PYTHONPATH that it adds to is known only inside."""
+    if not program.python_path:
+        return program.argv
+    script = 'export PYTHONPATH="$0${PYTHONPATH:+:$PYTHONPATH}"; exec "$@"'
+    return ("sh", "-c", script, program.python_path, *program.argv)
 
 
 def _foreign(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -107,7 +119,7 @@ def _with_modules(program: Program, module: ModuleConfig, host: Host, needs: Map
     script = _module_script(module)
     env = _foreign(host.inherited) | {HANDED_ON + name: value for name, value in program.variables.items()}
     shell = ("bash", "--noprofile", "--norc", "-c", script, "penstock-engine")
-    return Command((*shell, *program.argv), env, needs)
+    return Command((*shell, *_with_python_path(program)), env, needs)
 
 
 def _module_script(module: ModuleConfig) -> str:
@@ -147,7 +159,7 @@ def _in_apptainer(
         "--pwd",
         program.shared,
         apptainer.image,
-        *program.argv,
+        *_with_python_path(program),
     )
     return Command(argv, env, {**_image(apptainer.image, "apptainer"), **needs}, caches)
 
@@ -171,7 +183,7 @@ def _in_pyxis(program: Program, pyxis: PyxisConfig, host: Host, needs: Mapping[s
         "-c",
         'echo $$ >"$0" && exec "$@"',
         pid_file,
-        *program.argv,
+        *_with_python_path(program),
     )
     env = _foreign(host.inherited) | variables
     return Command(argv, env, {**_image(pyxis.image, "pyxis"), **needs}, caches, pid_file)

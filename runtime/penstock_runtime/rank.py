@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 
 from penstock_runtime.config import AgentConfig
 from penstock_runtime.control import backoff
@@ -28,7 +29,7 @@ ENGINE_STOP_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-async def live(config: AgentConfig, secret: str, head: str, uds: str, environ: Mapping[str, str]) -> int:
+async def live(config: AgentConfig, secret: str, head: str, home: Path, environ: Mapping[str, str]) -> int:
     """One rank from start to end. Returns the exit code."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -49,7 +50,7 @@ async def live(config: AgentConfig, secret: str, head: str, uds: str, environ: M
     )
     _log.info("rank %d of %d, head at %s", rank.number, rank.nodes, head)
     try:
-        engine = Engine(engine_launch(config, uds, environ, rank))
+        engine = Engine(engine_launch(config, home, environ, rank))
         await engine.start()
     except (ValueError, StartError) as error:
         _log.error("%s", error)

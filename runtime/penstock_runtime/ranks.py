@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from penstock_runtime.child import Child
 from penstock_runtime.engine import FAILED_EXIT_CODE, Engine, EngineExit, Launch, Rank, StartError
 from penstock_runtime.leash import leashed
 from penstock_runtime.link import MAX_LINE_BYTES, Link, LinkError, greet
+from penstock_runtime.ports import HeldPort
 from penstock_runtime.steps import srun
 
 STEP_END_S = 5.0
@@ -31,24 +31,6 @@ SAME_END_S = 0.4
 where rank 0 has said itself that it is dead, waits a little longer for its exit."""
 
 _log = logging.getLogger(__name__)
-
-
-class HeldPort:
-    """A free port of this machine, ours from now on.
-
-    Bound and never listened at: the kernel gives it to nobody who asks for any port, and the engine, which is told its
-    number and allows addresses to be reused, can still listen there.
-    """
-
-    def __init__(self, host: str) -> None:
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((host, 0))
-        self.number: int = self._socket.getsockname()[1]
-
-    def close(self) -> None:
-        """Gives it back."""
-        self._socket.close()
 
 
 class Ranks:

@@ -37,7 +37,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock_runtime import standin_ranks
+from penstock_runtime.in_engine.penstock_engine_door import FILE_VARIABLE
 from penstock_runtime.standin_api import Api, Service
+from penstock_runtime.standin_door import guarded
 from penstock_runtime.standin_engine import CORE_DIED, Behaviour, BehaviourError, Engine
 from penstock_runtime.standin_http import Connection
 
@@ -79,6 +81,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
     parser.add_argument("--model", default="standin", help="any name; the served name unless one is given")
     parser.add_argument("--served-model-name", nargs="+", help="what requests call the model")
     parser.add_argument("--uds", help="listen on this Unix socket instead of host and port")
+    parser.add_argument("--middleware", help="any name: let in only whom the door's file names")
     parser.add_argument("--host", default="127.0.0.1", help="(%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     parser.add_argument(
@@ -182,7 +185,9 @@ async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event
     )
     api = Api(engine, service)
     connections: set[Connection] = set()
-    server = await listen(chosen, lambda: Connection(api.handle, connections))
+    # vLLM would import it; here the name says only that there is to be a door.
+    handle = guarded(api.handle, os.environ[FILE_VARIABLE]) if chosen.middleware else api.handle
+    server = await listen(chosen, lambda: Connection(handle, connections))
     await within(None, stop, engine.failed)
     if engine.failure is not None:
         say(f"ERROR {engine.failure}")

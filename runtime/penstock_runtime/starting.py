@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from penstock_runtime.config import AgentConfig
+from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import Launch, Rank, launch
 from penstock_runtime.environment import Host
 from penstock_runtime.leash import leashed
@@ -16,7 +18,7 @@ AMD_DEVICE = "/dev/kfd"
 
 
 def engine_launch(
-    config: AgentConfig, uds: str, environ: Mapping[str, str], rank: Rank | None = None
+    config: AgentConfig, door: EngineDoor | Path, environ: Mapping[str, str], rank: Rank | None = None
 ) -> Launch:
     """The engine of this node, on a leash held by this process. Raises ValueError for what cannot be started."""
     what = launch(
@@ -24,7 +26,7 @@ def engine_launch(
         config.environment,
         config.model,
         served_names=config.model_names,
-        uds=uds,
+        door=door,
         host=this_host(config, environ),
         rank=rank,
     )

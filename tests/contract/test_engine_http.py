@@ -11,9 +11,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +20,12 @@ from typing import Any
 import pytest
 
 from penstock_runtime.engine import EngineError
-from penstock_runtime.engine_http import EngineHttp, Json
+from penstock_runtime.engine_http import Address, EngineHttp, Json
 from tests.engines import (
     STANDIN_TIMEOUT_S,
     Background,
     Started,
+    engine_door,
     standin_launch,
     start_in_background,
     start_vllm,
@@ -82,12 +81,11 @@ def running(
         with start_vllm(env, model, "--max-num-seqs", str(SEQUENCES), *args, task=task) as started:
             yield started
         return
-    folder = tempfile.mkdtemp(prefix="penstock-engine-")
     speed = ("--tokens-per-second", "800", "--max-num-seqs", str(SEQUENCES), "--max-model-len", "2048")
-    what = standin_launch(*speed, *args, task=task, uds=f"{folder}/s.sock")
-    with start_in_background(what, STANDIN_TIMEOUT_S) as started:
-        yield started
-    shutil.rmtree(folder)
+    with engine_door() as door:
+        what = standin_launch(*speed, *args, task=task, door=door)
+        with start_in_background(what, STANDIN_TIMEOUT_S) as started:
+            yield started
 
 
 def chat(**fields: Any) -> Json:
@@ -136,9 +134,9 @@ async def load(engine: Started) -> Any:
     return await engine.engine.load()
 
 
-async def test_an_engine_that_is_not_there_is_an_error_without_a_status(tmp_path: Path) -> None:
+async def test_an_engine_that_is_not_there_is_an_error_without_a_status() -> None:
     with pytest.raises(EngineError) as caught:
-        await EngineHttp(str(tmp_path / "none.sock")).post(CHAT, chat())
+        await EngineHttp(Address("127.0.0.1", 1)).post(CHAT, chat())
     assert caught.value.status == 0
 
 

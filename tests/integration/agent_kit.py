@@ -18,11 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc, runtime_pb2, runtime_pb2_grpc
-from penstock_runtime.engine_http import EngineHttp
+from penstock_runtime.engine_http import Address, EngineHttp
+from penstock_runtime.in_engine.penstock_engine_door import FILE_VARIABLE, KEY_HEADER
 
 ATTEMPT = "a1b2c3"
 ATTEMPT_SECRET = "the-attempts-secret"
 DEPLOYMENT_SECRET = "the-deployments-secret"
+ENGINE_KEY = "the-engines-key"
 METADATA = (("x-penstock-deployment-secret", DEPLOYMENT_SECRET),)
 
 # A wait that takes this long has failed.
@@ -64,7 +66,9 @@ class FakeControl(runtime_pb2_grpc.RuntimeServiceServicer):
         await self._admit("Register", context)
         self.registered.append(request)
         return runtime_pb2.RegisterResponse(
-            deployment_secret=DEPLOYMENT_SECRET, report_interval_s=self.report_interval_s
+            deployment_secret=DEPLOYMENT_SECRET,
+            report_interval_s=self.report_interval_s,
+            engine_key=ENGINE_KEY,
         )
 
     async def Report(self, request: Any, context: Any) -> runtime_pb2.ReportResponse:
@@ -161,21 +165,33 @@ class AgentProcess:
         return children(self.process.pid)[0]
 
     @property
-    def engine_socket(self) -> Path:
+    def door_folder(self) -> Path:
+        """Where the engine's keys and their guard are."""
+        return Path(environment(self.engine_pid)[FILE_VARIABLE]).parent
+
+    @property
+    def engine_port(self) -> int:
         """Where the engine listens."""
         arguments = Path(f"/proc/{self.engine_pid}/cmdline").read_bytes().decode().split("\0")
-        return Path(arguments[arguments.index("--uds") + 1])
+        return int(arguments[arguments.index("--port") + 1])
 
     @property
     def engine(self) -> EngineHttp:
-        """The engine itself, past the agent."""
-        return EngineHttp(str(self.engine_socket))
+        """The engine itself, past the agent and with the agent's key."""
+        keys = json.loads((self.door_folder / "door.json").read_text())
+        return EngineHttp(Address("127.0.0.1", self.engine_port, {KEY_HEADER: keys["agent"]}))
 
     async def running(self) -> int:
         """How many requests the engine says are running."""
         _, text = await self.engine.get("/metrics", 5)
         lines = [line for line in text.decode().splitlines() if line.startswith("vllm:num_requests_running{")]
         return int(float(lines[0].rpartition(" ")[2]))
+
+
+def environment(pid: int) -> dict[str, str]:
+    """What the process was started with."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def children(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+import httpx
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deploy.cluster.cluster import free_ports
@@ -54,13 +56,17 @@ async def until(
         await asyncio.sleep(0.002)
 
 
-def endpoint(port: int, host: str = "127.0.0.1") -> Endpoint:
-    return Endpoint(attempt=f"a{port}", replica=f"r{port}", host=host, port=port)
+def endpoint(port: int, host: str = "127.0.0.1", engine_port: int | None = None) -> Endpoint:
+    return Endpoint(f"a{port}", f"r{port}", host, port, engine_port)
 
 
-def route(deployment: str, *ports: int, names: Iterable[str] = (), secret: str = SECRET) -> Route:
-    endpoints = tuple(endpoint(port) for port in ports)
-    return Route(deployment, (deployment, *names), secret, endpoints, admission=HOLD_NOBODY)
+def route(deployment: str, *ports: int | Replica, names: Iterable[str] = (), secret: str = SECRET) -> Route:
+    """Replicas by the port of their agent, or themselves: then their engines are known too."""
+    endpoints = tuple(
+        endpoint(port) if isinstance(port, int) else endpoint(port.port, engine_port=port.engine_port)
+        for port in ports
+    )
+    return Route(deployment, (deployment, *names), secret, endpoints, HOLD_NOBODY, 1700000000)
 
 
 async def program(module: str, *arguments: str) -> tuple[Process, str]:
@@ -103,6 +109,7 @@ class House:
             state_folder=self.folder,
             control=f"unix:{self.folder}/control.sock",
             gateway=f"unix:{self.folder}/gateway.sock",
+            gateway_rest=f"unix:{self.folder}/rest.sock",
             xds=f"unix:{self.folder}/xds.sock",
             **{"listen": f"127.0.0.1:{free_port()}", **settings},
         )
@@ -126,6 +133,8 @@ class House:
         self._stack.push_async_callback(end, self.envoy)
         self.channel = self.new_channel()
         self._stack.push_async_callback(self.channel.close, None)
+        self.rest = self.new_client()
+        self._stack.push_async_callback(self.rest.aclose)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         return self
 
@@ -150,6 +159,9 @@ class House:
     def new_channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(self.settings.listen, options=BIG)
 
+    def new_client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"http://{self.settings.listen}", timeout=20, **options)
+
     async def replica(self, name: str, secret: str = SECRET) -> Replica:
         """A replica in this process."""
         replica = Replica(name, secret)
@@ -159,9 +171,15 @@ class House:
 
     async def replica_process(self, name: str, secret: str = SECRET) -> tuple[Process, int]:
         """A replica that can be killed."""
-        process, port = await program("tests.integration.front_door_replica", name, secret)
+        process, port, _ = await self.rest_process(name, secret)
+        return process, port
+
+    async def rest_process(self, name: str, secret: str = SECRET) -> tuple[Process, int, int]:
+        """The same, with the port of its engine too."""
+        process, ports = await program("tests.integration.front_door_replica", name, secret)
         self._stack.push_async_callback(end, process)
-        return process, int(port)
+        port, engine_port = (int(part) for part in ports.split())
+        return process, port, engine_port
 
     async def gateway_process(self, *routes: Route) -> Process:
         """The gateway's Python in a process; the state is read from a file."""
@@ -176,6 +194,7 @@ class House:
             "listen": self.settings.listen,
             "control": self.settings.control,
             "gateway": self.settings.gateway,
+            "gateway_rest": self.settings.gateway_rest,
             "xds": self.settings.xds,
         }
         listed = [
@@ -183,10 +202,7 @@ class House:
                 "deployment": one.deployment,
                 "model_names": list(one.model_names),
                 "secret": one.secret,
-                "endpoints": [
-                    {"attempt": end.attempt, "replica": end.replica, "host": end.host, "port": end.port}
-                    for end in one.endpoints
-                ],
+                "endpoints": [dataclasses.asdict(end) for end in one.endpoints],
             }
             for one in routes
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from penstock.v1 import inference_pb2 as pb
+from penstock_runtime.in_engine.penstock_engine_door import KEY_HEADER
 from tests.integration.agent_kit import (
     ATTEMPT,
     ATTEMPT_SECRET,
+    ENGINE_KEY,
     METADATA,
     FakeControl,
     agent,
@@ -24,6 +28,7 @@ from tests.integration.agent_kit import (
     chat,
     client,
     control_plane,
+    environment,
     failed,
     health,
     ready_agent,
@@ -171,16 +176,64 @@ async def test_only_the_deployments_secret_opens(tmp_path: Path, control: FakeCo
         assert await health(port, wrong) == "UNAUTHENTICATED"
 
 
-async def test_the_engine_is_closed_to_other_users(tmp_path: Path, control: FakeControl) -> None:
+async def test_the_engine_lets_in_its_agent_and_its_gateways_only(
+    tmp_path: Path, control: FakeControl
+) -> None:
     async with ready_agent(tmp_path, control) as (process, _):
-        socket = process.engine_socket
-        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        assert len(os.fsencode(socket)) < 100
-        assert not Path(f"/proc/{process.engine_pid}/cmdline").read_bytes().count(ATTEMPT_SECRET.encode())
+        folder = process.door_folder
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / "door.json").stat().st_mode) == 0o600
+        keys = json.loads((folder / "door.json").read_text())
+        command = Path(f"/proc/{process.engine_pid}/cmdline").read_bytes().decode()
+        shown = command + str(environment(process.engine_pid))
+        assert not any(secret in shown for secret in (ATTEMPT_SECRET, keys["agent"], ENGINE_KEY))
+        port = control.registered[0].engine_port
+        assert port == process.engine_port
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for path in ("/health", "/metrics", "/v1/models", "/v1/load_lora_adapter", "/penstock/door", "/"):
+                for wrong in (
+                    {},
+                    {KEY_HEADER: ""},
+                    {KEY_HEADER: ENGINE_KEY[:-1]},
+                    {KEY_HEADER: ATTEMPT_SECRET},
+                ):
+                    answer = await client.get(path, headers=wrong)
+                    assert answer.status_code == 401, path
+                    assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert (await client.get("/v1/models", headers={KEY_HEADER: ENGINE_KEY})).status_code == 200
+            # Only the agent is told how busy the door is.
+            assert (await client.get("/penstock/door", headers={KEY_HEADER: ENGINE_KEY})).status_code == 404
         process.signal(signal.SIGTERM)
         control.drain_may_end.set()
         assert await process.ended() == 0
-        assert not socket.parent.exists()
+        assert not folder.exists()
+
+
+async def test_a_drain_lets_rest_finish_and_takes_no_more_of_it(tmp_path: Path, control: FakeControl) -> None:
+    engine = standin("--tokens-per-second", "40", "--answer-tokens", "60")
+    control.drain_may_end.set()
+    async with ready_agent(tmp_path, control, engine=engine) as (process, _):
+        base = f"http://127.0.0.1:{process.engine_port}"
+        asked = {"model": "smollm2", "prompt": "a b", "stream": True, "max_tokens": 100}
+        async with httpx.AsyncClient(base_url=base, headers={KEY_HEADER: ENGINE_KEY}) as client:
+            async with client.stream("POST", "/v1/completions", json=asked) as stream:
+                lines = stream.aiter_lines()
+                await anext(lines)
+                process.signal(signal.SIGTERM)
+                await until(lambda: control.last("DRAINING"), "DRAINING")
+                assert "with 1 running requests" in control.last("DRAINING").message  # type: ignore[union-attr]
+                await until(lambda: control.drains, "Drain")
+
+                async def refused() -> bool:
+                    answer = await client.post("/v1/completions", json={**asked, "stream": False})
+                    return answer.status_code == 503 and answer.headers["x-penstock-answered-by"] == "door"
+
+                while not await refused():
+                    pass
+                rest = [line async for line in lines]
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert await process.ended() == 0
+        assert "0 requests were cut" in process.log
 
 
 async def test_a_client_who_leaves_frees_his_slot(tmp_path: Path, control: FakeControl) -> None:

@@ -134,7 +134,7 @@ async def test_control_calls_reach_the_control_api_and_nothing_else_is_there() -
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _raw(house.channel, "/some.Other/Method")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == "no such service or method at this port"
+        assert caught.value.details() == "no such service, method or path at this port"
 
 
 async def test_the_runtime_listener_carries_only_the_runtime_service() -> None:
@@ -156,7 +156,10 @@ async def test_the_runtime_listener_carries_only_the_runtime_service() -> None:
                 "InferenceService/ListModels",
                 "InferenceService/Generate",
             ):
-                assert await complaint(f"/penstock.v1.{method}") == "no such service or method at this port"
+                assert (
+                    await complaint(f"/penstock.v1.{method}")
+                    == "no such service, method or path at this port"
+                )
 
 
 async def test_large_messages_pass_and_too_large_ones_are_refused_in_a_sentence() -> None:
@@ -185,11 +188,16 @@ async def test_too_many_requests_at_once_are_refused_in_a_sentence() -> None:
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await house.generate("m")
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert (
-            caught.value.details()
-            == "too many requests at once for this deployment (the limit is 2); try again later"
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == (
+            "too many requests are in flight for this deployment (limit: max_in_flight); try again later"
         )
+        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+        assert status is not None
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert status.details[1].Unpack(retry)
+        assert (info.metadata["limit"], retry.retry_delay.seconds) == ("max_in_flight", 1)
 
 
 async def test_deadline_and_cancellation_reach_the_replica() -> None:

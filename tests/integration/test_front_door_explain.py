@@ -12,9 +12,10 @@ import pytest
 
 from penstock.core.prospect import Prospect
 from penstock.core.routing import RoutingState
-from penstock.gateway import explain as explain_module
-from penstock.gateway.explain import Explain, ExplainHandler
+from penstock.gateway import served as served_module
+from penstock.gateway.explain import ExplainHandler
 from penstock.gateway.relay import GrpcRelay
+from penstock.gateway.served import Explain, Served
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.integration.front_door_kit import route
@@ -22,9 +23,10 @@ from tests.integration.front_door_kit import route
 
 @asynccontextmanager
 async def served(explain: Explain, folder: Path) -> AsyncIterator[inference_pb2_grpc.InferenceServiceStub]:
-    relay = GrpcRelay(FrontDoorSettings(state_folder=folder, control="", gateway="", xds=""))
-    handler = ExplainHandler(explain, relay)
-    handler.set_state(RoutingState((route("m"), route("busy", 1))))
+    relay = GrpcRelay(FrontDoorSettings(state_folder=folder, control="", gateway="", gateway_rest="", xds=""))
+    known = Served(explain)
+    known.set_state(RoutingState((route("m"), route("busy", 1))))
+    handler = ExplainHandler(known, relay)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"unix:{folder}/s")
@@ -72,7 +74,7 @@ async def test_many_requests_cost_one_question(tmp_path: Path) -> None:
 async def test_a_reason_that_cannot_be_had_is_still_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(explain_module, "EXPLAIN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(served_module, "EXPLAIN_TIMEOUT_S", 0.05)
 
     async def fails(deployment: str) -> Prospect:
         raise ConnectionError("the database is gone")

@@ -91,7 +91,7 @@ def test_one_job_serves_from_two_nodes(penstock: Penstock, wide: str) -> None:
     said = rank.cmdline()
     assert said[said.index("--nnodes") :][:4] == ["--nnodes", "2", "--node-rank", "1"]
     assert "--headless" in said
-    assert "--uds" not in said
+    assert "--port" not in said
     assert {head.environ()["CUDA_VISIBLE_DEVICES"], rank.environ()["CUDA_VISIBLE_DEVICES"]} == {"0,1"}
     assert {each.environ()["SLURMD_NODENAME"] for each in (head, rank)} == {"node1", "node2"}
     folder = penstock.folder / "state" / "attempts"

@@ -658,20 +658,22 @@ class TestRuntime:
         async def routable() -> list[str]:
             routes = {route.deployment: route for route in (await runtime.routing_state(conn)).routes}
             assert routes["a"].model_names == ("a", "llama")
-            assert routes["b"] == Route("b", ("b",), routes["b"].secret, ())
+            assert routes["b"] == Route(
+                "b", ("b",), routes["b"].secret, (), created_at_s=int(NOW.timestamp())
+            )
             assert routes["a"].secret != routes["b"].secret
             return [endpoint.attempt for endpoint in routes["a"].endpoints]
 
         for number, token in enumerate(("t1", "t2", "t3"), 1):
             await runtime.register(
-                conn, token, job_id=number, restart_count=0, host="n1", port=number, now=NOW
+                conn, token, job_id=number, restart_count=0, host="n1", port=number, engine_port=99, now=NOW
             )
         assert await routable() == []
         for token in ("t1", "t2", "t3"):
             await ready(conn, token)
         assert await routable() == ["t1", "t2", "t3"]
         (route, _) = (await runtime.routing_state(conn)).routes
-        assert route.endpoints[0] == Endpoint("t1", "a-1", "n1", 1)
+        assert route.endpoints[0] == Endpoint("t1", "a-1", "n1", 1, 99)
         await replicas.mark_leaving(conn, (await replicas.get(conn, "a-1")).uid)
         assert await routable() == ["t2", "t3"]
         assert (await ready(conn, "t1")).drain

@@ -6,6 +6,8 @@ when its attempt is live, has proved itself ready, is not draining, and its job 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import dataclass, field
 
 from penstock.core.spec import Admission
@@ -20,6 +22,8 @@ class Endpoint:
     replica: str
     host: str
     port: int
+    engine_port: int | None = None
+    """Of the engine's own HTTP server, at the same host. None: it has none, and serves no REST."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Route:
     endpoints: tuple[Endpoint, ...]
     """Empty: requests are led to the gateway, which holds them or says why not."""
     admission: Admission = field(default_factory=Admission)
+    created_at_s: int = 0
+    """When the deployment was made, in seconds since 1970: the OpenAI API tells it of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +47,11 @@ class RoutingState:
     """All deployments, those without an endpoint too: their clients are told why."""
 
     routes: tuple[Route, ...]
+
+
+def engine_key(secret: str, attempt: str) -> str:
+    """What opens the door of this attempt's engine and of no other, so that who takes over its port learns little.
+
+    `secret`: the deployment's. Both ends are told it or can work it out, so that it is stored nowhere.
+    """
+    return hmac.new(secret.encode(), f"engine {attempt}".encode(), hashlib.sha256).hexdigest()

@@ -1,16 +1,18 @@
-"""Whom Envoy can speak to: one cluster for each deployment's replicas, one for the control API, one for the gateway.
+"""Whom Envoy can speak to: two clusters for each deployment's replicas, one for the control API, two for the gateway.
 
-A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one
-replica answers health checks, all requests go to replicas; when none does, the request goes to the gateway,
-which holds it or says why not. So replicas come and go by endpoints alone: neither the listener, nor a route,
-nor the cluster changes.
+gRPC goes to the replicas' agents, REST to the HTTP servers of their engines: other ports, other protocols, and
+so another cluster, with the same replicas in it.
 
-Health has two judges. Envoy asks every replica two or three times a second (gRPC health, with the deployment's
+A deployment's cluster holds its replicas in the first place and the gateway in the second. As long as one replica
+answers health checks, all requests go to replicas; when none does, the request goes to the gateway, which holds it or
+says why not. So replicas come and go by endpoints alone: neither the listener, nor a route, nor the cluster changes.
+
+Health has two judges. Envoy asks every replica's agent two or three times a second (gRPC health, with the deployment's
 secret, so that another program on a reused port does not pass for the replica); one failure takes it out, one
-success brings it back. Between two checks, connections that fail take it out (outlier ejection) until the
-next check that succeeds, but never more than half of a deployment. An error status does not eject, whatever
-it is: an agent that cannot serve says so in its health, and a client's bad requests must not cost others
-their replica.
+success brings it back. Between two checks, connections that fail take it out (outlier ejection), but never more
+than half of a deployment. A gRPC status does not eject, whatever it is: an agent that cannot serve says so in
+its health. An engine's HTTP 5xx does, for a while, when there are several in a row; its 4xx never, for a client's bad
+requests must not cost others their replica.
 
 There is no panic mode (threshold 0): a replica that failed its check gets nothing, for the gateway has a
 better answer than it.
@@ -22,12 +24,18 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
-from penstock.gateway.messages import ADS, Cluster, build
+from penstock.gateway.messages import ADS, Cluster, build, http_filter, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 
 CONTROL = "control"
 GATEWAY = "gateway"
+GATEWAY_REST = "gateway-rest"
 SECRET_HEADER = "x-penstock-deployment-secret"
+ENGINE_KEY_HEADER = "x-penstock-engine-key"
+METADATA = "penstock"
+"""Under this name are our own words on an endpoint: `engine_key`; and on a route."""
+ANSWERED_BY_HEADER = "x-penstock-answered-by"
+"""On answers that say nothing against the replica they came from, or did not come from one."""
 
 # How much of a stream's answer Envoy holds for a client that reads slowly, before it stops reading from the
 # replica.
@@ -35,11 +43,21 @@ _BUFFER_BYTES = 1 * MIB
 # A node that vanished is found by TCP in 25 s. HTTP/2 pings are not used towards gRPC servers, which by
 # default close the connection, with every stream on it, when pinged during five quiet minutes.
 _TCP_KEEPALIVE = {"keepalive_probes": 3, "keepalive_time": 10, "keepalive_interval": 5}
+# uvicorn closes a connection that was idle for 5 s; a request must not meet it there.
+_ENGINE_IDLE = "4s"
+# Bytes of gRPC's health protocol: a request without a service's name, and the answer SERVING, each in its frame.
+_HEALTH_REQUEST = "0000000000"
+_HEALTH_SERVING = "00000000020801"
 
 
 def cluster_name(deployment: str) -> str:
-    """The name of the deployment's cluster, and of its endpoints."""
+    """The name of the cluster of the deployment's agents, and of its endpoints."""
     return f"deployment/{deployment}"
+
+
+def rest_cluster_name(deployment: str) -> str:
+    """The name of the cluster of the deployment's engines, and of its endpoints."""
+    return f"rest/{deployment}"
 
 
 @lru_cache(maxsize=4096)
@@ -52,45 +70,88 @@ def deployment_cluster(deployment: str, secret: str, settings: FrontDoorSettings
             "type": "EDS",
             "eds_cluster_config": {"eds_config": ADS},
             "lb_policy": "LEAST_REQUEST",
-            **_connections(connect_timeout="1s", max_requests=settings.max_requests_per_deployment),
-            # By default Envoy gathers changes of health for a second before it acts on them.
-            "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
-            # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would
-            # keep it until it fails.
-            "ignore_health_on_host_removal": True,
+            **_replicas(settings),
             "health_checks": [
                 {
-                    "interval": f"{settings.health_interval_s}s",
-                    "no_traffic_interval": f"{settings.health_interval_s}s",
-                    "timeout": f"{settings.health_timeout_s}s",
-                    "unhealthy_threshold": 1,
-                    "healthy_threshold": 1,
+                    **_checked(settings),
                     "grpc_health_check": {
                         "initial_metadata": [{"header": {"key": SECRET_HEADER, "value": secret}}],
                     },
                 }
             ],
-            "outlier_detection": {
-                "split_external_local_origin_errors": True,
-                "consecutive_local_origin_failure": 2,
-                "enforcing_consecutive_local_origin_failure": 100,
-                "enforcing_local_origin_success_rate": 0,
-                "enforcing_success_rate": 0,
-                "enforcing_consecutive_5xx": 0,
-                "enforcing_consecutive_gateway_failure": 0,
-                "interval": "1s",
-                "base_ejection_time": "2s",
-                "max_ejection_time": "10s",
-                # The gateway counts as one of the hosts: of one replica and the gateway, half is already too
-                # much.
-                "max_ejection_percent": 49,
-            },
+            **_connections(_http2(), "1s", settings.max_requests_per_deployment),
         },
     )
 
 
+@lru_cache(maxsize=4096)
+def rest_cluster(deployment: str, secret: str, settings: FrontDoorSettings) -> Cluster:
+    """The engines of one deployment's replicas, without saying which they are."""
+    put_key = {
+        "header": {
+            "key": ENGINE_KEY_HEADER,
+            # Known only once the replica is chosen: each has a key of its own.
+            "value": f"%UPSTREAM_METADATA({METADATA}:engine_key)%",
+        },
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    options = {
+        "explicit_http_config": {"http_protocol_options": {}},
+        "common_http_protocol_options": {"idle_timeout": _ENGINE_IDLE},
+        "http_filters": [
+            http_filter(
+                "header_mutation",
+                "header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [{"append": put_key}]},
+            ),
+            http_filter("upstream_codec", "upstream_codec.v3.UpstreamCodec"),
+        ],
+        "outlier_detection": {"error_matcher": _counts_against_a_replica()},
+    }
+    name = rest_cluster_name(deployment)
+    made = {
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": ADS},
+        "lb_policy": "LEAST_REQUEST",
+        **_replicas(settings),
+        # The agent is asked, at its own port, though its engine gets the requests: it knows when a replica leaves, and
+        # answers while the engine's event loop is busy. Envoy's own gRPC check is refused for an HTTP/1 cluster.
+        "health_checks": [
+            {
+                **_checked(settings),
+                "http_health_check": {
+                    "path": "/grpc.health.v1.Health/Check",
+                    "method": "POST",
+                    "codec_client_type": "HTTP2",
+                    "send": {"text": _HEALTH_REQUEST},
+                    "receive": [{"text": _HEALTH_SERVING}],
+                    "request_headers_to_add": [
+                        {"header": {"key": key, "value": value}}
+                        for key, value in (
+                            ("content-type", "application/grpc"),
+                            ("te", "trailers"),
+                            (SECRET_HEADER, secret),
+                        )
+                    ],
+                },
+            }
+        ],
+        **_connections(options, "1s", settings.max_requests_per_deployment),
+    }
+    detection = made["outlier_detection"]
+    made["outlier_detection"] = {
+        **detection,
+        "consecutive_5xx": 5,
+        "enforcing_consecutive_5xx": 100,
+        # Its agent is well, and says so twice a second.
+        "successful_active_health_check_uneject_host": False,
+    }
+    return build(Cluster(), made)
+
+
 @lru_cache(maxsize=16)
-def own_cluster(name: str, address: str) -> Cluster:
+def own_cluster(name: str, address: str, *, http2: bool = True) -> Cluster:
     """One of Penstock's own servers."""
     return build(
         Cluster(),
@@ -101,38 +162,103 @@ def own_cluster(name: str, address: str) -> Cluster:
                 "cluster_name": name,
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": envoy_address(address)}}]}],
             },
-            **_connections(connect_timeout="0.25s", max_requests=4096),
+            **_connections(_http2() if http2 else _http1(), "0.25s", 4096),
         },
     )
 
 
 def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Cluster]:
     """Every cluster; Penstock's own first."""
-    own = [own_cluster(CONTROL, settings.control), own_cluster(GATEWAY, settings.gateway)]
-    return own + [deployment_cluster(route.deployment, route.secret, settings) for route in routes]
+    own = [
+        own_cluster(CONTROL, settings.control),
+        own_cluster(GATEWAY, settings.gateway),
+        own_cluster(GATEWAY_REST, settings.gateway_rest, http2=False),
+    ]
+    own += [deployment_cluster(route.deployment, route.secret, settings) for route in routes]
+    return own + [rest_cluster(route.deployment, route.secret, settings) for route in routes]
 
 
-def _connections(*, connect_timeout: str, max_requests: int) -> dict[str, Any]:
-    """What all clusters share: cleartext HTTP/2 and explicit bounds."""
+def _replicas(settings: FrontDoorSettings) -> dict[str, Any]:
+    """When a replica is left out, be it asked by gRPC or by REST."""
+    return {
+        # By default Envoy gathers changes of health for a second before it acts on them.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
+        # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would
+        # keep it until it fails.
+        "ignore_health_on_host_removal": True,
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 2,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "interval": "1s",
+            "base_ejection_time": "2s",
+            "max_ejection_time": "10s",
+            # The gateway counts as one of the hosts: of one replica and the gateway, half is already too
+            # much.
+            "max_ejection_percent": 49,
+        },
+    }
+
+
+def _checked(settings: FrontDoorSettings) -> dict[str, Any]:
+    return {
+        "interval": f"{settings.health_interval_s}s",
+        "no_traffic_interval": f"{settings.health_interval_s}s",
+        "timeout": f"{settings.health_timeout_s}s",
+        "unhealthy_threshold": 1,
+        "healthy_threshold": 1,
+    }
+
+
+def _counts_against_a_replica() -> dict[str, Any]:
+    """5xx, but not of the gateway, which shares the cluster, nor of the closed door of a replica that leaves."""
+    server_error = {"name": ":status", "string_match": {"prefix": "5"}}
+    marked = {"name": ANSWERED_BY_HEADER, "present_match": True}
+    return {
+        "and_match": {
+            "rules": [
+                {"http_response_headers_match": {"headers": [server_error]}},
+                {"not_match": {"http_response_headers_match": {"headers": [marked]}}},
+            ]
+        }
+    }
+
+
+def _http2() -> dict[str, Any]:
+    return {
+        "explicit_http_config": {
+            "http2_protocol_options": {
+                "initial_stream_window_size": 1 * MIB,
+                "initial_connection_window_size": 16 * MIB,
+            }
+        }
+    }
+
+
+def _http1() -> dict[str, Any]:
+    return {"explicit_http_config": {"http_protocol_options": {}}}
+
+
+def _connections(options: dict[str, Any], connect_timeout: str, max_requests: int) -> dict[str, Any]:
+    """What all clusters share: no TLS, and explicit bounds. `options`: HttpProtocolOptions."""
     return {
         "connect_timeout": connect_timeout,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "upstream_connection_options": {"tcp_keepalive": _TCP_KEEPALIVE},
         "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {
-                    "http2_protocol_options": {
-                        "initial_stream_window_size": 1 * MIB,
-                        "initial_connection_window_size": 16 * MIB,
-                    }
-                },
-            }
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+                "upstreams.http.v3.HttpProtocolOptions", **options
+            )
         },
         "circuit_breakers": {
             "thresholds": [
                 {
-                    "max_connections": 1024,
+                    # Over HTTP/1 each request has one to itself, and one that is too many is refused only when it has.
+                    "max_connections": max(1024, 2 * max_requests),
                     "max_pending_requests": max_requests,
                     "max_requests": max_requests,
                     # Retries are for the second in which a replica died, not a way to double a load that is

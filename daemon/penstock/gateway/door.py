@@ -1,7 +1,7 @@
 """The front door's Python, put together: given what is served now, it keeps every Envoy and the explanations in step.
 
-It knows no table and starts no Envoy. It has two servers: one for Envoy's configuration, one for the requests
-that no replica can take. They are apart because the first gives away the deployments' secrets.
+It knows no table and starts no Envoy. It has three servers: one for Envoy's configuration, and one each for the gRPC
+and the REST requests that no replica can take. The first is apart because it gives away the deployments' secrets.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from penstock.core.routing import Endpoint, RoutingState
 from penstock.gateway.endpoints import usable
-from penstock.gateway.explain import Explain, ExplainHandler
+from penstock.gateway.explain import ExplainHandler
 from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.resources import api_descriptors, resources
+from penstock.gateway.rest import RestServer
+from penstock.gateway.served import Explain, Served
 from penstock.gateway.settings import MIB, FrontDoorSettings
 from penstock.gateway.xds import DiscoveryService
 
@@ -43,8 +45,10 @@ class FrontDoor:
     def __init__(self, settings: FrontDoorSettings, explain: Explain) -> None:
         self._settings = settings
         self._discovery = DiscoveryService()
+        self._served = Served(explain)
         self._relay = GrpcRelay(settings)
-        self._explain = ExplainHandler(explain, self._relay)
+        self._explain = ExplainHandler(self._served, self._relay)
+        self._rest = RestServer(settings, self._served)
         self._servers: list[grpc.aio.Server] = []
         self._setting = asyncio.Lock()
         self._addresses: dict[str, str] = {}
@@ -98,6 +102,7 @@ class FrontDoor:
             self._servers.append(server)
             if address.startswith("unix:"):
                 os.chmod(Path(address.removeprefix("unix:")), 0o600)
+        await self._rest.start()
 
     async def stop(self) -> None:
         """Envoys go on with what they have."""
@@ -107,6 +112,7 @@ class FrontDoor:
         self._servers.clear()
         self._explain.close()
         await self._relay.stop()
+        await self._rest.stop()
 
     async def set_state(self, state: RoutingState) -> None:
         """What is served from now on. Returns when it is on its way to the Envoys; `applied` waits for them.
@@ -119,7 +125,7 @@ class FrontDoor:
                 self._again.cancel()
                 self._again = None
             addressed, complete = await self._addressed(state)
-            self._explain.set_state(addressed)
+            self._served.set_state(addressed)
             self._discovery.set_resources(resources(addressed, self._settings, api_descriptors()))
             if not complete:
                 self._again = asyncio.create_task(self._set_again(state))

@@ -9,8 +9,8 @@ import ipaddress
 from functools import lru_cache
 from typing import Any
 
-from penstock.core.routing import Endpoint, Route
-from penstock.gateway.clusters import cluster_name
+from penstock.core.routing import Endpoint, Route, engine_key
+from penstock.gateway.clusters import METADATA, cluster_name, rest_cluster_name
 from penstock.gateway.messages import ClusterLoadAssignment, build
 from penstock.gateway.settings import FrontDoorSettings, envoy_address
 
@@ -31,38 +31,57 @@ def usable(endpoint: Endpoint) -> bool:
 
 @lru_cache(maxsize=4096)
 def assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
-    """One deployment's endpoints. Those that are not `usable` are left out."""
+    """One deployment's agents. Those that are not `usable` are left out."""
     replicas = sorted({(endpoint.host, endpoint.port) for endpoint in route.endpoints if usable(endpoint)})
-    places: list[dict[str, Any]] = [
-        {
-            "priority": 0,
-            "lb_endpoints": [
-                {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
-                for host, port in replicas
-            ],
-        },
-        {
-            "priority": 1,
-            "lb_endpoints": [
-                {
-                    "endpoint": {
-                        "address": envoy_address(gateway),
-                        "health_check_config": {"disable_active_health_check": True},
-                    }
-                }
-            ],
-        },
-    ]
-    return build(
-        ClusterLoadAssignment(),
-        {
-            "cluster_name": cluster_name(route.deployment),
-            "endpoints": places,
-            "policy": {"overprovisioning_factor": _KEEP_FIRST_PLACE},
-        },
-    )
+    ends = [{"endpoint": {"address": _address(host, port)}} for host, port in replicas]
+    return _assignment(cluster_name(route.deployment), ends, gateway)
+
+
+@lru_cache(maxsize=4096)
+def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
+    """One deployment's engines, each with its key. Those that are not `usable`, or have no HTTP, are left out."""
+    ends = []
+    for endpoint in sorted(set(route.endpoints), key=lambda end: (end.host, end.port)):
+        if not usable(endpoint) or endpoint.engine_port is None:
+            continue
+        key = engine_key(route.secret, endpoint.attempt)
+        ends.append(
+            {
+                "endpoint": {
+                    "address": _address(endpoint.host, endpoint.engine_port),
+                    "health_check_config": {"port_value": endpoint.port},
+                },
+                "metadata": {"filter_metadata": {METADATA: {"engine_key": key}}},
+            }
+        )
+    return _assignment(rest_cluster_name(route.deployment), ends, gateway)
 
 
 def assignments(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[ClusterLoadAssignment]:
     """The endpoints of every deployment."""
-    return [assignment(route, settings.gateway) for route in routes]
+    agents = [assignment(route, settings.gateway) for route in routes]
+    return agents + [rest_assignment(route, settings.gateway_rest) for route in routes]
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _assignment(name: str, replicas: list[dict[str, Any]], gateway: str) -> ClusterLoadAssignment:
+    last = {
+        "endpoint": {
+            "address": envoy_address(gateway),
+            "health_check_config": {"disable_active_health_check": True},
+        }
+    }
+    return build(
+        ClusterLoadAssignment(),
+        {
+            "cluster_name": name,
+            "endpoints": [
+                {"priority": 0, "lb_endpoints": replicas},
+                {"priority": 1, "lb_endpoints": [last]},
+            ],
+            "policy": {"overprovisioning_factor": _KEEP_FIRST_PLACE},
+        },
+    )

@@ -1,16 +1,14 @@
 """Takes the gRPC inference requests that no replica can: holds those that waiting may help, and tells the others why.
 
 Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name
-is then in a header that clients cannot set), and requests for models that nobody serves. It knows the names
-that are served and asks one injected function for the sentence; it reads no table.
+is then in a header that clients cannot set), and requests for models that nobody serves. What there is to say is known
+by `served`; rest.py says it to clients of the REST API.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -20,25 +18,14 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from penstock.core.prospect import Prospect
-from penstock.core.routing import Route, RoutingState
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay import GrpcRelay, patience_s
 from penstock.gateway.relay_listener import RELAYED_HEADER
+from penstock.gateway.replies import ERROR_DOMAIN
 from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE
+from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.v1 import inference_pb2
 
-log = logging.getLogger(__name__)
-
-Explain = Callable[[str], Awaitable[Prospect]]
-"""Deployment name to how it is, and what a client may hope for."""
-
-NAMES_SHOWN = 20
-EXPLAIN_TIMEOUT_S = 2.0
-"""Longer than any healthy database takes, shorter than anyone waits for an error."""
-REASON_KEPT_S = 0.5
-"""Clients that try again in a loop cost one question to the database in this time, for each deployment."""
-ERROR_DOMAIN = "penstock"
 ATTEMPTS_HEADER = "x-envoy-attempt-count"
 MAX_READ_AT_ONCE = 16
 """Messages that are on their way into memory and not counted yet; the others wait in Envoy's buffers."""
@@ -51,14 +38,11 @@ class ExplainHandler(grpc.GenericRpcHandler):
     """Takes every method of InferenceService but ListModels. Add it to the server before any other handler of
     that service."""
 
-    def __init__(self, explain: Explain, relay: GrpcRelay) -> None:
-        self._explain = explain
+    def __init__(self, served: Served, relay: GrpcRelay) -> None:
+        self._served = served
         self._relay = relay
-        self._hold = Hold(self._route, self._reason, relay.answers)
+        self._hold = Hold(served.route, served.prospect, relay.answers)
         self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
-        self._routes: dict[str, Route] = {}
-        self._names: list[str] = []
-        self._reasons: dict[str, tuple[float, asyncio.Task[Prospect]]] = {}
 
     @property
     def held(self) -> Mapping[str, int]:
@@ -68,17 +52,6 @@ class ExplainHandler(grpc.GenericRpcHandler):
     def close(self) -> None:
         """Holds nothing any longer."""
         self._hold.close()
-
-    def _route(self, deployment: str) -> Route | None:
-        return self._routes.get(deployment)
-
-    def set_state(self, state: RoutingState) -> None:
-        """What is served from now on."""
-        self._routes = {route.deployment: route for route in state.routes}
-        self._names = sorted(
-            {name for route in state.routes for name in (route.deployment, *route.model_names)}
-        )
-        self._reasons = {name: reason for name, reason in self._reasons.items() if name in self._routes}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         method = details.method.removeprefix(INFERENCE)
@@ -102,7 +75,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
         if key := metadata.get(RELAYED_HEADER):
             self._hold.returned(str(key), attempt)
             await _end(context, code_pb2.UNAVAILABLE, "no replica answers")
-        route = self._routes.get(deployment)
+        route = self._served.route(deployment)
         if route is None:
             await self._no_such_model(await self._read(context), request_type, context)
         patience = patience_s(context)
@@ -130,36 +103,16 @@ class ExplainHandler(grpc.GenericRpcHandler):
                 code_pb2.INVALID_ARGUMENT,
                 f"the message is not a {request_class.DESCRIPTOR.full_name}",
             )
-        shown = ", ".join(self._names[:NAMES_SHOWN]) or "none"
-        more = len(self._names) - NAMES_SHOWN
-        there_are = f"models that exist: {shown}" + (f", and {more} more" if more > 0 else "")
-        wrong = f"model {model[:200]!r} does not exist" if model else "the field `model` is empty"
         await _end(
             context,
             code_pb2.NOT_FOUND,
-            f"{wrong}; {there_are}",
+            self._served.unknown(model),
             error_details_pb2.ErrorInfo(
-                reason="MODEL_NOT_FOUND", domain=ERROR_DOMAIN, metadata={"model": model[:200]}
+                reason="MODEL_NOT_FOUND",
+                domain=ERROR_DOMAIN,
+                metadata={"model": model[:NAME_SHOWN_CHARACTERS]},
             ),
         )
-
-    async def _reason(self, deployment: str) -> Prospect:
-        asked_at, task = self._reasons.get(deployment, (0.0, None))
-        now = time.monotonic()
-        if task is None or now - asked_at > REASON_KEPT_S:
-            task = asyncio.create_task(self._ask(deployment))
-            self._reasons[deployment] = (now, task)
-        return await asyncio.shield(task)
-
-    async def _ask(self, deployment: str) -> Prospect:
-        try:
-            return await asyncio.wait_for(self._explain(deployment), EXPLAIN_TIMEOUT_S)
-        except TimeoutError:
-            return Prospect(f"the reason could not be read within {EXPLAIN_TIMEOUT_S:g} s")
-        except Exception:
-            # The client still gets its UNAVAILABLE; the cause is for the operator.
-            log.exception("cannot say why deployment %r has no ready replica", deployment)
-            return Prospect("the reason cannot be read now")
 
 
 async def _refuse(context: _Context, deployment: str, refused: Refused) -> NoReturn:

@@ -3,9 +3,9 @@
 A listener that changes drains the connections of the one before it, so nothing here depends on deployments or
 replicas.
 
-Envoy reads `model` from the first message (grpc_field_extraction, by the API's descriptors), a few lines of
-Lua put it into a header, and the route is chosen by that header. Headers that only Penstock may set are taken
-from what clients send, first of all.
+Envoy reads `model` from the first gRPC message (grpc_field_extraction, by the API's descriptors) or from the JSON of a
+REST request (transform); a few lines of Lua put it into a header, by which the route is chosen, and mark REST paths
+that lead to engines. Headers that only Penstock may set are taken from what clients send, first of all.
 """
 
 from __future__ import annotations
@@ -14,25 +14,46 @@ import base64
 from functools import lru_cache
 from typing import Any
 
-from penstock.gateway.messages import ADS, Listener, build, typed
-from penstock.gateway.routes import MAIN, MODEL_HEADER, RUNTIME
+from penstock.gateway import openai
+from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
+from penstock.gateway.replies import local_replies
+from penstock.gateway.routes import ENGINE_PATH_HEADER, MAIN, MODEL_HEADER, RUNTIME
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 from penstock.v1 import inference_pb2
 
 # Taken from what clients send. x-envoy-* would let them set retries and time-outs.
-_RESERVED_PREFIXES = ("x-penstock-deployment", "x-envoy-")
+_RESERVED_PREFIXES = ("x-penstock-deployment", "x-penstock-engine-", "x-envoy-")
 # Longest name that is looked up; longer ones, and those with control characters, are unknown models anyway.
 _LONGEST_MODEL_NAME = 512
 
+_PATHS = ", ".join(f'["{path}"]="{engine_path}"' for path, engine_path in openai.REWRITES.items())
+# It comes after the filters that read bodies, so that one look settles the route.
 _LUA = f"""
+local engine_paths = {{ {_PATHS} }}
 function envoy_on_request(request)
-  local found = request:streamInfo():dynamicMetadata():get("envoy.filters.http.grpc_field_extraction")
-  local names = found and found["model"]
-  local name = names and names[1]
-  if type(name) == "string" and #name > 0 and #name <= {_LONGEST_MODEL_NAME} and not string.find(name, "%c") then
-    request:headers():replace("{MODEL_HEADER}", name)
-    request:clearRouteCache()
+  local headers = request:headers()
+  local name = headers:get("{MODEL_HEADER}")
+  if not name then
+    local found = request:streamInfo():dynamicMetadata():get("envoy.filters.http.grpc_field_extraction")
+    local names = found and found["model"]
+    name = names and names[1]
   end
+  if type(name) == "string" and #name > 0 and #name <= {_LONGEST_MODEL_NAME} and not string.find(name, "%c") then
+    headers:replace("{MODEL_HEADER}", name)
+  else
+    headers:remove("{MODEL_HEADER}")
+  end
+  if headers:get(":method") == "POST" then
+    local path, query = string.match(headers:get(":path"), "^([^?]*)(.*)$")
+    local engine_path = engine_paths[path]
+    if engine_path then
+      headers:replace("{ENGINE_PATH_HEADER}", engine_path)
+      if engine_path ~= path then
+        headers:replace(":path", engine_path .. query)
+      end
+    end
+  end
+  request:clearRouteCache()
 end
 """
 
@@ -49,11 +70,12 @@ def listeners(settings: FrontDoorSettings, descriptors: bytes) -> list[Listener]
 @lru_cache(maxsize=4)
 def _listener(name: str, address: str, descriptors: bytes | None, settings: FrontDoorSettings) -> Listener:
     """With `descriptors` it can carry inference."""
-    filters = [_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
+    filters = [http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
-            _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+            http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
             _field_extraction(descriptors),
+            _model_from_json(),
             _lua(),
             *filters,
         ]
@@ -67,8 +89,13 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
         use_remote_address=True,
         server_name="penstock",
         stream_idle_timeout=f"{settings.stream_idle_timeout_s}s",
-        request_headers_timeout="10s",
-        common_http_protocol_options={"idle_timeout": "3600s"},
+        request_headers_timeout=f"{settings.request_headers_timeout_s}s",
+        request_timeout=f"{settings.request_timeout_s}s",
+        max_request_headers_kb=settings.max_header_kib,
+        common_http_protocol_options={
+            "idle_timeout": f"{settings.connection_idle_timeout_s}s",
+            "max_headers_count": settings.max_headers,
+        },
         http2_protocol_options={
             "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": 1 * MIB,
@@ -76,7 +103,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
             # Finds clients that vanished without a word, so that their engines stop.
             "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         },
-        local_reply_config=_local_replies(settings),
+        local_reply_config=local_replies(settings),
     )
     return build(
         Listener(),
@@ -99,13 +126,9 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     )
 
 
-def _filter(name: str, message: str, **fields: Any) -> dict[str, Any]:
-    return {"name": f"envoy.filters.http.{name}", "typed_config": typed(f"filters.http.{message}", **fields)}
-
-
 def _field_extraction(descriptors: bytes) -> dict[str, Any]:
     service = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
-    return _filter(
+    return http_filter(
         "grpc_field_extraction",
         "grpc_field_extraction.v3.GrpcFieldExtractionConfig",
         descriptor_set={"inline_bytes": base64.b64encode(descriptors).decode()},
@@ -118,7 +141,18 @@ def _field_extraction(descriptors: bytes) -> dict[str, Any]:
 
 
 def _lua() -> dict[str, Any]:
-    return _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _LUA})
+    return http_filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _LUA})
+
+
+def _model_from_json() -> dict[str, Any]:
+    """It acts on JSON alone, and holds the body back until it has all of it."""
+    header = {"key": MODEL_HEADER, "value": "%REQUEST_BODY(model)%"}
+    put = {"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+    return http_filter(
+        "transform",
+        "transform.v3.TransformConfig",
+        request_transformation={"headers_mutations": [put]},
+    )
 
 
 def _take_reserved_headers() -> dict[str, Any]:
@@ -135,44 +169,3 @@ def _take_reserved_headers() -> dict[str, Any]:
             ],
         ),
     }
-
-
-def _local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
-    """Sentences for what Envoy answers itself. The gRPC status follows from the HTTP status: UNAVAILABLE for
-    all but the first."""
-    size = settings.max_request_bytes // MIB
-    at_once = settings.max_requests_per_deployment
-    return {
-        "mappers": [
-            # What grpc_field_extraction says when it cannot read the message (FAILED_PRECONDITION when it is
-            # too large).
-            _reply(
-                _status_is(400),
-                f"the request cannot be read (a message may have {size} MiB at most and must not be compressed): "
-                "%LOCAL_REPLY_BODY%",
-            ),
-            _reply(
-                _flag("UO"),
-                f"too many requests at once for this deployment (the limit is {at_once}); try again later",
-            ),
-            _reply(
-                _flag("UH", "UF", "URX", "NC"),
-                "nothing that could answer this can be reached now; try again in a few seconds",
-            ),
-            _reply(_flag("UC", "UR"), "the replica ended before it answered"),
-            _reply(_flag("SI"), f"nothing moved on this stream for {settings.stream_idle_timeout_s} s"),
-        ]
-    }
-
-
-def _reply(condition: dict[str, Any], sentence: str) -> dict[str, Any]:
-    return {"filter": condition, "body_format_override": {"text_format_source": {"inline_string": sentence}}}
-
-
-def _flag(*flags: str) -> dict[str, Any]:
-    return {"response_flag_filter": {"flags": list(flags)}}
-
-
-def _status_is(status: int) -> dict[str, Any]:
-    comparison = {"op": "EQ", "value": {"default_value": status, "runtime_key": "penstock.unused"}}
-    return {"status_code_filter": {"comparison": comparison}}

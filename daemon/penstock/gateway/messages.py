@@ -16,8 +16,11 @@ from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as upstream_mutation_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.http.transform.v3 import transform_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.resource_monitors.downstream_connections.v3 import downstream_connections_pb2
@@ -37,6 +40,7 @@ __all__ = [
     "RouteConfiguration",
     "RouteMessage",
     "build",
+    "http_filter",
     "typed",
 ]
 
@@ -55,6 +59,9 @@ _TYPES = (
     previous_hosts_pb2,
     previous_priorities_config_pb2,
     router_pb2,
+    transform_pb2,
+    upstream_codec_pb2,
+    upstream_mutation_pb2,
 )
 
 
@@ -62,6 +69,11 @@ def build(message: Message, fields: dict[str, Any]) -> Message:
     """`message` filled from its JSON form. Raises google.protobuf.json_format.ParseError for a field it does
     not have."""
     return json_format.ParseDict(fields, message)
+
+
+def http_filter(name: str, message: str, **fields: Any) -> dict[str, Any]:
+    """One of Envoy's HTTP filters, in JSON form; `message` as in `typed`, after `filters.http.`."""
+    return {"name": f"envoy.filters.http.{name}", "typed_config": typed(f"filters.http.{message}", **fields)}
 
 
 def typed(name: str, **fields: Any) -> dict[str, Any]:

@@ -9,7 +9,18 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
-from penstock.gateway.clusters import CONTROL, GATEWAY, SECRET_HEADER, cluster_name
+from penstock.gateway import openai
+from penstock.gateway.clusters import (
+    ANSWERED_BY_HEADER,
+    CONTROL,
+    ENGINE_KEY_HEADER,
+    GATEWAY,
+    GATEWAY_REST,
+    METADATA,
+    SECRET_HEADER,
+    cluster_name,
+    rest_cluster_name,
+)
 from penstock.gateway.messages import RouteConfiguration, RouteMessage, build, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
@@ -17,6 +28,10 @@ MAIN = "main"
 RUNTIME = "runtime"
 MODEL_HEADER = "x-model"
 DEPLOYMENT_HEADER = "x-penstock-deployment"
+ASKED_MODEL_HEADER = "x-penstock-deployment-model"
+"""To the gateway: the `model` that was asked for, as far as Envoy could read it."""
+ENGINE_PATH_HEADER = "x-penstock-deployment-rest"
+"""Set on REST requests whose path an engine may be asked for."""
 INFERENCE = "/penstock.v1.InferenceService/"
 
 _RUNTIME_SERVICE = "/penstock.v1.RuntimeService/"
@@ -38,7 +53,7 @@ _CONTROL_RETRY = {
 }
 # Sent again when nothing of the answer had come: to another replica once, then to the gateway, which
 # explains. Not more often, so that a request that kills engines kills two at most.
-INFERENCE_RETRY = {
+INFERENCE_RETRY: dict[str, Any] = {
     "retry_on": "connect-failure,refused-stream,reset,unavailable",
     "num_retries": 2,
     "retry_host_predicate": [
@@ -57,6 +72,17 @@ INFERENCE_RETRY = {
     "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
 }
 
+# An engine whose core has died answers 500 until its process ends, and one that is about to leave has its door closed.
+# A 503 is not tried again by itself, for it may be the gateway's.
+_REST_RETRY = {
+    **INFERENCE_RETRY,
+    "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes,retriable-headers",
+    "retriable_status_codes": [500, 502],
+    "retriable_headers": [{"name": ANSWERED_BY_HEADER, "string_match": {"exact": "door"}}],
+}
+
+_FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
+
 
 def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[RouteConfiguration]:
     """The main listener's routes, and the runtime listener's where there is one."""
@@ -68,10 +94,13 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
         "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
     }
 
+    in_flight = settings.max_requests_per_deployment
     main = _configuration(MAIN, control, settings)
-    main.virtual_hosts[0].routes.extend(_model(*name) for name in _names(routes))
+    names = _names(routes)
+    main.virtual_hosts[0].routes.extend(_model(*name, in_flight) for name in names)
+    main.virtual_hosts[0].routes.extend(_rest_model(*name, in_flight) for name in names)
     main.virtual_hosts[0].routes.extend(
-        _configuration("", [unknown, _nothing_here()], settings).virtual_hosts[0].routes
+        _configuration("", [unknown, *_rest_unknown(), _nothing_here()], settings).virtual_hosts[0].routes
     )
     if settings.runtime_listen is None:
         return [main]
@@ -103,8 +132,8 @@ def _configuration(
                     "name": name,
                     "domains": ["*"],
                     "routes": routes,
-                    "request_headers_to_remove": [MODEL_HEADER],
-                    "response_headers_to_remove": [SECRET_HEADER],
+                    "request_headers_to_remove": [MODEL_HEADER, ENGINE_PATH_HEADER],
+                    "response_headers_to_remove": [SECRET_HEADER, ENGINE_KEY_HEADER],
                     # The gateway is told how often replicas were tried before it.
                     "include_request_attempt_count": True,
                     # Room for the frames' headers, so that the limit counts the message.
@@ -124,7 +153,7 @@ def _control(match: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8192)
-def _model(name: str, deployment: str, secret: str) -> RouteMessage:
+def _model(name: str, deployment: str, secret: str, max_in_flight: int) -> RouteMessage:
     """Building a message from JSON takes a third of a millisecond, and there may be thousands of names."""
     return build(
         RouteMessage(),
@@ -141,18 +170,51 @@ def _model(name: str, deployment: str, secret: str) -> RouteMessage:
                 "timeout": "0s",
                 "retry_policy": INFERENCE_RETRY,
             },
-            "request_headers_to_add": [
-                {
-                    "header": {"key": SECRET_HEADER, "value": secret},
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                },
-                {
-                    "header": {"key": DEPLOYMENT_HEADER, "value": deployment},
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                },
-            ],
+            "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
+            "request_headers_to_add": [_put(SECRET_HEADER, secret), _put(DEPLOYMENT_HEADER, deployment)],
         },
     )
+
+
+@lru_cache(maxsize=8192)
+def _rest_model(name: str, deployment: str, secret: str, max_in_flight: int) -> RouteMessage:
+    return build(
+        RouteMessage(),
+        {
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": MODEL_HEADER, "string_match": {"exact": name}}, _FOR_ENGINES],
+            },
+            "route": {
+                "cluster": rest_cluster_name(deployment),
+                "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
+                "timeout": "0s",
+                "retry_policy": _REST_RETRY,
+            },
+            "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
+            # For the gateway, should no replica answer. What a client calls itself is no business of the engine's.
+            "request_headers_to_add": [_put(DEPLOYMENT_HEADER, deployment)],
+            "request_headers_to_remove": ["authorization", "api-key", "x-api-key", "cookie"],
+        },
+    )
+
+
+def _rest_unknown() -> list[dict[str, Any]]:
+    """REST that no deployment is found for: the gateway lists the models, or says what is wrong."""
+    matches: list[dict[str, Any]] = [{"prefix": prefix} for prefix in openai.PREFIXES]
+    matches.append({"prefix": "/", "headers": [_FOR_ENGINES]})
+    return [
+        {
+            "match": match,
+            "route": {"cluster": GATEWAY_REST, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
+            "request_headers_to_add": [_put(ASKED_MODEL_HEADER, f"%REQ({MODEL_HEADER})%")],
+        }
+        for match in matches
+    ]
+
+
+def _put(key: str, value: str) -> dict[str, Any]:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _nothing_here() -> dict[str, Any]:
@@ -161,6 +223,6 @@ def _nothing_here() -> dict[str, Any]:
         "match": {"prefix": "/"},
         "direct_response": {
             "status": 404,
-            "body": {"inline_string": "no such service or method at this port"},
+            "body": {"inline_string": "no such service, method or path at this port"},
         },
     }

@@ -28,7 +28,9 @@ class FrontDoorSettings:
     control: str
     """The control API's server: the control services, health and reflection."""
     gateway: str
-    """Where the gateway takes the requests that no replica can; for Envoy only."""
+    """Where the gateway takes the gRPC requests that no replica can; for Envoy only."""
+    gateway_rest: str
+    """The same for REST."""
     xds: str
     """Where the gateway serves Envoy its configuration. It carries the deployments' secrets: a socket of mode
     0600, or loopback."""
@@ -51,6 +53,16 @@ class FrontDoorSettings:
     max_requests_per_deployment: int = 4096
     """Running requests, above which Envoy answers UNAVAILABLE: far more than an engine batches, far less than
     what would fill memory."""
+    max_headers: int = 100
+    """Of one request."""
+    max_header_kib: int = 60
+    """All headers of one request together."""
+    request_headers_timeout_s: int = 10
+    """From a request's first byte to the end of its headers."""
+    request_timeout_s: int = 60
+    """From a request's first byte to the end of its body: for so long may a client that stalls hold memory."""
+    connection_idle_timeout_s: int = 3600
+    """A connection without a request is closed after this."""
     stream_idle_timeout_s: int = 3600
     """A stream on which nothing moved for so long is ended. An engine may think for minutes before its first
     token."""

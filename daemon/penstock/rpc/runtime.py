@@ -50,12 +50,15 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
                 restart_count=request.restart_count,
                 host=request.host,
                 port=request.port,
+                engine_port=request.engine_port or None,
                 now=self._deps.clock(),
             )
         # A requeued job's run is not ready, although the run before it was.
         self._deps.on_routing_change()
         return pb.RegisterResponse(
-            deployment_secret=agent.deployment_secret, report_interval_s=self._deps.report_interval_s
+            deployment_secret=agent.deployment_secret,
+            report_interval_s=self._deps.report_interval_s,
+            engine_key=agent.engine_key,
         )
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from penstock.core import decisions as core
 from penstock.core.model import Attempt, Deployment, Replica, ReplicaState
+from penstock.core.routing import engine_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ class Agent:
     deployment_uid: str
     deployment_secret: str
     """What the front door presents to this deployment's agents."""
+
+    @property
+    def engine_key(self) -> str:
+        """What it presents to this attempt's engine."""
+        return engine_key(self.deployment_secret, self.attempt.token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class RegisterRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    ENGINE_PORT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     job_id: _builtins.int
     """SLURM_JOB_ID."""
@@ -68,6 +69,8 @@ class RegisterRequest(_message.Message):
     """The address that the front door reaches the agent at."""
     port: _builtins.int
     agent_version: _builtins.str
+    engine_port: _builtins.int
+    """The port, at the same host, of the engine's own HTTP server. Unset: it has none, and the replica serves no REST."""
     def __init__(
         self,
         *,
@@ -77,10 +80,11 @@ class RegisterRequest(_message.Message):
         host: _builtins.str | None = ...,
         port: _builtins.int | None = ...,
         agent_version: _builtins.str | None = ...,
+        engine_port: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempt", b"attempt", "host", b"host", "job_id", b"job_id", "port", b"port", "restart_count", b"restart_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempt", b"attempt", "engine_port", b"engine_port", "host", b"host", "job_id", b"job_id", "port", b"port", "restart_count", b"restart_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,18 +96,22 @@ class RegisterResponse(_message.Message):
 
     DEPLOYMENT_SECRET_FIELD_NUMBER: _builtins.int
     REPORT_INTERVAL_S_FIELD_NUMBER: _builtins.int
+    ENGINE_KEY_FIELD_NUMBER: _builtins.int
     deployment_secret: _builtins.str
     """What the front door will send in the metadata key `x-penstock-deployment-secret`; requests without it are refused."""
     report_interval_s: _builtins.int
+    engine_key: _builtins.str
+    """What the front door will send to the engine in the header `x-penstock-engine-key`: this attempt's own."""
     def __init__(
         self,
         *,
         deployment_secret: _builtins.str | None = ...,
         report_interval_s: _builtins.int | None = ...,
+        engine_key: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_secret", b"deployment_secret", "report_interval_s", b"report_interval_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_secret", b"deployment_secret", "engine_key", b"engine_key", "report_interval_s", b"report_interval_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

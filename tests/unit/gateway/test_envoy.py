@@ -19,6 +19,7 @@ def settings(folder: Path) -> FrontDoorSettings:
         state_folder=folder / "state",
         control="127.0.0.1:1",
         gateway="127.0.0.1:1",
+        gateway_rest="127.0.0.1:1",
         xds=f"unix:{folder}/xds.sock",
     )
 

@@ -27,6 +27,7 @@ SETTINGS = FrontDoorSettings(
     state_folder=Path("/state"),
     control="unix:/state/control.sock",
     gateway="unix:/state/gateway.sock",
+    gateway_rest="unix:/state/rest.sock",
     xds="127.0.0.1:1",
 )
 TYPES = {CLUSTER: Cluster, ENDPOINT: ClusterLoadAssignment, LISTENER: Listener, ROUTE: RouteConfiguration}
@@ -126,12 +127,16 @@ def test_an_ipv6_endpoint_is_taken() -> None:
 
 def test_a_name_leads_to_one_deployment_and_its_own_name_wins() -> None:
     found = made(route("m", names=("n", "shared")), route("n", names=("shared",)))
-    by_name = {}
+    by_name: dict[str, list[str]] = {}
     for one in read(found, ROUTE, "main")["virtual_hosts"][0]["routes"]:
         for header in one["match"].get("headers", []):
-            assert header["string_match"]["exact"] not in by_name
-            by_name[header["string_match"]["exact"]] = one["route"]["cluster"]
-    assert by_name == {"m": "deployment/m", "n": "deployment/n", "shared": "deployment/m"}
+            if header["name"] == "x-model":
+                by_name.setdefault(header["string_match"]["exact"], []).append(one["route"]["cluster"])
+    assert by_name == {
+        "m": ["deployment/m", "rest/m"],
+        "n": ["deployment/n", "rest/n"],
+        "shared": ["deployment/m", "rest/m"],
+    }
 
 
 def test_the_secret_is_only_where_it_is_needed() -> None:

@@ -28,7 +28,7 @@ async def test_an_endpoint_that_is_no_host_is_unreachable_and_makes_way() -> Non
     try:
         for name in ("no-such-host.invalid:1", "127.0.0.1:1", "no-such-host.invalid:1"):
             with pytest.raises(Unreachable, match=name):
-                await control.register(job_id=1, advertise="", port=1, version="")
+                await control.register(job_id=1, advertise="", port=1, engine_port=2, version="")
     finally:
         await control.close()
 

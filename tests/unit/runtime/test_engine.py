@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,6 +17,7 @@ import pytest
 
 from penstock_runtime.child import LAST_LINES
 from penstock_runtime.config import AdapterConfig, EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import (
     FAILED_EXIT_CODE,
     Engine,
@@ -27,8 +29,9 @@ from penstock_runtime.engine import (
     launch,
 )
 from penstock_runtime.engine import _load as read_load
+from penstock_runtime.engine_http import Address
 from penstock_runtime.environment import Command, Host
-from tests.engines import StartStandin, standin_launch, until
+from tests.engines import PAPER_DOOR, StartStandin, engine_door, standin_launch, until
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -44,6 +47,9 @@ vllm:generation_tokens_total{engine="0",model_name="m"} 12.0
 """
 
 
+NOWHERE = Address("127.0.0.1", 1)
+
+
 def vllm(venv: str = "", **fields: Any) -> Launch:
     config = EngineConfig(name="vllm", **fields)
     return launch(
@@ -51,14 +57,20 @@ def vllm(venv: str = "", **fields: Any) -> Launch:
         EnvironmentConfig(venv=venv),
         ModelConfig(path="/models/x"),
         served_names=("x", "y"),
-        uds="/run/e.sock",
+        door=PAPER_DOOR,
         host=Host({"PATH": "/usr/bin", "PYTHONPATH": "/agent", "PYTHONHOME": "/agent", "HOME": "/home/u"}),
     )
 
 
-def script(code: str, uds: str = "/nonexistent/s.sock", **env: str) -> Launch:
+def script(code: str, address: Address = NOWHERE, **env: str) -> Launch:
     """A process that is no engine at all."""
-    return Launch(Command((sys.executable, "-u", "-c", code), {**os.environ, **env}), uds, "m", False)
+    return Launch(Command((sys.executable, "-u", "-c", code), {**os.environ, **env}), address, "m", False)
+
+
+@pytest.fixture
+def door() -> Iterator[EngineDoor]:
+    with engine_door() as one:
+        yield one
 
 
 def started(what: Launch) -> tuple[Engine, io.BytesIO]:
@@ -69,12 +81,14 @@ def started(what: Launch) -> tuple[Engine, io.BytesIO]:
 class TestLaunch:
     def test_vllm_on_the_path(self) -> None:
         what = vllm(args=("--dtype", "float32"), env={"HF_HUB_OFFLINE": "0", "VLLM_CPU_KVCACHE_SPACE": "1"})
-        names = ("--served-model-name", "x", "y", "--uds", "/run/e.sock", "--disable-uvicorn-access-log")
-        assert what.command.argv == ("vllm", "serve", "/models/x", *names, "--dtype", "float32")
+        names = ("--served-model-name", "x", "y", "--host", "10.0.0.7", "--port", "99")
+        door = ("--middleware", "penstock_engine_door.Guard", "--disable-uvicorn-access-log")
+        assert what.command.argv == ("vllm", "serve", "/models/x", *names, *door, "--dtype", "float32")
         assert what.command.env == {
             "PATH": "/usr/bin",
+            "PENSTOCK_ENGINE_DOOR": "/run/door/door.json",
             # What a module set for the engine's own Python stays.
-            "PYTHONPATH": "/agent",
+            "PYTHONPATH": "/run/door:/agent",
             "PYTHONHOME": "/agent",
             "HOME": "/home/u",
             "PYTHONUNBUFFERED": "1",
@@ -93,7 +107,7 @@ class TestLaunch:
         assert what.command.argv[:5] == (f"{tmp_path}/bin/python", *module)
         assert what.command.env["PATH"] == f"{tmp_path}/bin:/usr/bin"
         assert what.command.env["VIRTUAL_ENV"] == str(tmp_path)
-        assert "PYTHONPATH" not in what.command.env
+        assert what.command.env["PYTHONPATH"] == "/run/door"
         assert "PYTHONHOME" not in what.command.env
 
     def test_a_venv_with_the_vllm_distribution_runs_its_command(self, tmp_path: Path) -> None:
@@ -106,7 +120,7 @@ class TestLaunch:
             EnvironmentConfig(),
             ModelConfig(hub="org/name", hub_revision="abc"),
             served_names=("x",),
-            uds="/run/e.sock",
+            door=PAPER_DOOR,
             host=Host({}),
         )
         assert what.command.argv[:3] == ("vllm", "serve", "org/name")
@@ -131,7 +145,7 @@ class TestLaunch:
             EnvironmentConfig(),
             ModelConfig(path="/models/x", adapters=adapters),
             served_names=("x",),
-            uds="/run/e.sock",
+            door=PAPER_DOOR,
             host=Host({}),
         )
         argv = what.command.argv
@@ -154,7 +168,7 @@ class TestLaunch:
                 EnvironmentConfig(),
                 ModelConfig(path="/models/x", adapters=self.adapters(rank, folder=tmp_path)),
                 served_names=("x",),
-                uds="/run/e.sock",
+                door=PAPER_DOOR,
                 host=Host({}),
             )
 
@@ -164,10 +178,6 @@ class TestLaunch:
     def test_what_penstock_gives_is_not_taken_from_a_manifest(self, argument: str) -> None:
         with pytest.raises(ValueError, match="Penstock gives --"):
             vllm(args=(argument,))
-
-    def test_a_socket_path_that_does_not_fit(self) -> None:
-        with pytest.raises(ValueError, match="longer than 107 bytes"):
-            standin_launch(uds="/tmp/" + "x" * 103)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +236,8 @@ async def test_a_token_that_does_not_come(standin: StartStandin) -> None:
         await engine.prove_ready(0.2)
 
 
-async def test_an_exit_before_healthy_is_told_with_its_last_words(tmp_path: Path) -> None:
-    engine, _ = started(standin_launch("--exit-at-start", "3", uds=str(tmp_path / "s.sock")))
+async def test_an_exit_before_healthy_is_told_with_its_last_words(door: EngineDoor) -> None:
+    engine, _ = started(standin_launch("--exit-at-start", "3", door=door))
     await engine.start()
     with pytest.raises(
         StartError, match=r"ended with exit code 3, which nobody had asked for, [0-9]+ s after"
@@ -236,8 +246,8 @@ async def test_an_exit_before_healthy_is_told_with_its_last_words(tmp_path: Path
     assert "initialization failed" in caught.value.last_words[-1]
 
 
-async def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
-    engine, _ = started(standin_launch("--start-delay-s", "60", uds=str(tmp_path / "s.sock")))
+async def test_a_start_that_takes_too_long(door: EngineDoor) -> None:
+    engine, _ = started(standin_launch("--start-delay-s", "60", door=door))
     await engine.start()
     with pytest.raises(StartError, match=r"not healthy within 0\.3 s"):
         await engine.wait_healthy(0.3)
@@ -245,7 +255,7 @@ async def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_does_not_exist() -> None:
-    engine, _ = started(Launch(Command(("/nonexistent/vllm",), {}), "/nonexistent/s.sock", "m", False))
+    engine, _ = started(Launch(Command(("/nonexistent/vllm",), {}), NOWHERE, "m", False))
     with pytest.raises(StartError, match="/nonexistent/vllm: No such file"):
         await engine.start()
 

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from penstock_runtime.engine_http import PAUSE_BYTES, EngineError, EngineHttp
+from penstock_runtime.engine_http import PAUSE_BYTES, Address, EngineError, EngineHttp
 
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serve = Callable[[Play], Awaitable[EngineHttp]]
@@ -21,7 +20,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 
 
 @pytest_asyncio.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
+async def serve() -> AsyncIterator[Serve]:
     """A server that reads each request and then does what it is told to."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -34,9 +33,8 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
                     await play(reader, writer)
                 writer.close()
 
-            path = str(tmp_path / "s.sock")
-            await stack.enter_async_context(await asyncio.start_unix_server(answer, path))
-            return EngineHttp(path)
+            server = await stack.enter_async_context(await asyncio.start_server(answer, "127.0.0.1", 0))
+            return EngineHttp(Address("127.0.0.1", server.sockets[0].getsockname()[1]))
 
         yield start
 

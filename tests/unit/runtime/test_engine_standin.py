@@ -305,8 +305,10 @@ async def test_over_tcp_with_keep_alive_pipelining_and_chunked_bodies() -> None:
 )
 async def test_requests_that_cannot_be_read(standin: StartStandin, request_: bytes, status: bytes) -> None:
     started = await standin()
-    reader, writer = await asyncio.open_unix_connection(started.launch.uds)
-    writer.write(request_)
+    address = started.launch.address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    key = "".join(f"{name}: {value}\r\n" for name, value in address.headers.items()).encode()
+    writer.write(request_.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\n" + key))
     async with asyncio.timeout(10):
         answer = await reader.read()
     writer.close()

@@ -20,8 +20,8 @@ from penstock_runtime.engine import Launch, Rank, launch
 from penstock_runtime.environment import Command, Host, Program, command
 from penstock_runtime.ranks import step
 from penstock_runtime.steps import srun
+from tests.engines import PaperDoor
 
-UDS = "/tmp/penstock-x/engine.sock"
 INHERITED = {
     "PATH": "/usr/bin",
     "HOME": "/home/u",
@@ -34,7 +34,13 @@ INHERITED = {
     "HF_HOME": "/scratch/hf",
 }
 SERVE = ("vllm", "serve", "/models/x", "--served-model-name", "x")
-UDS_ARGS = ("--uds", UDS, "--disable-uvicorn-access-log")
+DOOR = PaperDoor("/tmp/penstock-x", "0.0.0.0")
+DOOR_ARGS = (
+    *("--host", "0.0.0.0", "--port", "99", "--middleware", "penstock_engine_door.Guard"),
+    "--disable-uvicorn-access-log",
+)
+# What a module or an image sets itself stays behind the door's folder.
+WITH_PATH = ("sh", "-c", 'export PYTHONPATH="$0${PYTHONPATH:+:$PYTHONPATH}"; exec "$@"', "/tmp/penstock-x")
 
 
 def started(
@@ -45,7 +51,7 @@ def started(
         environment,
         ModelConfig(path=model),
         served_names=("x",),
-        uds=UDS,
+        door=DOOR,
         host=Host(INHERITED, gpu_flag=gpu_flag),
     )
 
@@ -61,7 +67,7 @@ def test_apptainer() -> None:
         *("--bind", "/models/x:/models/x:ro"),
         *("--bind", "/data:/data:ro"),
         *("--pwd", "/tmp/penstock-x", "/images/vllm.sif"),
-        *(*SERVE, *UDS_ARGS, "--max-model-len", "8192"),
+        *(*WITH_PATH, *SERVE, *DOOR_ARGS, "--max-model-len", "8192"),
     )
     ours = {name: value for name, value in found.env.items() if name not in INHERITED}
     assert ours == {
@@ -73,6 +79,7 @@ def test_apptainer() -> None:
         "APPTAINERENV_TRANSFORMERS_OFFLINE": "1",
         "APPTAINERENV_VLLM_CACHE_ROOT": "/scratch/vllm",
         "APPTAINERENV_HF_TOKEN": "hf_secret",
+        "APPTAINERENV_PENSTOCK_ENGINE_DOOR": "/tmp/penstock-x/door.json",
     }
     assert set(INHERITED) - set(found.env) == {"PYTHONPATH", "VIRTUAL_ENV"}
     assert found.makes == ("/scratch/hf", "/scratch/vllm")
@@ -115,11 +122,11 @@ def test_pyxis() -> None:
         "--container-mounts=/tmp/penstock-x:/tmp/penstock-x,/scratch/hf:/scratch/hf,/models/x:/models/x:ro"
         ",/data:/data:ro+rprivate",
         "--container-workdir=/tmp/penstock-x",
-        "--container-env=DO_NOT_TRACK,HF_HUB_OFFLINE,HF_TOKEN,PYTHONNOUSERSITE,PYTHONUNBUFFERED,TRANSFORMERS_OFFLINE"
-        ",VLLM_NO_USAGE_STATS",
+        "--container-env=DO_NOT_TRACK,HF_HUB_OFFLINE,HF_TOKEN,PENSTOCK_ENGINE_DOOR,PYTHONNOUSERSITE,PYTHONUNBUFFERED"
+        ",TRANSFORMERS_OFFLINE,VLLM_NO_USAGE_STATS",
         "--no-container-entrypoint",
         *("sh", "-c", 'echo $$ >"$0" && exec "$@"', "/tmp/penstock-x/engine.pid"),
-        *(*SERVE, *UDS_ARGS, "--max-model-len", "8192"),
+        *(*WITH_PATH, *SERVE, *DOOR_ARGS, "--max-model-len", "8192"),
     )
     assert found.env["HF_TOKEN"] == "hf_secret"
     assert "PYTHONPATH" not in found.env
@@ -145,14 +152,14 @@ def test_modules() -> None:
     assert found.argv[:6] == ("bash", "--noprofile", "--norc", "-c", SCRIPT, "penstock-engine")
     # Without the distribution that brings the command, its module is run.
     module = ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/x")
-    assert found.argv[6:11] == module
+    assert found.argv[6:15] == (*WITH_PATH, *module)
     assert found.env["PENSTOCK_SET_HF_TOKEN"] == "hf_secret"
     assert "PYTHONPATH" not in found.env
 
 
 def test_modules_without_a_virtual_environment() -> None:
     found = started(EnvironmentConfig(module=ModuleConfig(("vllm",)))).command
-    assert found.argv[6:] == (*SERVE, *UDS_ARGS, "--max-model-len", "8192")
+    assert found.argv[6:] == (*WITH_PATH, *SERVE, *DOOR_ARGS, "--max-model-len", "8192")
     assert "VIRTUAL_ENV" not in found.argv[4]
 
 
@@ -212,7 +219,7 @@ def of_rank(number: int, environment: EnvironmentConfig | None = None) -> Comman
         environment or EnvironmentConfig(),
         ModelConfig(path="/models/x"),
         served_names=("x",),
-        uds=UDS,
+        door=DOOR if number == 0 else DOOR.folder,
         host=Host(INHERITED, gpu_flag="--nv"),
         rank=rank,
     ).command
@@ -222,7 +229,7 @@ def test_vllm_on_two_nodes() -> None:
     """As vLLM's own documentation has it: the same command on each node, `--headless` on all but the first."""
     meeting = ("--master-addr", "10.0.0.1", "--master-port", "29777")
     sizes = ("--tensor-parallel-size", "8", "--pipeline-parallel-size", "2")
-    assert of_rank(0).argv == (*SERVE, *UDS_ARGS, "--nnodes", "2", "--node-rank", "0", *meeting, *sizes)
+    assert of_rank(0).argv == (*SERVE, *DOOR_ARGS, "--nnodes", "2", "--node-rank", "0", *meeting, *sizes)
     assert of_rank(1).argv == (*SERVE, "--nnodes", "2", "--node-rank", "1", *meeting, "--headless", *sizes)
     assert [of_rank(number).env["VLLM_HOST_IP"] for number in (0, 1)] == ["10.0.0.1", "10.0.0.2"]
 

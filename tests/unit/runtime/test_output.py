@@ -12,6 +12,7 @@ import pytest
 from penstock.rpc.logs import stream_output
 from penstock_runtime import output
 from penstock_runtime.engine import Engine, Launch
+from penstock_runtime.engine_http import Address
 from penstock_runtime.environment import Command
 
 
@@ -54,9 +55,8 @@ async def test_an_engine_that_prints_without_end_fills_no_disk(
     monkeypatch.setattr(output, "LIMIT_BYTES", 100_000)
     monkeypatch.setattr(output, "KEEP_BYTES", 1000)
     code = "for number in range(100_000): print('line', number)"
-    what = Launch(
-        Command((sys.executable, "-c", code), dict(os.environ)), str(tmp_path / "e.sock"), "m", False
-    )
+    command = Command((sys.executable, "-c", code), dict(os.environ))
+    what = Launch(command, Address("127.0.0.1", 1), "m", False)
     with os.fdopen(opened(tmp_path / "job.out"), "wb") as echo:
         engine = Engine(what, echo=echo)
         await engine.start()

@@ -37,7 +37,13 @@ AUTHENTICATE = (
     .where(attempts.c.token == bindparam("token"))
 )
 LOCK = (
-    select(*rows.ATTEMPT, attempts.c.restart_count, attempts.c.replica_uid, replicas.c.leaving)
+    select(
+        *rows.ATTEMPT,
+        attempts.c.restart_count,
+        attempts.c.engine_port,
+        attempts.c.replica_uid,
+        replicas.c.leaving,
+    )
     .join(replicas, replicas.c.uid == attempts.c.replica_uid)
     .where(attempts.c.token == bindparam("token"))
     .with_for_update(of=attempts)
@@ -50,6 +56,7 @@ REGISTER = (
         restart_count=bindparam("run"),
         host=bindparam("to_host"),
         port=bindparam("to_port"),
+        engine_port=bindparam("to_engine"),
         phase=Phase.REGISTERED.value,
         phase_message="",
         registered_at=bindparam("now"),
@@ -103,6 +110,7 @@ ROUTES = select(
     deployments.c.uid,
     deployments.c.name,
     deployments.c.secret,
+    deployments.c.created_at,
     deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
     deployments.c.spec["admission"].label("admission"),
 ).order_by(deployments.c.name)
@@ -113,6 +121,7 @@ ENDPOINTS = (
         replicas.c.name,
         attempts.c.host,
         attempts.c.port,
+        attempts.c.engine_port,
     )
     .join(replicas, replicas.c.uid == attempts.c.replica_uid)
     .where(
@@ -160,7 +169,15 @@ async def authenticate(conn: AsyncConnection, token: str) -> Agent | None:
 
 
 async def register(
-    conn: AsyncConnection, token: str, *, job_id: int, restart_count: int, host: str, port: int, now: datetime
+    conn: AsyncConnection,
+    token: str,
+    *,
+    job_id: int,
+    restart_count: int,
+    host: str,
+    port: int,
+    now: datetime,
+    engine_port: int | None = None,
 ) -> Attempt:
     """The first word of an agent, or the same word again; a requeued job's run starts over from nothing.
 
@@ -174,7 +191,8 @@ async def register(
         raise AttemptSuperseded(token, f"job {row.a_job_id} runs it, not job {job_id}")
     if row.restart_count is not None and restart_count < row.restart_count:
         raise AttemptSuperseded(token, f"its job was requeued {row.restart_count} times, not {restart_count}")
-    if (row.restart_count, row.a_host, row.a_port) == (restart_count, host, port):
+    known = (row.restart_count, row.a_host, row.a_port, row.engine_port)
+    if known == (restart_count, host, port, engine_port):
         await conn.execute(TOUCH, {"at": token, "now": now})
         return rows.attempt(row)
     given = {
@@ -183,6 +201,7 @@ async def register(
         "run": restart_count,
         "to_host": _storable(host),
         "to_port": port,
+        "to_engine": engine_port,
         "now": now,
     }
     try:
@@ -247,7 +266,8 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
     """All deployments by name, and where requests for each may go. Give it a connection of `Database.snapshot`."""
     endpoints: dict[str, list[Endpoint]] = {}
     for row in await conn.execute(ENDPOINTS):
-        endpoints.setdefault(row.deployment_uid, []).append(Endpoint(row.token, row.name, row.host, row.port))
+        endpoint = Endpoint(row.token, row.name, row.host, row.port, row.engine_port)
+        endpoints.setdefault(row.deployment_uid, []).append(endpoint)
     return RoutingState(
         tuple(
             Route(
@@ -257,6 +277,7 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
                 endpoints=tuple(endpoints.get(row.uid, ())),
                 # Missing in what an earlier release wrote.
                 admission=decode(Admission, row.admission or {}),
+                created_at_s=int(row.created_at.timestamp()),
             )
             for row in await conn.execute(ROUTES)
         )

@@ -1,0 +1,213 @@
+"""What Envoy says when it must answer itself: google.rpc's shape to gRPC clients, OpenAI's to all others.
+
+The gRPC status follows from the HTTP status (UNAVAILABLE for most) where none is given here.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from penstock.gateway import openai
+from penstock.gateway.hold import RETRY_AFTER_S
+from penstock.gateway.settings import MIB, FrontDoorSettings
+
+OVERLOAD_RETRY_AFTER_S = 1
+"""Requests end all the time; replicas do not come back so soon."""
+ERROR_DOMAIN = "penstock"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One case: when, what, and the status of each kind of client. None: as Envoy has it."""
+
+    when: dict[str, Any]
+    sentence: str
+    code: str
+    status: int
+    grpc_status: int | None = None
+    retry_after_s: int | None = None
+    limit: str = ""
+    """Name of the limit that was reached."""
+    limit_value: str = ""
+    """Told to REST clients alone: gRPC's two copies of the sentence must be equal, and one of them is fixed."""
+
+
+def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
+    """Envoy's LocalReplyConfig, in JSON form. Of the mappers the first that fits is used."""
+    mappers = []
+    for answer in _answers(settings):
+        mappers += [_for_grpc(answer), _for_rest(answer)]
+    size = settings.max_request_bytes // MIB
+    unreadable = (
+        f"the request cannot be read (a message may have {size} MiB at most and must not be compressed): "
+        "%LOCAL_REPLY_BODY%"
+    )
+    # What grpc_field_extraction says when it cannot read the message (FAILED_PRECONDITION when it is too large).
+    mappers.append(
+        {
+            "filter": _both(_is_grpc(), _status_is(400)),
+            "body_format_override": {"text_format_source": {"inline_string": unreadable}},
+        }
+    )
+    mappers.append(
+        {
+            "filter": _not_grpc(),
+            "body_format_override": {
+                "json_format": openai.error(500, "%LOCAL_REPLY_BODY% (HTTP %RESPONSE_CODE%)", "front_door")
+            },
+        }
+    )
+    return {"mappers": mappers}
+
+
+def _answers(settings: FrontDoorSettings) -> list[_Answer]:
+    size = settings.max_request_bytes // MIB
+    exhausted = code_pb2.RESOURCE_EXHAUSTED
+    return [
+        _Answer(
+            _flag("UO"),
+            "too many requests are in flight for this deployment (limit: max_in_flight); try again later",
+            "max_in_flight",
+            429,
+            exhausted,
+            OVERLOAD_RETRY_AFTER_S,
+            limit="max_in_flight",
+            limit_value="%METADATA(ROUTE:penstock:max_in_flight)%",
+        ),
+        _Answer(
+            _flag("OM"),
+            "the front door has no memory left for more requests (max_heap_bytes); try again later",
+            "max_heap_bytes",
+            503,
+            exhausted,
+            RETRY_AFTER_S,
+            limit="max_heap_bytes",
+        ),
+        _Answer(
+            _status_is(413),
+            f"the request's body is longer than {size} MiB (max_request_bytes)",
+            "max_request_bytes",
+            413,
+            limit="max_request_bytes",
+        ),
+        _Answer(
+            _status_is(431),
+            f"the request's headers are more than {settings.max_headers} (max_headers) or longer than "
+            f"{settings.max_header_kib} KiB together (max_header_kib)",
+            "max_headers",
+            431,
+            exhausted,
+            limit="max_headers",
+        ),
+        _Answer(
+            _flag("UH", "UF", "URX", "NC"),
+            "nothing that could answer this can be reached now; try again in a few seconds",
+            "unreachable",
+            503,
+            retry_after_s=RETRY_AFTER_S,
+        ),
+        _Answer(_flag("UC", "UR"), "the replica ended before it answered", "replica_ended", 503, None, 1),
+        _Answer(
+            _flag("SI"),
+            f"nothing moved on this stream for {settings.stream_idle_timeout_s} s (stream_idle_timeout_s)",
+            "stream_idle_timeout_s",
+            504,
+        ),
+        _Answer(
+            _status_is(408),
+            f"the request did not arrive within {settings.request_headers_timeout_s} s for its headers "
+            f"(request_headers_timeout_s) and {settings.request_timeout_s} s in all (request_timeout_s)",
+            "request_timeout_s",
+            408,
+            limit="request_timeout_s",
+        ),
+        _Answer(
+            _status_is(404),
+            "no such service, method or path at this port",
+            "no_such_path",
+            404,
+            code_pb2.UNIMPLEMENTED,
+        ),
+    ]
+
+
+def _for_grpc(answer: _Answer) -> dict[str, Any]:
+    headers = {}
+    if answer.grpc_status is not None:
+        headers["grpc-status"] = str(answer.grpc_status)
+    if answer.limit or answer.retry_after_s:
+        headers["grpc-status-details-bin"] = _details(answer)
+    return {
+        "filter": _both(_is_grpc(), answer.when),
+        "headers_to_add": _headers(headers),
+        "body_format_override": {"text_format_source": {"inline_string": answer.sentence}},
+    }
+
+
+def _for_rest(answer: _Answer) -> dict[str, Any]:
+    headers = {}
+    if answer.retry_after_s is not None:
+        headers["retry-after"] = str(answer.retry_after_s)
+    sentence = answer.sentence
+    if answer.limit_value:
+        sentence = sentence.replace(answer.limit, f"{answer.limit} = {answer.limit_value}", 1)
+    return {
+        "filter": _both(_not_grpc(), answer.when),
+        "status_code": answer.status,
+        "headers_to_add": _headers(headers),
+        "body_format_override": {"json_format": openai.error(answer.status, sentence, answer.code)},
+    }
+
+
+def _details(answer: _Answer) -> str:
+    """google.rpc.Status as gRPC carries it in a trailer."""
+    code = answer.grpc_status if answer.grpc_status is not None else code_pb2.UNAVAILABLE
+    status = status_pb2.Status(code=code, message=answer.sentence)
+    info = error_details_pb2.ErrorInfo(reason=answer.code.upper(), domain=ERROR_DOMAIN)
+    if answer.limit:
+        info.metadata["limit"] = answer.limit
+    status.details.add().Pack(info)
+    if answer.retry_after_s:
+        delay = duration_pb2.Duration(seconds=answer.retry_after_s)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return base64.b64encode(status.SerializeToString(deterministic=True)).decode().rstrip("=")
+
+
+def _headers(fields: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in fields.items()
+    ]
+
+
+def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    return {"and_filter": {"filters": [first, second]}}
+
+
+def _is_grpc(*, invert: bool = False) -> dict[str, Any]:
+    matcher = {
+        "name": "content-type",
+        "string_match": {"prefix": "application/grpc"},
+        "invert_match": invert,
+        # Without the header a matcher is false, inverted or not.
+        "treat_missing_header_as_empty": True,
+    }
+    return {"header_filter": {"header": matcher}}
+
+
+def _not_grpc() -> dict[str, Any]:
+    return _is_grpc(invert=True)
+
+
+def _flag(*flags: str) -> dict[str, Any]:
+    return {"response_flag_filter": {"flags": list(flags)}}
+
+
+def _status_is(status: int) -> dict[str, Any]:
+    comparison = {"op": "EQ", "value": {"default_value": status, "runtime_key": "penstock.unused"}}
+    return {"status_code_filter": {"comparison": comparison}}

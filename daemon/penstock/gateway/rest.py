@@ -1,0 +1,152 @@
+"""Answers the REST requests that no replica can take: the list of models, and what is wrong with all the others.
+
+Envoy sends here, as explain.py says for gRPC, what has no ready replica, no such model, or no `model` that it could
+read; this reads the request once more and says so in OpenAI's shape. It keeps no request waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from penstock.core.routing import Route
+from penstock.gateway import openai
+from penstock.gateway.clusters import ANSWERED_BY_HEADER
+from penstock.gateway.hold import RETRY_AFTER_S, Refused, standing
+from penstock.gateway.routes import ASKED_MODEL_HEADER, DEPLOYMENT_HEADER
+from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
+from penstock.gateway.settings import MIB, FrontDoorSettings
+
+MAX_READ_AT_ONCE = 16
+"""Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
+ATTEMPTS_HEADER = "x-envoy-attempt-count"
+
+
+class RestServer:
+    """An HTTP server for Envoy. Use: `start`, `stop`."""
+
+    def __init__(self, settings: FrontDoorSettings, served: Served) -> None:
+        self._settings = settings
+        self._served = served
+        self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listens. Raises OSError if the address is taken."""
+        app = web.Application(
+            client_max_size=self._settings.max_request_bytes + MIB, middlewares=[_in_openai_shape]
+        )
+        app.router.add_get(openai.MODELS_PATH, self._models)
+        # Names may have slashes.
+        app.router.add_get(openai.MODELS_PATH + "/{model:.+}", self._model)
+        app.router.add_route("*", "/{path:.*}", self._explain)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        address = self._settings.gateway_rest
+        if address.startswith("unix:"):
+            path = Path(address.removeprefix("unix:"))
+            await web.UnixSite(self._runner, str(path)).start()
+            path.chmod(0o600)
+        else:
+            host, _, port = address.rpartition(":")
+            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+
+    async def stop(self) -> None:
+        """Ends at once."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        models = [_model(name, route) for name, route in self._served.models.items()]
+        return _json(200, {"object": "list", "data": models})
+
+    async def _model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["model"]
+        route = self._served.models.get(name)
+        if route is None:
+            return self._no_such_model(name)
+        return _json(200, _model(name, route))
+
+    async def _explain(self, request: web.Request) -> web.StreamResponse:
+        deployment = request.headers.get(DEPLOYMENT_HEADER)
+        if deployment is not None:
+            return await self._not_ready(request, deployment)
+        if request.path not in openai.REWRITES:
+            return _error(404, f"there is no {request.method} {request.path}", "no_such_path")
+        if request.method != "POST":
+            message = f"{request.path} takes POST, not {request.method}"
+            return _error(405, message, "method_not_allowed", allow="POST")
+        if request.content_type != "application/json":
+            message = f"Content-Type is {request.content_type!r}; application/json is accepted"
+            return _error(415, message, "unsupported_media_type")
+        if model := request.headers.get(ASKED_MODEL_HEADER):
+            # Perhaps a number or a list in the body, which Envoy has made a text of.
+            return self._no_such_model(model)
+        async with self._reading:
+            return self._fault(await request.read())
+
+    async def _not_ready(self, request: web.Request, deployment: str) -> web.StreamResponse:
+        route = self._served.route(deployment)
+        if route is None:  # Deleted a moment ago: Envoy still had the route.
+            return self._no_such_model(deployment)
+        prospect = await self._served.prospect(deployment)
+        sentence, code = standing(route, prospect), "no_ready_replica"
+        if tried := int(request.headers.get(ATTEMPTS_HEADER, "1")) - 1:
+            code = "replica_failed"
+            sentence = (
+                f"{tried} tries at replicas of deployment {deployment!r} ended before the first byte of an answer, "
+                f"in a refused connection or a server error; {sentence}"
+            )
+        refused = Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s))
+        return _error(503, sentence, code, retry_after=str(refused.retry_after_s))
+
+    def _no_such_model(self, model: str) -> web.Response:
+        return _error(404, self._served.unknown(model), "model_not_found", "model")
+
+    def _fault(self, body: bytes) -> web.Response:
+        """Envoy found no model in it; why not."""
+        try:
+            asked = json.loads(body)
+        except UnicodeDecodeError as error:
+            return _error(400, f"the body is not UTF-8: {error.reason} at byte {error.start}", "invalid_json")
+        except RecursionError:
+            return _error(400, "the body is nested too deeply", "invalid_json")
+        except ValueError as error:
+            return _error(400, f"the body is not JSON: {error}", "invalid_json")
+        if not isinstance(asked, dict):
+            return _error(400, "the body is not a JSON object", "invalid_json")
+        if "model" not in asked:
+            return _error(400, "the field `model` is missing", "missing_model", "model")
+        model = asked["model"]
+        if not isinstance(model, str) or not model:
+            shown = json.dumps(model)[:NAME_SHOWN_CHARACTERS]
+            message = f"the field `model` is {shown}; the name of a model is accepted, as a string"
+            return _error(400, message, "invalid_model", "model")
+        return self._no_such_model(model)
+
+
+def _model(name: str, route: Route) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": route.created_at_s, "owned_by": "penstock"}
+
+
+def _json(status: int, body: dict[str, Any], **headers: str) -> web.Response:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.json_response(body, status=status, headers={ANSWERED_BY_HEADER: "gateway", **fields})
+
+
+def _error(status: int, message: str, code: str, param: str | None = None, **headers: str) -> web.Response:
+    return _json(status, openai.error(status, message, code, param), **headers)
+
+
+@web.middleware
+async def _in_openai_shape(request: web.Request, handler: Any) -> web.StreamResponse:
+    """aiohttp's own refusals, such as a body over the limit."""
+    try:
+        answer: web.StreamResponse = await handler(request)
+    except web.HTTPException as refusal:
+        return _error(refusal.status, refusal.reason, refusal.reason.lower().replace(" ", "_"))
+    return answer

@@ -1,0 +1,85 @@
+"""What is served, for whoever has to explain it: the names, and why a deployment has no ready replica.
+
+It asks one injected function for the sentence and reads no table. Shared by the gRPC and the REST side, so that
+clients that try again in a loop cost one question to the database, whichever way they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from penstock.core.prospect import Prospect
+from penstock.core.routing import Route, RoutingState
+
+log = logging.getLogger(__name__)
+
+Explain = Callable[[str], Awaitable[Prospect]]
+"""Deployment name to how it is, and what a client may hope for."""
+
+NAMES_SHOWN = 20
+NAME_SHOWN_CHARACTERS = 200
+EXPLAIN_TIMEOUT_S = 2.0
+"""Longer than any healthy database takes, shorter than anyone waits for an error."""
+REASON_KEPT_S = 0.5
+"""For each deployment, how long an answer is good for all who ask."""
+
+
+class Served:
+    """Given the routing state at each change."""
+
+    def __init__(self, explain: Explain) -> None:
+        self._explain = explain
+        self._routes: dict[str, Route] = {}
+        self._names: dict[str, Route] = {}
+        self._reasons: dict[str, tuple[float, asyncio.Task[Prospect]]] = {}
+
+    def set_state(self, state: RoutingState) -> None:
+        """What is served from now on."""
+        self._routes = {route.deployment: route for route in state.routes}
+        names = dict(self._routes)
+        for route in state.routes:
+            for name in route.model_names:
+                names.setdefault(name, route)
+        self._names = dict(sorted(names.items()))
+        self._reasons = {name: reason for name, reason in self._reasons.items() if name in self._routes}
+
+    @property
+    def models(self) -> dict[str, Route]:
+        """What clients may put into `model`, by name, and what each leads to."""
+        return self._names
+
+    def route(self, deployment: str) -> Route | None:
+        """The deployment; None: there is none of this name."""
+        return self._routes.get(deployment)
+
+    def unknown(self, model: str) -> str:
+        """The sentence for a model that nobody serves; for an empty one too."""
+        names = list(self._names)
+        shown = ", ".join(names[:NAMES_SHOWN]) or "none"
+        more = len(names) - NAMES_SHOWN
+        there_are = f"models that exist: {shown}" + (f", and {more} more" if more > 0 else "")
+        shown_model = repr(model[:NAME_SHOWN_CHARACTERS])
+        wrong = f"model {shown_model} does not exist" if model else "the field `model` is empty"
+        return f"{wrong}; {there_are}"
+
+    async def prospect(self, deployment: str) -> Prospect:
+        """How it is, and what a client may hope for; never fails."""
+        asked_at, task = self._reasons.get(deployment, (0.0, None))
+        now = time.monotonic()
+        if task is None or now - asked_at > REASON_KEPT_S:
+            task = asyncio.create_task(self._ask(deployment))
+            self._reasons[deployment] = (now, task)
+        return await asyncio.shield(task)
+
+    async def _ask(self, deployment: str) -> Prospect:
+        try:
+            return await asyncio.wait_for(self._explain(deployment), EXPLAIN_TIMEOUT_S)
+        except TimeoutError:
+            return Prospect(f"the reason could not be read within {EXPLAIN_TIMEOUT_S:g} s")
+        except Exception:
+            # The client still gets its UNAVAILABLE; the cause is for the operator.
+            log.exception("cannot say why deployment %r has no ready replica", deployment)
+            return Prospect("the reason cannot be read now")

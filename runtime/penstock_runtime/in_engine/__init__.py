@@ -1,0 +1,1 @@
+"""What runs inside the engine's own process, in the engine's own Python: the standard library only."""
