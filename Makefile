@@ -49,6 +49,7 @@ test: env ## Install what the tests need (Slurm, the engine) and run all of them
 	@deploy/dev/system-packages.sh test
 	@.venv/bin/python deploy/engine/environment.py --progress
 	@.venv/bin/python deploy/cluster/chroot.py || echo "WITHOUT SLURM 26.05: its lane of the contract suite is skipped"
+	@.venv/bin/python -m deploy.cluster.apptainer || echo "WITHOUT APPTAINER: its test is skipped"
 	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) tests
 
 .PHONY: test-fast

@@ -132,7 +132,7 @@ def _make(*, quiet: bool) -> Path:
     log = folder() / "log"
     log.write_text("")
     for old in (new, folder() / "root"):
-        _remove(old)
+        remove(old)
     (folder() / "complete").unlink(missing_ok=True)
     began = time.monotonic()
 
@@ -143,7 +143,7 @@ def _make(*, quiet: bool) -> Path:
     say(f"making {folder()} (once; about two minutes)")
     say(f"1/4 Debian {SUITE}, the smallest there is")
     with _scripts() as scripts:
-        _step(
+        step(
             ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", SUITE, str(new), MIRROR],
             log,
             {"DEBOOTSTRAP_DIR": str(scripts)},
@@ -161,9 +161,7 @@ def _make(*, quiet: bool) -> Path:
         "-o",
         "Dpkg::Options::=--force-unsafe-io",
     ]
-    _step(
-        ["chroot", str(new), *install, *PACKAGES], log, {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    )
+    step(["chroot", str(new), *install, *PACKAGES], log, {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"})
     version = subprocess.run(
         ["chroot", str(new), "slurmctld", "-V"], capture_output=True, text=True, timeout=60
     ).stdout.split()
@@ -181,11 +179,11 @@ def _make(*, quiet: bool) -> Path:
         "python3 -m pip install --no-build-isolation --no-deps --no-binary :all: --require-hashes"
         " --break-system-packages --root-user-action=ignore --no-cache-dir -r /opt/requirements.txt"
     )
-    _step(_inside(new, pip), log, BUILD_SETTINGS)
+    step(_inside(new, pip), log, BUILD_SETTINGS)
     say("4/4 trying it")
     (new / "etc/hosts").touch()  # cluster.py mounts its own over it
     # Without this setting importing it would look for a cluster.
-    _step(["chroot", str(new), "python3", "-c", "import pyslurm"], log, {"PYSLURM_DISABLE_AUTO_INIT": "1"})
+    step(["chroot", str(new), "python3", "-c", "import pyslurm"], log, {"PYSLURM_DISABLE_AUTO_INIT": "1"})
     shutil.rmtree(new / "var/cache/apt/archives", ignore_errors=True)
     new.rename(folder() / "root")
     (folder() / "complete").write_text(recipe_hash() + "\n")
@@ -216,7 +214,8 @@ def _scripts() -> Iterator[Path]:
     shutil.rmtree(copy, ignore_errors=True)
 
 
-def _step(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+def step(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Runs one step of a recipe, its output added to `log`. Raises ChrootError with its last words."""
     with log.open("a") as output:
         try:
             done = subprocess.run(
@@ -238,7 +237,7 @@ def _step(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
         )
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove an old or half-made chroot; never through a mount, such as an interrupted debootstrap may leave."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(path)), reverse=True):

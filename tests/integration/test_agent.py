@@ -485,6 +485,33 @@ async def test_an_engine_that_is_not_there(tmp_path: Path, control: FakeControl)
             assert "/nowhere/bin/python: No such file or directory" in report.message
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"venv": "/venv"}, "the model /nowhere/model is not there, on node "),
+        (
+            {"apptainer": {"image": "/nowhere/vllm.sif"}},
+            "the container image /nowhere/vllm.sif (spec.environment.apptainer.image) is not there, on node ",
+        ),
+        (
+            {"pyxis": {"image": "/nowhere/vllm.sqsh"}},
+            "the container image /nowhere/vllm.sqsh (spec.environment.pyxis.image) is not there, on node ",
+        ),
+    ],
+)
+async def test_a_model_or_an_image_that_is_not_there(
+    tmp_path: Path, control: FakeControl, environment: dict[str, Any], said: str
+) -> None:
+    async with control_plane(control) as port:
+        model = {"path": "/nowhere/model" if "venv" in environment else "/"}
+        folder = attempt_folder(tmp_path, port, engine={"name": "vllm"}, model=model, environment=environment)
+        async with agent(folder) as process:
+            assert await process.ended() == 70
+            report = control.last("FAILED")
+            assert report is not None
+            assert said in report.message
+
+
 async def test_a_control_plane_that_comes_later(tmp_path: Path, control: FakeControl) -> None:
     async with control_plane(FakeControl()) as port:
         pass
