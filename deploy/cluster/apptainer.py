@@ -40,9 +40,9 @@ for each in /*; do case "$each" in
     /bin|/boot|/etc|/lib|/lib32|/lib64|/libx32|/lost+found|/mnt|/sbin|/usr|/var) ;;
     *) if [ -d "$each" ]; then mkdir -p "$root$each"; mount --rbind "$each" "$root$each"; fi ;;
 esac; done
-cd "$root" && pivot_root . mnt && cd "$here" && exec chroot / apptainer "$@"' ROOT "$@"
+cd "$root" && pivot_root . mnt && cd "$here" && exec chroot / /usr/bin/apptainer "$@"' ROOT "$@"
 """
-"""chroot at the end only so that whatever it starts is looked for in the new root."""
+"""The last path in full: this program may be first on the PATH in there, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock_runtime import rank
@@ -83,12 +84,23 @@ def make_engine(
     """The engine, of this node alone or of all nodes of the job. Raises ValueError, and OSError without a network."""
     if config.nodes == 1:
         return Engine(engine_launch(config, door, environ))
-    address = config.advertise or address_towards(config.control[0])
+    address = config.advertise or own_address(config.control)
     # Held until the process ends.
     port = HeldPort(config.bind)
     head = Rank(config.nodes, 0, address, port.number, address)
     ranks = Ranks(head, folder, secret, config.bind, environ, port)
     return SpreadEngine(engine_launch(config, door, environ, head), ranks)
+
+
+def own_address(endpoints: Sequence[str]) -> str:
+    """The address of this node that routes to the control plane; its other nodes are taken to have a way there, too.
+
+    Raises OSError where there is no way to any of the endpoints.
+    """
+    for endpoint in endpoints[:-1]:
+        with contextlib.suppress(OSError):
+            return address_towards(endpoint)
+    return address_towards(endpoints[-1])
 
 
 def number(environ: Mapping[str, str], name: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock_runtime.config import (
+    AgentConfig,
     ApptainerConfig,
     EngineConfig,
     EnvironmentConfig,
@@ -19,6 +20,7 @@ from penstock_runtime.config import (
 from penstock_runtime.engine import Launch, Rank, launch
 from penstock_runtime.environment import Command, Host, Program, command
 from penstock_runtime.ranks import step
+from penstock_runtime.starting import this_host
 from penstock_runtime.steps import srun
 from tests.engines import PaperDoor
 
@@ -100,6 +102,20 @@ def test_a_container_sees_the_adapters() -> None:
     found = command(program, EnvironmentConfig(apptainer=ApptainerConfig("/i.sif")), Host({}, "apptainer"))
     mounts = [word for word in found.argv if word.endswith(":ro")]
     assert mounts == ["/m:/m:ro", "/l/a:/l/a:ro", "/l/b:/l/b:ro"]
+
+
+def test_what_of_a_node_matters(tmp_path: Path) -> None:
+    def host(gpus: int, *programs: str) -> Host:
+        for name in programs:
+            (tmp_path / name).touch(mode=0o755)
+        config = AgentConfig("t", "d", "d-1", 1, ("h:1",), EngineConfig(), ModelConfig(), ("d",), gpus=gpus)
+        return this_host(config, {"PATH": str(tmp_path)})
+
+    assert host(0).apptainer == "apptainer"
+    assert host(0, "singularity").apptainer == "singularity"
+    assert host(0, "apptainer").apptainer == "apptainer"
+    assert host(0).gpu_flag == ""
+    assert host(1).gpu_flag in ("--nv", "--rocm")
 
 
 def test_pyxis() -> None:
