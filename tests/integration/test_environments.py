@@ -85,7 +85,7 @@ spec:
     args: [--tokens-per-second, "50"]
     env: {{HF_HOME: {site}/hf, HF_TOKEN: not-on-a-command-line}}
   environment: {environment}
-  resources: {{gpus: {gpus}, cpus: 1, memory: 256MiB, nodes: {nodes}}}
+  resources: {{gpus: {gpus}, nodes: {nodes}{", cpus: 1, memory: 256MiB" if nodes == 1 else ""}}}
   drain_timeout_s: 10
   restart: {{backoff_initial_s: 1, backoff_max_s: 4}}
 """
