@@ -56,7 +56,7 @@ def program(path: Path, python: str, runtime: str) -> None:
     """A `vllm` that is the stand-in: `vllm serve MODEL ...`."""
     path.parent.mkdir(parents=True)
     path.write_text(
-        f'#!/bin/sh\nmodel="$2"; shift 2\nPYTHONPATH="{runtime}" exec "{python}" -m penstock_runtime.standin'
+        f'#!/bin/sh\nmodel="$2"; shift 2\nPYTHONPATH="{runtime}:$PYTHONPATH" exec "{python}" -m penstock_runtime.standin'
         ' --model "$model" "$@"\n'
     )
     path.chmod(0o755)
@@ -166,7 +166,7 @@ def test_apptainer(penstock: Penstock, site: Path) -> None:
         '#!/bin/sh\nmodel="$2"; shift 2\n[ -f "$model/config.json" ] || exit 5\n'
         '! touch "$model/x" 2>/dev/null || exit 6\n'
         'touch "$HF_HOME/written" || exit 7\n'
-        'PYTHONPATH=/penstock-runtime exec python3 -m penstock_runtime.standin --model "$model" "$@"\n'
+        'PYTHONPATH="/penstock-runtime:$PYTHONPATH" exec python3 -m penstock_runtime.standin --model "$model" "$@"\n'
     )
     path.chmod(0o755)
     binds = f'["{RUNTIME}:/penstock-runtime:ro", "{path}:/usr/local/bin/vllm:ro"]'

@@ -12,7 +12,8 @@ import pytest
 from penstock_runtime import standin_ranks
 from penstock_runtime.engine import EngineExit
 from penstock_runtime.link import Link, LinkError, connect, greet, join
-from penstock_runtime.ranks import HeldPort, _end_of
+from penstock_runtime.ports import HeldPort
+from penstock_runtime.ranks import _end_of
 
 
 @asynccontextmanager
