@@ -56,8 +56,8 @@ def program(path: Path, python: str, runtime: str) -> None:
     """A `vllm` that is the stand-in: `vllm serve MODEL ...`."""
     path.parent.mkdir(parents=True)
     path.write_text(
-        f'#!/bin/sh\nmodel="$2"; shift 2\nPYTHONPATH="{runtime}:$PYTHONPATH" exec "{python}" -m penstock_runtime.standin'
-        ' --model "$model" "$@"\n'
+        f'#!/bin/sh\nmodel="$2"; shift 2\nPYTHONPATH="{runtime}:$PYTHONPATH" exec "{python}"'
+        ' -m penstock_runtime.standin --model "$model" "$@"\n'
     )
     path.chmod(0o755)
 
