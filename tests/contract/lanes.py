@@ -12,12 +12,12 @@ import itertools
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from deploy.cluster.cluster import Cluster
-from penstock.core.jobs import Job, JobState, Submission
+from penstock.core.jobs import Job, JobState, Maintenance, Submission
 from penstock.slurm.commands import CommandLine
 from penstock.slurm.port import Slurm
 from penstock.slurm.pyslurm import SERVER, PySlurm
@@ -86,6 +86,10 @@ class Lane(Protocol):
     def drain_node(self, name: str, reason: str) -> None: ...
 
     def restore_node(self, name: str) -> None: ...
+
+    def announce(self, name: str, after_s: int, *nodes: str) -> None:
+        """Maintenance of these nodes that begins then and lasts for an hour."""
+        ...
 
     def stop_controller(self) -> None: ...
 
@@ -159,6 +163,10 @@ class FakeLane:
     def restore_node(self, name: str) -> None:
         self.slurm.restore_node(name)
 
+    def announce(self, name: str, after_s: int, *nodes: str) -> None:
+        begins_at = datetime.now(UTC) + timedelta(seconds=after_s)
+        self.slurm.reserve(Maintenance(name, begins_at, begins_at + timedelta(hours=1), nodes))
+
     def stop_controller(self) -> None:
         self.slurm.faults.down = "injected"
 
@@ -197,6 +205,7 @@ class RealLane:
         self.cluster = cluster
         self.kill_wait_s = float(cluster.settings.kill_wait_s)
         self._broken_nodes: set[str] = set()
+        self._announced: set[str] = set()
         self._controller_down = False
         self._frozen = False
 
@@ -243,6 +252,13 @@ class RealLane:
         self.cluster.run("scontrol", "update", f"NodeName={name}", "State=UNDRAIN", check=False)
         self.cluster.start_node(name)
 
+    def announce(self, name: str, after_s: int, *nodes: str) -> None:
+        self._announced.add(name)
+        self.cluster.run(
+            "scontrol", "create", f"ReservationName={name}", f"StartTime=now+{after_s}", "Duration=60",
+            f"Nodes={','.join(nodes)}", "Users=root", "Flags=MAINT,IGNORE_JOBS",
+        )  # fmt: skip
+
     def stop_controller(self) -> None:
         self._controller_down = True
         self.cluster.stop_controller()
@@ -263,6 +279,8 @@ class RealLane:
         self.heal_controller()
         for name in list(self._broken_nodes):
             self.restore_node(name)
+        for name in self._announced:
+            self.cluster.run("scontrol", "delete", f"ReservationName={name}", check=False)
         self.cluster.reset()
 
 

@@ -359,6 +359,30 @@ async def test_a_drained_node_is_not_usable(lane: Lane) -> None:
     await until("node2 is usable", lane.slurm.cluster, lambda cluster: cluster.nodes[1].usable)
 
 
+async def test_nothing_is_started_that_would_run_into_maintenance(lane: Lane) -> None:
+    """What asks for too long waits until it is over; what asks for less, or may be shortened, runs before."""
+    assert (await lane.slurm.cluster()).maintenance == ()
+    lane.announce("firmware", 600, "node1", "node2")
+    (found,) = (await lane.slurm.cluster()).maintenance
+    assert (found.name, found.nodes) == ("firmware", ("node1", "node2"))
+    assert abs((found.begins_at - datetime.now(UTC)).total_seconds() - 600) < 60
+    assert found.ends_at - found.begins_at == timedelta(hours=1)
+    long = lane.submission("obey", time_limit_s=1200)
+    job_id = await lane.slurm.submit(long)
+    waiting = await job_when(lane, long.name, lambda job: "maintenance" in job.reason, "waits for it")
+    assert waiting.waiting
+    await lane.slurm.cancel(job_id, name=long.name)
+    short = lane.submission("obey", time_limit_s=300)
+    await lane.slurm.submit(short)
+    runs = await job_when(lane, short.name, lambda job: job.state is JobState.RUNNING, "runs")
+    assert runs.time_limit_s == 300
+    bends = lane.submission("obey", time_limit_s=1200, time_min_s=60)
+    await lane.slurm.submit(bends)
+    runs = await job_when(lane, bends.name, lambda job: job.state is JobState.RUNNING, "runs, shortened")
+    assert runs.time_limit_s is not None
+    assert 60 <= runs.time_limit_s <= 600
+
+
 async def test_a_requeued_job_keeps_its_id(lane: Lane) -> None:
     wanted = lane.submission("stay")
     job_id = await lane.slurm.submit(wanted)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = """
 SELECT a.token, a.number, a.replica_uid, a.job_id, a.phase, a.restart_count, a.refusal, a.intended_at, a.submitted_at,
-       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, r.name, d.uid, d.paused
+       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, r.name, r.revision,
+       d.uid, d.paused
 FROM attempts a JOIN replicas r ON r.uid = a.replica_uid JOIN deployments d ON d.uid = r.deployment_uid
 """
 EFFECT = """
@@ -83,6 +84,8 @@ class Rules:
         self._last_decision = self._before = 0
         self.failed: set[str] = set()
         """Tokens of attempts whose job ended with an error of its own."""
+        self._revisions: Mapping[str, int] = {}
+        """When the running pass looked: token of each live attempt -> its replica's revision."""
         self._serving: Mapping[str, str] = {}
         """When the running pass looked: token of each attempt that served -> its deployment's uid."""
         self._waiting: frozenset[int] = frozenset()
@@ -138,6 +141,7 @@ class Rules:
             if not (row.leaving or row.drain_at or row.signalled_at or row.cancelled_at):
                 serving[row.token] = row.uid
         self._serving = serving
+        self._revisions = {row.token: row.revision for row in rows}
         self._waiting = frozenset(job.job_id for job in slurm.jobs() if job.state is JobState.PENDING)
         self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
         self._victims.clear()
@@ -311,12 +315,16 @@ class Rules:
         for uid in {self._serving[token] for token in self._victims}:
             if uid not in self._specs:
                 continue
-            _, name, document, _, _, deleted_at, _ = self._specs[uid]
+            _, name, document, revision, _, deleted_at, _ = self._specs[uid]
             spec = decode(Spec, document)
             if deleted_at is not None or spec.rollout.strategy is RolloutStrategy.RECREATE:
                 continue
             left = sum(its == uid and token not in self._victims for token, its in self._serving.items())
-            floor = available_floor(spec.rollout, spec.replicas)
+            # What a rollout may take is a rollout's: a handover, or a scaling, leaves as many as are wanted.
+            rolls = any(
+                self._revisions[token] != revision for token in self._victims if self._serving[token] == uid
+            )
+            floor = available_floor(spec.rollout, spec.replicas) if rolls else spec.replicas
             if left < floor:
                 raise Violation("5", f"{left} replicas of {name} are left ready by a pass; {floor} must be")
 

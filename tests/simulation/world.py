@@ -69,6 +69,10 @@ SPEC = Spec(
     ),
     drain_timeout_s=20,
 )
+NODES = tuple(
+    Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu",))
+    for name in ("node1", "node2", "node3")
+)
 TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases")
 """What a backup holds, parents first."""
 
@@ -173,6 +177,7 @@ class Process:
             clock=self.clock,
             message_timeout_s=MESSAGE_TIMEOUT_S,
         )
+        self.look_around = reconciler.look_around
         self.controller = Controller(db, self.lease, self.recorder, reconciler, self.housekeeping, 5.0)
 
     def _host_time(self) -> datetime:
@@ -281,7 +286,13 @@ class Agent:
 class World:
     """Everything there is, and what may be done to it. `rules` watches."""
 
-    def __init__(self, database: Database, admin: psycopg.AsyncConnection[Any], seed: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        admin: psycopg.AsyncConnection[Any],
+        seed: str,
+        nodes: tuple[Node, ...] = NODES,
+    ) -> None:
         # One effect at a time: else the order of replies would be the machine's.
         execute.CONCURRENCY = execute.LANES = 1
         self.seed = seed
@@ -291,10 +302,6 @@ class World:
         self._tokens = random.Random(f"{seed} tokens")
         self.now = BEGIN
         self.risk = CALM
-        nodes = tuple(
-            Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu",))
-            for name in ("node1", "node2", "node3")
-        )
         self.slurm = FakeSlurm(
             clock=lambda: self.now,
             nodes=nodes,
@@ -313,6 +320,8 @@ class World:
         self.ghosts: list[Agent] = []
         self.lines: list[str] = []
         self.steps = 0
+        self.slice_s, self.beat_s = SLICE_S, 10.0
+        """How finely time passes, and how often agents report: a long story takes larger steps."""
         self.rules = Rules(self)
         self._late: list[tuple[datetime, Submission]] = []
         self._listings: list[tuple[datetime, tuple[Job, ...]]] = []
@@ -324,14 +333,18 @@ class World:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, database: Database, admin: psycopg.AsyncConnection[Any], seed: str
+        cls,
+        database: Database,
+        admin: psycopg.AsyncConnection[Any],
+        seed: str,
+        nodes: tuple[Node, ...] = NODES,
     ) -> AsyncIterator[World]:
         """A world with nothing in it; what an earlier one left in the database is gone."""
         await admin.execute(f"TRUNCATE {', '.join(TABLES)}, members RESTART IDENTITY CASCADE".encode())
         await admin.execute(
             "INSERT INTO members VALUES ('gateway', 'g', 'g:1', %(at)s, %(at)s)", {"at": BEGIN}
         )
-        world = cls(database, admin, seed)
+        world = cls(database, admin, seed, nodes)
         await world.pass_time(0)
         try:
             yield world
@@ -375,7 +388,7 @@ class World:
         """Lets everything happen that is due, in pieces."""
         end = self.now + timedelta(seconds=seconds)
         while True:
-            self.now = min(end, self.now + timedelta(seconds=SLICE_S))
+            self.now = min(end, self.now + timedelta(seconds=self.slice_s))
             await self.admin.execute(
                 "WITH clock AS (UPDATE sim.clock SET at = %(now)s)"
                 " UPDATE members SET seen_at = %(now)s, open_since = %(open)s WHERE %(there)s",
@@ -547,7 +560,7 @@ class World:
             self.slurm.finish(agent.job_id, exit_code=agent.exit_code)
 
     async def _speak(self, agent: Agent) -> None:
-        agent.next_at = self.now + timedelta(seconds=10)
+        agent.next_at = self.now + timedelta(seconds=self.beat_s)
         if agent.phase is Phase.NONE:
             await self._register(agent)
         elif agent.ready_at is not None and agent.ready_at <= self.now:
@@ -556,6 +569,7 @@ class World:
             await self._report(agent, Phase.READY)
         else:
             await self._report(agent, Phase.STARTING)
+            agent.next_at = self.now + timedelta(seconds=10)
 
     async def _register(self, agent: Agent) -> None:
         async def words(conn: AsyncConnection) -> None:

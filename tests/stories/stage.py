@@ -27,7 +27,7 @@ from penstock.controller.lease import MARGIN_S, TTL_S, Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
-from penstock.core.jobs import JobState, Submission
+from penstock.core.jobs import JobState, Maintenance, Submission
 from penstock.core.model import Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
 from penstock.store.clock import elapsed
@@ -163,6 +163,12 @@ class Stage:
         assert self.slurm.calls - calls == {"list_jobs": 1}
         assert await self._rows() == rows
         await self._write_tick(quiet="nothing new: one listing, nothing written")
+
+    async def look_around(self) -> None:
+        """What the controller does between its ticks, every half minute: it asks for nodes and reservations."""
+        self.say("the controller looks at the nodes")
+        assert self._reconciler is not None
+        await self._reconciler.look_around()
 
     # The database ----------------------------------------------------------------------------------------------
 
@@ -315,6 +321,15 @@ class Stage:
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
         self.slurm.advance()
+
+    def reserve(self, name: str, after_s: float, *nodes: str) -> None:
+        begins_at = self.now + timedelta(seconds=after_s)
+        self.say(f"maintenance {name} is announced for {begins_at:%H:%M:%S}, on {', '.join(nodes)}")
+        self.slurm.reserve(Maintenance(name, begins_at, begins_at + timedelta(hours=1), nodes))
+
+    def alter_limit(self, job_id: int, time_limit_s: int) -> None:
+        self.say(f"someone gives job {job_id} a time limit of {time_limit_s // 60} min")
+        self.slurm.job(job_id).time_limit_s = time_limit_s
 
     async def submit_foreign(self, name: str, comment: str = "") -> int:
         """A job of the same user that Penstock did not submit."""

@@ -568,8 +568,8 @@ async def test_handover(stage: Stage) -> None:
     await stage.tick()
     stage.ready_at_least = 1
     await stage.quiet_tick(60)
-    await stage.quiet_tick(3000)
-    await stage.tick(240)
+    await stage.quiet_tick(2820)
+    await stage.tick(60)
     await stage.tick(1)
     await stage.register("chat-2")
     await stage.tick()

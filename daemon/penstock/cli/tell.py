@@ -26,7 +26,8 @@ def describe(context: typer.Context, name: DeploymentName) -> None:
 
     async def command(server: Server) -> None:
         request = deployment_pb2.GetDeploymentRequest(name=name)
-        found = (await server.deployments.GetDeployment(request, timeout=TIMEOUT_S)).deployment
+        answer = await server.deployments.GetDeployment(request, timeout=TIMEOUT_S)
+        found = answer.deployment
         explained = await server.decisions.Explain(
             decision_pb2.ExplainRequest(deployment=name), timeout=TIMEOUT_S
         )
@@ -60,6 +61,7 @@ def describe(context: typer.Context, name: DeploymentName) -> None:
             ])  # fmt: skip
         else:
             say("none")
+        _handovers(answer.handover)
         say("\nDecisions, newest last")
         _events(list(reversed(explained.decisions)), [])
 
@@ -177,6 +179,21 @@ def _events(found: list[decision_pb2.Decision], widths: list[int]) -> None:
         count = f"{item.count}x" if item.count > 1 else ""
         made.append((clock(item.last_at), subject, item.reason, count, message))
     table(("LAST", "ABOUT", "REASON", "COUNT", "MESSAGE"), made, widths=widths)
+
+
+def _handovers(forecast: deployment_pb2.HandoverForecast) -> None:
+    if not forecast.replicas:
+        return
+    said = "as Slurm estimates" if forecast.wait_is_slurms else "measured"
+    say(
+        f"\nHandovers: a successor is estimated to wait {forecast.estimated_wait_s} s ({said}) and to need"
+        f" {forecast.estimated_cold_start_s} s to start (of {forecast.measured_starts} starts)"
+    )
+    table(("NAME", "JOB ENDS", "SUCCESSOR DUE", "BEGUN"), [
+        (item.replica, clock(item.ends_at) if item.HasField("ends_at") else "-", clock(item.due_at),
+         clock(item.begun_at) if item.HasField("begun_at") else "-")
+        for item in forecast.replicas
+    ])  # fmt: skip
 
 
 def _conditions(found: Iterable[metadata_pb2.Condition]) -> None:

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_AFTER_S = 1.0
 """After a tick that acted on Slurm: by then Slurm shows what became of it."""
 
+LOOK_AROUND_EVERY_S = 30.0
+"""Nodes are drained and reservations made by people, ahead of time."""
+
 HOUSEKEEPING_LOOK_S = 30.0
 """The first round comes so soon after the lease was taken, when the ticks have begun."""
 HOUSEKEEPING_EVERY_S = 3600.0
@@ -57,6 +60,7 @@ class Controller:
                 group.create_task(self._listen())
                 group.create_task(self._resume_when_taken())
                 group.create_task(self._ticks.run())
+                group.create_task(self._look_around())
                 group.create_task(self._keep_house())
         finally:
             with contextlib.suppress(Exception):  # Counts only; a stop must not fail over them.
@@ -77,6 +81,12 @@ class Controller:
         """The lease was taken: the log may have been written by another controller since."""
         self._resumed = False
         self._ticks.nudge()
+
+    async def _look_around(self) -> None:
+        while True:
+            if self._lease.held and await self._reconciler.look_around():
+                self._ticks.nudge()
+            await asyncio.sleep(LOOK_AROUND_EVERY_S)
 
     async def _keep_house(self) -> None:
         due_at = 0.0  # A controller that is restarted every half hour must keep house, too.

@@ -18,8 +18,8 @@ from penstock.store.records import FailedAttempt
 
 log = logging.getLogger(__name__)
 
-NODES_STAND_FOR = timedelta(minutes=5)
-"""Sites add nodes by the day; and how many there are only bounds how many may be left out."""
+CLUSTER_STANDS_FOR = timedelta(minutes=5)
+"""What was seen of the nodes is believed for so long: a drained node is no emergency, and its jobs go on."""
 
 HISTORY_EVERY = timedelta(seconds=10)
 """slurmdbd may be a minute behind slurmctld, so what it does not know now is asked again."""
@@ -35,8 +35,8 @@ class Observer:
         self._silent_since: datetime | None = None
         self._past: dict[str, Job] = {}
         self._ask_history_at: datetime | None = None
-        self._nodes: Cluster | None = None
-        self._ask_nodes_at: datetime | None = None
+        self._cluster: Cluster | None = None
+        self._cluster_at: datetime | None = None
 
     async def look(self) -> Listing | Unknown:
         """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers
@@ -56,26 +56,28 @@ class Observer:
             self._silent_since = None
         return Listing(jobs)
 
-    async def nodes(self) -> Cluster | None:
-        """The cluster as seen in the last minutes; None while Slurm does not say."""
-        now = self._clock()
-        if self._ask_nodes_at is None or now >= self._ask_nodes_at:
-            self._ask_nodes_at = now + NODES_STAND_FOR
-            try:
-                self._nodes = await self._slurm.cluster()
-            except SlurmUnavailable as error:
-                log.warning(
-                    "some nodes are suspected, but Slurm does not say which ones there are: %s", error
-                )
-                self._nodes = None
-        return self._nodes
+    async def look_around(self) -> Cluster | None:
+        """Asks for nodes, partitions and reservations anew; None while Slurm does not say. Between two ticks rather
+        than in them: on a large cluster the answer takes its time."""
+        try:
+            self._cluster = await self._slurm.cluster()
+        except SlurmUnavailable as error:
+            log.info("Slurm does not say which nodes there are: %s", error)
+            return None
+        self._cluster_at = self._clock()
+        return self._cluster
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """As seen in the last minutes; None: nobody could look for so long."""
+        if self._cluster_at is None or self._clock() >= self._cluster_at + CLUSTER_STANDS_FOR:
+            return None
+        return self._cluster
 
     async def message_timeout_s(self) -> int | None:
         """Slurm's MessageTimeout; None while Slurm does not say."""
-        try:
-            return (await self._slurm.cluster()).message_timeout_s
-        except SlurmUnavailable:
-            return None
+        cluster = await self.look_around()
+        return None if cluster is None else cluster.message_timeout_s
 
     async def history(self, vanished: Mapping[str, tuple[int, str]]) -> Mapping[str, Job]:
         """What accounting says of jobs that a full listing lacks; `vanished`: token -> job id and name.

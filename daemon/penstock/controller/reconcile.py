@@ -89,8 +89,9 @@ class Reconciler:
             await self._record(tick, observation, creations)
             observation = await self._observe(seen)
             decided = plan(observation)
-        if _submits(decided) and suspects(observation.failures, observation.now):
-            observation = replace(observation, cluster=await self._observer.nodes())
+        suspected = observation.cluster is None and suspects(observation.failures, observation.now)
+        if suspected and _submits(decided):
+            observation = replace(observation, cluster=await self._observer.look_around())
             decided = plan(observation)
         intents = await self._record(tick, observation, decided)
         if isinstance(
@@ -100,6 +101,14 @@ class Reconciler:
         if intents:
             await self._executor.carry_out(tick, intents)
         return Outcome(tick, len(intents))
+
+    async def look_around(self) -> bool:
+        """Looks at nodes and reservations for the ticks to come. Returns whether anything is another than before."""
+        before = self._observer.cluster
+        after = await self._observer.look_around()
+        return (before and (before.leaving, before.maintenance)) != (
+            after and (after.leaving, after.maintenance)
+        )
 
     async def _observe(self, seen: Listing | Unknown) -> Observation:
         async with self._db.snapshot() as connection:
@@ -125,6 +134,7 @@ class Reconciler:
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
             starts=self._starts,
+            cluster=self._observer.cluster,
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},
             strays_since=self._strays_since,
             known_tokens=known,

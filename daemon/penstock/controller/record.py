@@ -24,6 +24,7 @@ from penstock.core.decisions import EFFECTS, Action, Decision
 from penstock.core.jobs import Job, Submission
 from penstock.core.model import Deployment, Replica
 from penstock.core.plan import Plan
+from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
 from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
 from penstock.store.records import ReplicaStatus
@@ -244,12 +245,12 @@ class Recorder:
         world: World,
     ) -> Intent:
         match action:
-            case acts.Submit(replica_uid, exclude):
+            case acts.Submit():
                 token = self._new_token()
-                launch = await self._launch(connection, world, replica_uid, token, exclude)
+                launch = await self._launch(connection, world, action, token)
                 return Intent(row, position, action, token, launch)
-            case acts.Resubmit(replica_uid, token, exclude):
-                launch = await self._launch(connection, world, replica_uid, token, exclude)
+            case acts.Resubmit(token=token):
+                launch = await self._launch(connection, world, action, token)
                 await attempts.rekey(connection, token, _hash(launch.secret))
                 return Intent(row, position, action, token, launch)
             case acts.Drain(token=token):
@@ -264,11 +265,10 @@ class Recorder:
         self,
         connection: AsyncConnection,
         world: World,
-        replica_uid: str,
+        action: acts.Submit | acts.Resubmit,
         token: str,
-        exclude: tuple[str, ...],
     ) -> Launch:
-        replica = world.replicas[replica_uid]
+        replica = world.replicas[action.replica_uid]
         deployment = world.deployments[replica.deployment_uid]
         spec = deployment.spec
         if replica.revision != deployment.revision:
@@ -278,7 +278,16 @@ class Recorder:
             self._installation, deployment.name, replica.name, replica.revision, token, folder, self._python
         )
         config = agent_config(self._agents, deployment, replica, spec, token)
-        return Launch(render(job, spec, exclude), config, secrets.token_urlsafe(32))
+        last = replica.attempt.number if replica.attempt is not None else 0
+        number = job_number(replica, last if isinstance(action, acts.Resubmit) else last + 1)
+        submission = render(
+            job,
+            spec,
+            action.exclude,
+            time_limit_s=time_limit_s(spec, number, action.bounds),
+            time_min_s=action.bounds.at_least_s,
+        )
+        return Launch(submission, config, secrets.token_urlsafe(32))
 
 
 async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from penstock.core.jobs import Job
+from penstock.core.walltime import NO_BOUNDS, Bounds
 
 
 class Reason(enum.Enum):
@@ -70,6 +71,10 @@ class Reason(enum.Enum):
     SUBMISSION_REFUSED = ("SubmissionRefused", "Slurm said no to the submission.")
     ADOPT = ("Adopt", "A live job with this attempt's token was found in Slurm and is taken over.")
     QUEUED = ("Queued", "The job waits in Slurm's queue. Not a failure, and no time-out runs.")
+    MAINTENANCE_AHEAD = (
+        "MaintenanceAhead",
+        "The job asks for so long that it would wait out a maintenance; it is replaced by one that ends before.",
+    )
     SUSPENDED = (
         "Suspended",
         "Slurm has halted the job; it serves nobody until it is let go on. Not a failure, and no time-out runs.",
@@ -160,6 +165,8 @@ class Submit:
     replica_uid: str
     exclude: tuple[str, ...] = ()
     """Names of nodes that it must not run on."""
+    bounds: Bounds = NO_BOUNDS
+    """What its time limit must keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,8 @@ class Resubmit:
     replica_uid: str
     token: str
     exclude: tuple[str, ...] = ()
+    """As in Submit."""
+    bounds: Bounds = NO_BOUNDS
     """As in Submit."""
 
 

@@ -24,10 +24,15 @@ from penstock.core.jobs import Job
 from penstock.core.model import Attempt
 from penstock.core.sentences import clock
 from penstock.core.spec import Spec
+from penstock.core.walltime import warning_s
 
 SHARE_MAX = 2
-"""A successor is due after the first half of a job's time at the earliest: a replica is there to serve, and estimates
-that are longer than the time limit itself must not make one successor after the other."""
+"""A successor is due after the first half of a job's time at the earliest: a replica is there to serve, and
+estimates that are longer than the time limit itself must not make one successor after the other."""
+
+SIGNAL_EARLY_S = 30
+"""By so much the signal ahead of a time limit may come too early: slurmctld looks every 30 s, and sends what would be
+due before it looks again (PERIODIC_TIMEOUT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +107,15 @@ def _of_limit(spec: Spec, attempt: Attempt, job: Job, estimates: Estimates, now:
     ends_at = limit_at(attempt, job)
     if ends_at is None or job.ends_at is None or job.started_at is None:
         return None
+    # The agent is told to drain ahead of the limit, and the successor must be there before that.
+    warned_s = warning_s(spec, job.time_limit_s) + SIGNAL_EARLY_S
     lead_s = min(
         estimates.wait_s + estimates.cold_start_s + spec.handover.margin_s,
-        int((job.ends_at - job.started_at).total_seconds()) // SHARE_MAX,
+        max(0, int((job.ends_at - job.started_at).total_seconds()) - warned_s) // SHARE_MAX,
     )
-    why = f"job {job.job_id} reaches its time limit at {clock(ends_at, now)}"
-    return Due(ends_at - timedelta(seconds=lead_s), ends_at, why)
+    at = clock(ends_at, now)
+    why = f"job {job.job_id} reaches its time limit at {at} and may be told to drain {warned_s} s before"
+    return Due(ends_at - timedelta(seconds=warned_s + lead_s), ends_at, why)
 
 
 def _of_threat(

@@ -80,6 +80,8 @@ class Submission:
     nodes: int = 1
     tasks_per_node: int = 1
     cpus_per_task: int | None = None
+    time_min_s: int | None = None
+    """Slurm may start it with a shorter limit than asked for, but with none below this (`--time-min`)."""
     memory_per_node_mib: int | None = None
     gres: str | None = None
     """Generic resources a node, as in `--gres`: `gpu:2`, `gpu:a100:4`."""
@@ -131,8 +133,7 @@ class Node:
     @property
     def usable(self) -> bool:
         """Whether Slurm may put a job there now or later without a human's help."""
-        words = set(self.state.replace("*", "").upper().split("+"))
-        return not words & {
+        return not self._words & {
             "DOWN",
             "DRAIN",
             "DRAINED",
@@ -144,8 +145,30 @@ class Node:
         }
 
     @property
+    def leaving(self) -> bool:
+        """Whether somebody wants it back: it takes no new job, and the ones that it has go on."""
+        words = self._words
+        gone = words & {"DOWN", "NOT_RESPONDING", "ERROR"}
+        return not gone and bool(words & {"DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING"})
+
+    @property
+    def _words(self) -> set[str]:
+        return set(self.state.replace("*", "").upper().split("+"))
+
+    @property
     def total_gpus(self) -> int:
         return sum(self.gpus.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A reservation with Slurm's flag MAINT: from its beginning on nobody's jobs run on its nodes."""
+
+    name: str
+    begins_at: datetime
+    """By Slurm's clock, as all its times."""
+    ends_at: datetime
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +184,10 @@ class Cluster:
     """Accounts this user may charge; None where the site keeps no accounting, and then any account is accepted."""
     message_timeout_s: int = MESSAGE_TIMEOUT_S
     """Slurm's MessageTimeout: how long a reply may take. Doubt about a submission lasts longer than this."""
+    maintenance: tuple[Maintenance, ...] = ()
+    """What is announced or goes on, by its beginning."""
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Names of the nodes that take no new job although the ones that they have go on: drained, or failing."""
+        return frozenset(node.name for node in self.nodes if node.leaving)

@@ -22,6 +22,7 @@ from penstock.core.conditions import BLOCKING, conditions_of
 from penstock.core.decisions import EFFECTS, Decision, EndAttempt, Reason, RemoveDeployment
 from penstock.core.estimates import Estimates, estimate, start_of
 from penstock.core.jobs import Job
+from penstock.core.maintenance import bounds, threats
 from penstock.core.model import (
     Attempt,
     Condition,
@@ -82,6 +83,7 @@ def plan(observation: Observation) -> Plan:
         return _blind(observation, observation.slurm, replicas_by_deployment)
     jobs_by_token = _jobs_by_token(observation.slurm, observation.installation)
     suspected = suspects(observation.failures, observation.now)
+    leaving = observation.cluster.leaving if observation.cluster is not None else frozenset[str]()
     failures_by_name: dict[str, list[Failure]] = {}
     for failure in observation.failures:
         failures_by_name.setdefault(failure.deployment, []).append(failure)
@@ -93,7 +95,7 @@ def plan(observation: Observation) -> Plan:
         replicas = replicas_by_deployment.get(deployment.uid, [])
         failures = failures_by_name.get(deployment.name, [])
         outcome = _plan_deployment(
-            observation, deployment, replicas, jobs_by_token, known_ids, failures, suspected
+            observation, deployment, replicas, jobs_by_token, known_ids, failures, suspected, leaving
         )
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
@@ -138,6 +140,7 @@ def _plan_deployment(
     known_ids: Mapping[int, str],
     failures: Sequence[Failure],
     suspected: tuple[Suspect, ...],
+    leaving: frozenset[str],
 ) -> Plan:
     if deployment.deleted_at is not None and not replicas:
         message = "nothing of it is left; it is removed"
@@ -154,7 +157,8 @@ def _plan_deployment(
         replica.uid: None if (attempt := replica.live_attempt) is None else jobs_of(attempt, jobs_by_token)
         for replica in replicas
     }
-    estimates = None if deployment.paused else _estimates(observation, deployment, replicas, jobs.values())
+    estimates = _estimates(observation, deployment, replicas, jobs.values())
+    limits = bounds(deployment.spec, observation.cluster, estimates, observation.now)
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
@@ -170,7 +174,9 @@ def _plan_deployment(
                 held_back=held.get(replica.uid),
                 avoiding=avoiding,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
-                estimates=estimates,
+                estimates=None if deployment.paused else estimates,
+                threats=() if job is None else threats(job, deployment.spec, observation.cluster, leaving),
+                bounds=limits,
             )
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from penstock.core import backoff, handover
+from penstock.core import backoff, handover, maintenance
 from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
     Action,
@@ -45,6 +45,7 @@ from penstock.core.slurm_words import (
 )
 from penstock.core.spec import OutsideChanges
 from penstock.core.suspects import Suspect, told
+from penstock.core.walltime import NO_BOUNDS, Bounds, job_number, unbounded_s
 
 DOUBT_FACTOR = 3
 """Doubt about a submission lasts this many of Slurm's message time-outs: a reply may be late by one, and the accepted
@@ -109,6 +110,8 @@ class Scene:
     """What a successor would take; None: nothing is handed over now."""
     threats: tuple[handover.Threat, ...] = ()
     """What will take the job's nodes from it, besides its time limit."""
+    bounds: Bounds = NO_BOUNDS
+    """What the time limit of a submission must keep."""
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
@@ -160,8 +163,9 @@ def _without_attempt(scene: Scene) -> Outlook:
     if scene.held_back is not None:
         return _held_back(scene, scene.held_back)
     number = last.number + 1 if last is not None else 1
-    message = f"attempt {number} of revision {replica.revision} is submitted{told(scene.avoiding, now)}"
-    submit = Submit(replica.uid, _names(scene.avoiding))
+    message = f"attempt {number} of revision {replica.revision} is submitted"
+    message += told(scene.avoiding, now) + scene.bounds.told
+    submit = Submit(replica.uid, _names(scene.avoiding), scene.bounds)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
 
 
@@ -210,8 +214,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         message = f"attempt {attempt.number} never reached Slurm"
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
     message = f"Slurm does not have attempt {attempt.number}; it is submitted again under the same token"
-    message += told(scene.avoiding, scene.now)
-    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene.avoiding))
+    message += told(scene.avoiding, scene.now) + scene.bounds.told
+    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene.avoiding), scene.bounds)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
 
 
@@ -347,7 +351,21 @@ def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _held(scene, attempt, job, wait)
     if wait is Wait.SOMEBODY:
         return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
+    if _would_wait_out_maintenance(scene, attempt, job):
+        asked = f"{job.time_limit_s // 60} min" if job.time_limit_s is not None else "unlimited time"
+        message = f"job {job.job_id} would wait out a maintenance, for it asks for {asked}"
+        message += "; one that ends before takes its place"
+        return _cancel(scene, attempt, job, Reason.MAINTENANCE_AHEAD, message)
     return scene.decide(Reason.QUEUED, ReplicaState.QUEUED, queue_wait(job, scene.now))
+
+
+def _would_wait_out_maintenance(scene: Scene, attempt: Attempt, job: Job) -> bool:
+    deployment, replica = scene.deployment, scene.replica
+    if deployment.paused or replica.revision != deployment.revision:
+        return False  # Of an older spec's limits nothing is known here; that one goes soon anyway.
+    number = job_number(replica, attempt.number)
+    unbounded = unbounded_s(deployment.spec, number, scene.bounds.partition_s)
+    return maintenance.waits_for_nothing(job, unbounded, scene.bounds)
 
 
 def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:

@@ -96,7 +96,7 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
         return ()
     if placement.constraint and not _PLAIN_FEATURE.fullmatch(placement.constraint):
         return ()
-    able = {node.name for node in cluster.nodes if _could_run(spec, node, cluster)}
+    able = {node.name for node in cluster.nodes if could_run(spec, node, cluster)}
     usable = {node.name for node in cluster.nodes if node.name in able and node.usable}
     left_out: list[Suspect] = []
     limit = min(EXCLUDED_MAX, -(-len(able) // SHARE))
@@ -111,7 +111,8 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
     return tuple(left_out)
 
 
-def _could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
+def could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
+    """Whether the node has what a replica asks for, if it were empty."""
     resources, placement = spec.resources, spec.placement
     wanted = {name for name in placement.partition.split(",") if name}
     wanted = wanted or {partition.name for partition in cluster.partitions if partition.is_default}

@@ -21,15 +21,17 @@ from penstock.rpc.changes import needs_revision
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.decision import planned_out
 from penstock.rpc.convert.deployment import deployment_out, new_deployment, revisions_out
+from penstock.rpc.convert.handover import forecast_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.forecast import forecast
 from penstock.rpc.masks import differences
 from penstock.rpc.nudges import Nudges
 from penstock.rpc.revise import LOST_RACES, restart, roll_back
+from penstock.rpc.standing import whole
 from penstock.rpc.watch import Change, Changes
 from penstock.store.errors import NameTaken, NotFound, VersionConflict
 from penstock.store.filters import Match, Term, parse_filter
-from penstock.store.queries import deployments, replicas, revisions
+from penstock.store.queries import attempts, deployments, replicas, revisions
 from penstock.store.records import RevisionCount
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import deployment_pb2_grpc, metadata_pb2
@@ -103,8 +105,12 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         self, request: pb.GetDeploymentRequest, context: Context
     ) -> pb.GetDeploymentResponse:
         async with self._db.snapshot() as conn:
-            found = await deployments.get(conn, request.name)
-            return pb.GetDeploymentResponse(deployment=deployment_out(found, await _counts(conn, found.uid)))
+            found, copies = await whole(conn, request.name)
+            starts = await attempts.starts(conn, found.uid)
+            return pb.GetDeploymentResponse(
+                deployment=deployment_out(found, await _counts(conn, found.uid)),
+                handover=forecast_out(found, copies, starts.get(found.uid, ()), self._deps.clock()),
+            )
 
     async def ListDeployments(
         self, request: pb.ListDeploymentsRequest, context: Context

@@ -160,6 +160,7 @@ class CommandLine:
         nodes = await self._ask(
             "sinfo", "--all", "--Node", f"--Format={parse.format_option(parse.NODE_FIELDS, marks)}"
         )
+        reservations = await self._ask("scontrol", "--all", "--oneliner", "show", "reservation")
         try:
             settings = parse.parse_config(config)
             return Cluster(
@@ -169,6 +170,7 @@ class CommandLine:
                 nodes=parse.parse_nodes(nodes, marks),
                 accounts=await self._accounts(settings),
                 message_timeout_s=parse.parse_seconds(settings["MessageTimeout"]),
+                maintenance=parse.parse_reservations(reservations),
             )
         except parse.ParseError as error:
             raise SlurmUnavailable(f"the cluster's description cannot be read: {error}") from error

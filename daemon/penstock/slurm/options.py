@@ -106,6 +106,7 @@ def arguments(submission: Submission) -> list[str]:
         "reservation": submission.reservation,
         "exclude": ",".join(submission.exclude_nodes) or None,
         "time": None if submission.time_limit_s is None else str(minutes(submission.time_limit_s)),
+        "time-min": None if submission.time_min_s is None else str(minutes(submission.time_min_s)),
         "cpus-per-task": None if submission.cpus_per_task is None else str(submission.cpus_per_task),
         "mem": None if submission.memory_per_node_mib is None else f"{submission.memory_per_node_mib}M",
         "gres": submission.gres,

@@ -12,20 +12,16 @@ header that is missing must never become "no such job". Only a job's state has a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from penstock.core.jobs import Job, JobState, Node, Partition
+from penstock.core.jobs import Job, JobState, Maintenance, Node, Partition
+from penstock.core.node_lists import ParseError as ParseError
+from penstock.core.node_lists import expand_nodes as expand_nodes
+from penstock.core.node_lists import known_nodes as known_nodes
+from penstock.core.node_lists import outside_brackets
 from penstock.core.slurm_words import ENDED_STATES
-
-EXPANDED_NODES_MAX = 100_000
-"""No cluster has more nodes; a longer list is a misreading and would fill the memory."""
-
-
-class ParseError(ValueError):
-    """Text of Slurm that this release cannot read. The message quotes the start of it."""
-
 
 # One value --------------------------------------------------------------------------------------------------
 
@@ -151,72 +147,6 @@ def parse_exit(text: str) -> tuple[int | None, int | None]:
     return (None, signal) if signal else (exit_code, None)
 
 
-def expand_nodes(text: str) -> tuple[str, ...]:
-    """The names in a compressed node list: `gpu[01-03,7],login1` is gpu01, gpu02, gpu03, gpu7, login1.
-
-    Several brackets in one name multiply: `r[1-2]n[1-2]`. Raises ParseError when the list is not well formed.
-    """
-    if text.strip() in ("", "(null)", "None", "n/a"):
-        return ()
-    names: list[str] = []
-    for part in _outside_brackets(text.strip()):
-        for name in _expand_name(part):
-            names.append(name)
-            if len(names) > EXPANDED_NODES_MAX:
-                raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {quote(text)}")
-    return tuple(names)
-
-
-def known_nodes(text: str) -> tuple[str, ...]:
-    """The same for a list that was stored: one that cannot be read names no node."""
-    try:
-        return expand_nodes(text)
-    except ParseError:
-        return ()
-
-
-def _outside_brackets(text: str) -> Iterator[str]:
-    """Split at commas that stand outside brackets (and parentheses, for gres)."""
-    depth, start = 0, 0
-    for index, character in enumerate(text):
-        if character in "[(":
-            depth += 1
-        elif character in "])":
-            depth -= 1
-        elif character == "," and depth == 0:
-            yield text[start:index]
-            start = index + 1
-    if depth:
-        raise ParseError(f"brackets do not match in {quote(text)}")
-    yield text[start:]
-
-
-def _expand_name(text: str) -> Iterator[str]:
-    head, bracket, rest = text.partition("[")
-    if not bracket:
-        if not head or "]" in head:
-            raise ParseError(f"not a node name: {quote(text)}")
-        yield head
-        return
-    ranges, bracket, tail = rest.partition("]")
-    if not bracket:
-        raise ParseError(f"brackets do not match in {quote(text)}")
-    for number in _expand_ranges(ranges):
-        yield from (f"{head}{number}{end}" for end in _expand_name(tail)) if tail else (f"{head}{number}",)
-
-
-def _expand_ranges(text: str) -> Iterator[str]:
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
-            raise ParseError(f"not a range of numbers: {quote(part)}")
-        if int(last) - int(first) >= EXPANDED_NODES_MAX:
-            raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {quote(text)}")
-        for number in range(int(first), int(last) + 1):
-            yield str(number).zfill(len(first))
-
-
 _MULTIPLIERS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -228,7 +158,7 @@ def parse_gpus(text: str) -> dict[str, int]:
     gpus: dict[str, int] = {}
     if text.strip() in ("", "(null)", "N/A"):
         return gpus
-    for part in _outside_brackets(text.strip()):
+    for part in outside_brackets(text.strip()):
         name, *rest = re.sub(r"\([^()]*:[^()]*\)$", "", part).split(":")
         if name != "gpu":
             continue
@@ -469,6 +399,27 @@ def _partition(line: str) -> Partition:
 
 def _allowed(text: str) -> tuple[str, ...] | None:
     return None if text.upper() == "ALL" else parse_names(text)
+
+
+def parse_reservations(output: str) -> tuple[Maintenance, ...]:
+    """Those for maintenance in the output of `scontrol --oneliner show reservation`, printed with TZ=UTC."""
+    if output.strip() == "No reservations in the system":
+        return ()
+    found = []
+    for line in output.splitlines():
+        pairs = dict(word.partition("=")[::2] for word in line.split())
+        if not pairs or "MAINT" not in pairs.get("Flags", "").split(","):
+            continue
+        try:
+            begins_at, ends_at = parse_time(pairs["StartTime"]), parse_time(pairs["EndTime"])
+            nodes = expand_nodes(pairs["Nodes"])
+            name = pairs["ReservationName"]
+        except KeyError as missing:
+            raise ParseError(f"a reservation without {missing}: {quote(line)}") from None
+        if begins_at is None or ends_at is None:
+            raise ParseError(f"a reservation without its times: {quote(line)}")
+        found.append(Maintenance(name, begins_at, ends_at, nodes))
+    return tuple(sorted(found, key=lambda one: (one.begins_at, one.name)))
 
 
 def parse_config(output: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from penstock.core.jobs import Cluster, Job, Node, Partition, Submission
+from penstock.core.jobs import Cluster, Job, Maintenance, Node, Partition, Submission
 from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.bridge import Bridge, BridgeBroken
@@ -156,6 +156,7 @@ def _attributes(submission: Submission) -> dict[str, Any]:
         "reservations": submission.reservation,
         "excluded_nodes": ",".join(submission.exclude_nodes) or None,
         "time_limit": None if submission.time_limit_s is None else options.minutes(submission.time_limit_s),
+        "time_limit_min": None if submission.time_min_s is None else options.minutes(submission.time_min_s),
         "cpus_per_task": submission.cpus_per_task,
         "memory_per_node": None
         if submission.memory_per_node_mib is None
@@ -234,7 +235,19 @@ def _cluster(value: Mapping[str, Any]) -> Cluster:
         nodes=tuple(_node(row, asked[row["name"]]) for row in value["nodes"]),
         accounts=_names(value["accounts"]),
         message_timeout_s=int(value["message_timeout_s"]),
+        maintenance=tuple(
+            sorted(
+                (_maintenance(row) for row in value["maintenance"]), key=lambda one: (one.begins_at, one.name)
+            )
+        ),
     )
+
+
+def _maintenance(row: Mapping[str, Any]) -> Maintenance:
+    begins_at, ends_at = _time(row["begins_at"]), _time(row["ends_at"])
+    if begins_at is None or ends_at is None:
+        raise ValueError(f"reservation {row['name']} has no times")
+    return Maintenance(row["name"], begins_at, ends_at, parse.expand_nodes(row["nodes"]))
 
 
 def _node(row: Mapping[str, Any], gpus_asked: int) -> Node:

@@ -61,6 +61,7 @@ OPTIONS = {
     "sockets-per-node": "sockets_per_node",
     "thread-spec": "threads_reserved_for_system",
     "threads-per-core": "threads_per_core",
+    "time-min": "time_limit_min",
     "tmp": "temporary_disk_per_node",
     "wckey": "wckey",
 }
@@ -219,6 +220,16 @@ def cluster(pyslurm: Any) -> Any:
         "slurm_version": config.version,
         "message_timeout_s": config.message_timeout,
         "accounts": accounts,
+        "maintenance": [
+            {
+                "name": reservation.name,
+                "begins_at": reservation.start_time,
+                "ends_at": reservation.end_time,
+                "nodes": reservation.nodes or "",
+            }
+            for reservation in pyslurm.Reservations.load().values()
+            if pyslurm.ReservationFlags.MAINTENANCE in reservation.flags
+        ],
         "partitions": [
             {
                 "name": partition.name,

@@ -17,14 +17,11 @@ from penstock.core import parallel
 from penstock.core.jobs import Submission
 from penstock.core.model import job_comment, job_name
 from penstock.core.spec import Resources, Spec
+from penstock.core.walltime import warning_s
 from penstock.slurm.parse import ParseError, expand_nodes
 
 OUTPUT_NAME = "job.out"
 """The job's output, in the attempt's folder."""
-
-LEAVE_MARGIN_S = 30
-"""The engine's way out after its last stream, and SIGTERM's way in: on top of the drain time-out before the
-time limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +39,21 @@ class JobPlan:
     """The interpreter that has `penstock_runtime`."""
 
 
-def render(job: JobPlan, spec: Spec, exclude: tuple[str, ...] = ()) -> Submission:
-    """What to submit for one attempt of one replica, away from the nodes of `exclude`."""
+def render(
+    job: JobPlan,
+    spec: Spec,
+    exclude: tuple[str, ...] = (),
+    *,
+    time_limit_s: int | None = None,
+    time_min_s: int | None = None,
+) -> Submission:
+    """What to submit for one attempt of one replica, away from the nodes of `exclude`.
+
+    `time_limit_s`: for this job; None: the placement's. `time_min_s`: Slurm may shorten it to this by itself.
+    """
     placement, resources = spec.placement, spec.resources
     exclude, options = _exclusion(exclude, placement.options)
+    limit_s = placement.time_limit_s if time_limit_s is None else time_limit_s
     return Submission(
         name=job_name(job.deployment, job.token),
         comment=job_comment(job.installation, job.token),
@@ -58,13 +66,14 @@ def render(job: JobPlan, spec: Spec, exclude: tuple[str, ...] = ()) -> Submissio
         constraint=placement.constraint or None,
         reservation=placement.reservation or None,
         exclude_nodes=exclude,
-        time_limit_s=placement.time_limit_s,
+        time_limit_s=limit_s,
+        time_min_s=time_min_s,
         nodes=resources.nodes,
         cpus_per_task=resources.cpus,
         memory_per_node_mib=resources.memory_mib,
         gres=_gres(resources),
         exclusive=placement.exclusive,
-        warn_signal_s=_warning(spec),
+        warn_signal_s=warning_s(spec, limit_s),
         extra_options=options,
     )
 
@@ -112,11 +121,3 @@ def _gres(resources: Resources) -> str | None:
     if resources.gpus == 0:
         return None
     return ":".join(word for word in ("gpu", resources.gpu_type, str(resources.gpus)) if word)
-
-
-def _warning(spec: Spec) -> int:
-    """How long before its time limit the agent is told to drain. At most half of the limit: a replica is
-    there to serve."""
-    wanted = spec.drain_timeout_s + LEAVE_MARGIN_S
-    limit = spec.placement.time_limit_s
-    return wanted if limit is None else min(wanted, limit // 2)

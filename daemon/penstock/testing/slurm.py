@@ -14,7 +14,7 @@ Time is the injected clock's and nothing else's. Every call, and `advance()`, fi
 last one, each at its own time and in order, so that the same calls at the same times give the same history.
 
 What it does not model: priorities and fair share (jobs are considered in the order of their ids, and a later one that
-fits may overtake), reservations, arrays, accounting beyond a list of accounts, and other users.
+fits may overtake), reservations but for maintenance, arrays, accounting beyond a list of accounts, and other users.
 
 The rule guarded here: like Slurm, it promises nothing about replies. `faults` makes it fall silent, refuse, or accept
 a job and lose the answer.
@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from penstock.core.jobs import Cluster, Job, JobState, Node, Partition, Submission
+from penstock.core.jobs import Cluster, Job, JobState, Maintenance, Node, Partition, Submission
 from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.port import (
@@ -184,6 +184,7 @@ class FakeSlurm:
         """By id and submission, as accounting tells runs apart."""
         self._advancing = False
         self._next_id = 1
+        self._maintenance: list[Maintenance] = []
         self.faults = Faults()
         self.calls: Counter[str] = Counter()
         """Port call -> how often it was made, also when it failed."""
@@ -256,6 +257,7 @@ class FakeSlurm:
             nodes=tuple(self._described(node) for node in self._nodes.values()),
             accounts=self._accounts,
             message_timeout_s=self._message_timeout_s,
+            maintenance=tuple(sorted(self._maintenance, key=lambda one: (one.begins_at, one.name))),
         )
         await self._end("cluster")
         return cluster
@@ -366,6 +368,12 @@ class FakeSlurm:
         """The node takes no new job; its running ones go on."""
         self._nodes[name] = replace(self._nodes[name], state="IDLE+DRAIN", reason=reason)
 
+    def reserve(self, maintenance: Maintenance) -> None:
+        """Announces a maintenance, over whatever runs there (Slurm's flags MAINT and IGNORE_JOBS): from now on no job
+        is started that would run into it, and the ones that run when it begins are left to whoever made it."""
+        self.advance()
+        self._maintenance.append(maintenance)
+
     def restore_node(self, name: str) -> None:
         """The node is well again."""
         self._nodes[name] = replace(self._nodes[name], state="IDLE", reason="")
@@ -464,6 +472,8 @@ class FakeSlurm:
                 moments.append(job.kill_at)
             if job.ended_at is not None:
                 moments.append(job.ended_at + self._min_job_age)
+            if job.state is JobState.PENDING:
+                moments += [one.ends_at for one in self._maintenance]
             yield from (moment for moment in moments if moment > self._now)
 
     def _pass(self) -> None:
@@ -492,7 +502,16 @@ class FakeSlurm:
         job.reason = self._obstacle(job)
         if job.reason:
             return
-        chosen = self._room(job)
+        chosen = self._room(job, job.time_limit_s)
+        if chosen is None and job.submission.time_min_s is not None:
+            # Backfill tries the shortest limit that is allowed, and then gives what fits.
+            least_s = options.minutes(job.submission.time_min_s) * 60
+            chosen = self._room(job, least_s)
+            if chosen is not None:
+                job.time_limit_s = self._longest(chosen, least_s, job.time_limit_s)
+        if chosen is None and self._room(job, 0) is not None:
+            job.reason = "ReqNodeNotAvail, Reserved for maintenance"
+            return
         if chosen is None:
             ahead = any(
                 other.reason == "Resources" and other.job_id < job.job_id and other.partition is job.partition
@@ -505,6 +524,16 @@ class FakeSlurm:
         job.shown = None
         if self.on_start is not None:
             self.on_start(job)
+
+    def _longest(self, nodes: Sequence[str], least_s: int, most_s: int | None) -> int:
+        """The longest limit with which these nodes are left before the next maintenance, in whole minutes."""
+        begins = [
+            one.begins_at
+            for one in self._maintenance
+            if one.begins_at > self._now and {*nodes} & {*one.nodes}
+        ]
+        left_s = int((min(begins) - self._now).total_seconds()) // 60 * 60 if begins else most_s
+        return max(least_s, min(limit for limit in (left_s, most_s) if limit is not None))
 
     def _obstacle(self, job: FakeJob) -> str:
         if not job.partition.up:
@@ -537,14 +566,22 @@ class FakeSlurm:
             if job.partition.name in node.partitions
         )
 
-    def _room(self, job: FakeJob) -> tuple[str, ...] | None:
-        """The first nodes that have what the job needs free now; None when they are too few."""
+    def _runs_into_maintenance(self, job: FakeJob, node: str, limit_s: int | None) -> bool:
+        ends_at = None if limit_s is None else self._now + timedelta(seconds=limit_s)
+        return any(
+            node in one.nodes and self._now < one.ends_at and (ends_at is None or ends_at > one.begins_at)
+            for one in self._maintenance
+        )
+
+    def _room(self, job: FakeJob, limit_s: int | None) -> tuple[str, ...] | None:
+        """The first nodes that have what the job needs free for so long; None when they are too few."""
         free = [
             name
             for name, node in self._nodes.items()
             if node.usable
             and job.partition.name in node.partitions
             and self._free(job.submission, self._described(node))
+            and not self._runs_into_maintenance(job, name, limit_s)
         ]
         return tuple(free[: job.submission.nodes]) if len(free) >= job.submission.nodes else None
 

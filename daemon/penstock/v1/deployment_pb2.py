@@ -26,13 +26,14 @@ from penstock.v1 import buf_validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from penstock.v1 import decision_pb2 as penstock_dot_v1_dot_decision__pb2
 from penstock.v1 import metadata_pb2 as penstock_dot_v1_dot_metadata__pb2
 from penstock.v1 import revision_pb2 as penstock_dot_v1_dot_revision__pb2
 from penstock.v1 import spec_pb2 as penstock_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpenstock/v1/deployment.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1apenstock/v1/decision.proto\x1a\x1apenstock/v1/metadata.proto\x1a\x1apenstock/v1/revision.proto\x1a\x16penstock/v1/spec.proto\"\xa5\x01\n\nDeployment\x12/\n\x08metadata\x18\x01 \x01(\x0b\x32\x15.penstock.v1.MetadataB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.penstock.v1.DeploymentSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06status\x18\x03 \x01(\x0b\x32\x1d.penstock.v1.DeploymentStatusB\x04\xe2\x41\x01\x03\"\xd3\x01\n\x10\x44\x65ploymentStatus\x12\x1b\n\x13observed_generation\x18\x01 \x01(\x03\x12*\n\nconditions\x18\x02 \x03(\x0b\x32\x16.penstock.v1.Condition\x12\x18\n\x10\x64\x65sired_replicas\x18\x03 \x01(\x05\x12\x10\n\x08replicas\x18\x04 \x01(\x05\x12\x16\n\x0eready_replicas\x18\x05 \x01(\x05\x12\x18\n\x10updated_replicas\x18\x06 \x01(\x05\x12\x18\n\x10\x63urrent_revision\x18\x07 \x01(\x03\"\x93\x01\n\x16\x41pplyDeploymentRequest\x12\x33\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.DeploymentB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\"\x84\x01\n\x17\x41pplyDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.penstock.v1.ApplyOutcome\x12\x10\n\x08warnings\x18\x03 \x03(\t\"}\n\x15PlanDeploymentRequest\x12\x33\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.DeploymentB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\":\n\x0b\x46ieldChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xbb\x01\n\x16PlanDeploymentResponse\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.penstock.v1.ApplyOutcome\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.penstock.v1.FieldChange\x12(\n\tdecisions\x18\x03 \x03(\x0b\x32\x15.penstock.v1.Decision\x12\x0e\n\x06script\x18\x04 \x01(\t\x12\x10\n\x08warnings\x18\x05 \x03(\t\"-\n\x14GetDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"D\n\x15GetDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"e\n\x16ListDeploymentsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x18\n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"`\n\x17ListDeploymentsResponse\x12,\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x17.penstock.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17WatchDeploymentsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"o\n\x18WatchDeploymentsResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x17.penstock.v1.WatchEvent\x12+\n\ndeployment\x18\x02 \x01(\x0b\x32\x17.penstock.v1.Deployment\"Y\n\x17\x44\x65leteDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x10resource_version\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"G\n\x18\x44\x65leteDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"g\n\x16ScaleDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1c\n\x08replicas\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x18\n\x10resource_version\x18\x03 \x01(\t\"F\n\x17ScaleDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"1\n\x18RestartDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"H\n\x19RestartDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"M\n\x19RollbackDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"I\n\x1aRollbackDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"/\n\x16PauseDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"F\n\x17PauseDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"0\n\x17ResumeDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"G\n\x18ResumeDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"`\n\x14ListRevisionsRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x15ListRevisionsResponse\x12(\n\trevisions\x18\x01 \x03(\x0b\x32\x15.penstock.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x83\x01\n\x0c\x41pplyOutcome\x12\x1d\n\x19\x41PPLY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41PPLY_OUTCOME_CREATED\x10\x01\x12\x1c\n\x18\x41PPLY_OUTCOME_CONFIGURED\x10\x02\x12\x1b\n\x17\x41PPLY_OUTCOME_UNCHANGED\x10\x03*\x8d\x01\n\nWatchEvent\x12\x1b\n\x17WATCH_EVENT_UNSPECIFIED\x10\x00\x12\x15\n\x11WATCH_EVENT_ADDED\x10\x01\x12\x18\n\x14WATCH_EVENT_MODIFIED\x10\x02\x12\x17\n\x13WATCH_EVENT_DELETED\x10\x03\x12\x18\n\x14WATCH_EVENT_BOOKMARK\x10\x04\x32\xc6\r\n\x11\x44\x65ploymentService\x12\xa1\x01\n\x0f\x41pplyDeployment\x12#.penstock.v1.ApplyDeploymentRequest\x1a$.penstock.v1.ApplyDeploymentResponse\"C\x82\xd3\xe4\x93\x02=\x1a//apis/v1/deployments/{deployment.metadata.name}:\ndeployment\x12\xa3\x01\n\x0ePlanDeployment\x12\".penstock.v1.PlanDeploymentRequest\x1a#.penstock.v1.PlanDeploymentResponse\"H\x82\xd3\xe4\x93\x02\x42\"4/apis/v1/deployments/{deployment.metadata.name}:plan:\ndeployment\x12{\n\rGetDeployment\x12!.penstock.v1.GetDeploymentRequest\x1a\".penstock.v1.GetDeploymentResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/apis/v1/deployments/{name}\x12z\n\x0fListDeployments\x12#.penstock.v1.ListDeploymentsRequest\x1a$.penstock.v1.ListDeploymentsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/apis/v1/deployments\x12\x85\x01\n\x10WatchDeployments\x12$.penstock.v1.WatchDeploymentsRequest\x1a%.penstock.v1.WatchDeploymentsResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/apis/v1/deployments:watch0\x01\x12\x84\x01\n\x10\x44\x65leteDeployment\x12$.penstock.v1.DeleteDeploymentRequest\x1a%.penstock.v1.DeleteDeploymentResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/apis/v1/deployments/{name}\x12\x8a\x01\n\x0fScaleDeployment\x12#.penstock.v1.ScaleDeploymentRequest\x1a$.penstock.v1.ScaleDeploymentResponse\",\x82\xd3\xe4\x93\x02&\"!/apis/v1/deployments/{name}:scale:\x01*\x12\x92\x01\n\x11RestartDeployment\x12%.penstock.v1.RestartDeploymentRequest\x1a&.penstock.v1.RestartDeploymentResponse\".\x82\xd3\xe4\x93\x02(\"#/apis/v1/deployments/{name}:restart:\x01*\x12\x96\x01\n\x12RollbackDeployment\x12&.penstock.v1.RollbackDeploymentRequest\x1a\'.penstock.v1.RollbackDeploymentResponse\"/\x82\xd3\xe4\x93\x02)\"$/apis/v1/deployments/{name}:rollback:\x01*\x12\x8a\x01\n\x0fPauseDeployment\x12#.penstock.v1.PauseDeploymentRequest\x1a$.penstock.v1.PauseDeploymentResponse\",\x82\xd3\xe4\x93\x02&\"!/apis/v1/deployments/{name}:pause:\x01*\x12\x8e\x01\n\x10ResumeDeployment\x12$.penstock.v1.ResumeDeploymentRequest\x1a%.penstock.v1.ResumeDeploymentResponse\"-\x82\xd3\xe4\x93\x02\'\"\"/apis/v1/deployments/{name}:resume:\x01*\x12\x85\x01\n\rListRevisions\x12!.penstock.v1.ListRevisionsRequest\x1a\".penstock.v1.ListRevisionsResponse\"-\x82\xd3\xe4\x93\x02\'\x12%/apis/v1/deployments/{name}/revisionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpenstock/v1/deployment.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1apenstock/v1/decision.proto\x1a\x1apenstock/v1/metadata.proto\x1a\x1apenstock/v1/revision.proto\x1a\x16penstock/v1/spec.proto\"\xa5\x01\n\nDeployment\x12/\n\x08metadata\x18\x01 \x01(\x0b\x32\x15.penstock.v1.MetadataB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.penstock.v1.DeploymentSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06status\x18\x03 \x01(\x0b\x32\x1d.penstock.v1.DeploymentStatusB\x04\xe2\x41\x01\x03\"\xd3\x01\n\x10\x44\x65ploymentStatus\x12\x1b\n\x13observed_generation\x18\x01 \x01(\x03\x12*\n\nconditions\x18\x02 \x03(\x0b\x32\x16.penstock.v1.Condition\x12\x18\n\x10\x64\x65sired_replicas\x18\x03 \x01(\x05\x12\x10\n\x08replicas\x18\x04 \x01(\x05\x12\x16\n\x0eready_replicas\x18\x05 \x01(\x05\x12\x18\n\x10updated_replicas\x18\x06 \x01(\x05\x12\x18\n\x10\x63urrent_revision\x18\x07 \x01(\x03\"\x93\x01\n\x16\x41pplyDeploymentRequest\x12\x33\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.DeploymentB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\"\x84\x01\n\x17\x41pplyDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.penstock.v1.ApplyOutcome\x12\x10\n\x08warnings\x18\x03 \x03(\t\"}\n\x15PlanDeploymentRequest\x12\x33\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.DeploymentB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\":\n\x0b\x46ieldChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xbb\x01\n\x16PlanDeploymentResponse\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.penstock.v1.ApplyOutcome\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.penstock.v1.FieldChange\x12(\n\tdecisions\x18\x03 \x03(\x0b\x32\x15.penstock.v1.Decision\x12\x0e\n\x06script\x18\x04 \x01(\t\x12\x10\n\x08warnings\x18\x05 \x03(\t\"-\n\x14GetDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"u\n\x15GetDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\x12/\n\x08handover\x18\x02 \x01(\x0b\x32\x1d.penstock.v1.HandoverForecast\"\xad\x01\n\x10HandoverForecast\x12\x18\n\x10\x65stimated_wait_s\x18\x01 \x01(\x05\x12\x1e\n\x16\x65stimated_cold_start_s\x18\x02 \x01(\x05\x12\x17\n\x0fmeasured_starts\x18\x03 \x01(\x05\x12\x16\n\x0ewait_is_slurms\x18\x04 \x01(\x08\x12.\n\x08replicas\x18\x05 \x03(\x0b\x32\x1c.penstock.v1.ReplicaHandover\"\xa9\x01\n\x0fReplicaHandover\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12+\n\x07\x65nds_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x62\x65gun_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x16ListDeploymentsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x18\n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"`\n\x17ListDeploymentsResponse\x12,\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x17.penstock.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17WatchDeploymentsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"o\n\x18WatchDeploymentsResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x17.penstock.v1.WatchEvent\x12+\n\ndeployment\x18\x02 \x01(\x0b\x32\x17.penstock.v1.Deployment\"Y\n\x17\x44\x65leteDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x10resource_version\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"G\n\x18\x44\x65leteDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"g\n\x16ScaleDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1c\n\x08replicas\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x18\n\x10resource_version\x18\x03 \x01(\t\"F\n\x17ScaleDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"1\n\x18RestartDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"H\n\x19RestartDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"M\n\x19RollbackDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"I\n\x1aRollbackDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"/\n\x16PauseDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"F\n\x17PauseDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"0\n\x17ResumeDeploymentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"G\n\x18ResumeDeploymentResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.penstock.v1.Deployment\"`\n\x14ListRevisionsRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x15ListRevisionsResponse\x12(\n\trevisions\x18\x01 \x03(\x0b\x32\x15.penstock.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x83\x01\n\x0c\x41pplyOutcome\x12\x1d\n\x19\x41PPLY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41PPLY_OUTCOME_CREATED\x10\x01\x12\x1c\n\x18\x41PPLY_OUTCOME_CONFIGURED\x10\x02\x12\x1b\n\x17\x41PPLY_OUTCOME_UNCHANGED\x10\x03*\x8d\x01\n\nWatchEvent\x12\x1b\n\x17WATCH_EVENT_UNSPECIFIED\x10\x00\x12\x15\n\x11WATCH_EVENT_ADDED\x10\x01\x12\x18\n\x14WATCH_EVENT_MODIFIED\x10\x02\x12\x17\n\x13WATCH_EVENT_DELETED\x10\x03\x12\x18\n\x14WATCH_EVENT_BOOKMARK\x10\x04\x32\xc6\r\n\x11\x44\x65ploymentService\x12\xa1\x01\n\x0f\x41pplyDeployment\x12#.penstock.v1.ApplyDeploymentRequest\x1a$.penstock.v1.ApplyDeploymentResponse\"C\x82\xd3\xe4\x93\x02=\x1a//apis/v1/deployments/{deployment.metadata.name}:\ndeployment\x12\xa3\x01\n\x0ePlanDeployment\x12\".penstock.v1.PlanDeploymentRequest\x1a#.penstock.v1.PlanDeploymentResponse\"H\x82\xd3\xe4\x93\x02\x42\"4/apis/v1/deployments/{deployment.metadata.name}:plan:\ndeployment\x12{\n\rGetDeployment\x12!.penstock.v1.GetDeploymentRequest\x1a\".penstock.v1.GetDeploymentResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/apis/v1/deployments/{name}\x12z\n\x0fListDeployments\x12#.penstock.v1.ListDeploymentsRequest\x1a$.penstock.v1.ListDeploymentsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/apis/v1/deployments\x12\x85\x01\n\x10WatchDeployments\x12$.penstock.v1.WatchDeploymentsRequest\x1a%.penstock.v1.WatchDeploymentsResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/apis/v1/deployments:watch0\x01\x12\x84\x01\n\x10\x44\x65leteDeployment\x12$.penstock.v1.DeleteDeploymentRequest\x1a%.penstock.v1.DeleteDeploymentResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/apis/v1/deployments/{name}\x12\x8a\x01\n\x0fScaleDeployment\x12#.penstock.v1.ScaleDeploymentRequest\x1a$.penstock.v1.ScaleDeploymentResponse\",\x82\xd3\xe4\x93\x02&\"!/apis/v1/deployments/{name}:scale:\x01*\x12\x92\x01\n\x11RestartDeployment\x12%.penstock.v1.RestartDeploymentRequest\x1a&.penstock.v1.RestartDeploymentResponse\".\x82\xd3\xe4\x93\x02(\"#/apis/v1/deployments/{name}:restart:\x01*\x12\x96\x01\n\x12RollbackDeployment\x12&.penstock.v1.RollbackDeploymentRequest\x1a\'.penstock.v1.RollbackDeploymentResponse\"/\x82\xd3\xe4\x93\x02)\"$/apis/v1/deployments/{name}:rollback:\x01*\x12\x8a\x01\n\x0fPauseDeployment\x12#.penstock.v1.PauseDeploymentRequest\x1a$.penstock.v1.PauseDeploymentResponse\",\x82\xd3\xe4\x93\x02&\"!/apis/v1/deployments/{name}:pause:\x01*\x12\x8e\x01\n\x10ResumeDeployment\x12$.penstock.v1.ResumeDeploymentRequest\x1a%.penstock.v1.ResumeDeploymentResponse\"-\x82\xd3\xe4\x93\x02\'\"\"/apis/v1/deployments/{name}:resume:\x01*\x12\x85\x01\n\rListRevisions\x12!.penstock.v1.ListRevisionsRequest\x1a\".penstock.v1.ListRevisionsResponse\"-\x82\xd3\xe4\x93\x02\'\x12%/apis/v1/deployments/{name}/revisionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -101,64 +102,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ResumeDeployment']._serialized_options = b'\202\323\344\223\002\'\"\"/apis/v1/deployments/{name}:resume:\001*'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListRevisions']._loaded_options = None
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListRevisions']._serialized_options = b'\202\323\344\223\002\'\022%/apis/v1/deployments/{name}/revisions'
-  _globals['_APPLYOUTCOME']._serialized_start=2876
-  _globals['_APPLYOUTCOME']._serialized_end=3007
-  _globals['_WATCHEVENT']._serialized_start=3010
-  _globals['_WATCHEVENT']._serialized_end=3151
-  _globals['_DEPLOYMENT']._serialized_start=280
-  _globals['_DEPLOYMENT']._serialized_end=445
-  _globals['_DEPLOYMENTSTATUS']._serialized_start=448
-  _globals['_DEPLOYMENTSTATUS']._serialized_end=659
-  _globals['_APPLYDEPLOYMENTREQUEST']._serialized_start=662
-  _globals['_APPLYDEPLOYMENTREQUEST']._serialized_end=809
-  _globals['_APPLYDEPLOYMENTRESPONSE']._serialized_start=812
-  _globals['_APPLYDEPLOYMENTRESPONSE']._serialized_end=944
-  _globals['_PLANDEPLOYMENTREQUEST']._serialized_start=946
-  _globals['_PLANDEPLOYMENTREQUEST']._serialized_end=1071
-  _globals['_FIELDCHANGE']._serialized_start=1073
-  _globals['_FIELDCHANGE']._serialized_end=1131
-  _globals['_PLANDEPLOYMENTRESPONSE']._serialized_start=1134
-  _globals['_PLANDEPLOYMENTRESPONSE']._serialized_end=1321
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1323
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1368
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1370
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=1438
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1440
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1541
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1543
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1639
-  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_start=1641
-  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_end=1706
-  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_start=1708
-  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_end=1819
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1821
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1910
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1912
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1983
-  _globals['_SCALEDEPLOYMENTREQUEST']._serialized_start=1985
-  _globals['_SCALEDEPLOYMENTREQUEST']._serialized_end=2088
-  _globals['_SCALEDEPLOYMENTRESPONSE']._serialized_start=2090
-  _globals['_SCALEDEPLOYMENTRESPONSE']._serialized_end=2160
-  _globals['_RESTARTDEPLOYMENTREQUEST']._serialized_start=2162
-  _globals['_RESTARTDEPLOYMENTREQUEST']._serialized_end=2211
-  _globals['_RESTARTDEPLOYMENTRESPONSE']._serialized_start=2213
-  _globals['_RESTARTDEPLOYMENTRESPONSE']._serialized_end=2285
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=2287
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=2364
-  _globals['_ROLLBACKDEPLOYMENTRESPONSE']._serialized_start=2366
-  _globals['_ROLLBACKDEPLOYMENTRESPONSE']._serialized_end=2439
-  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_start=2441
-  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_end=2488
-  _globals['_PAUSEDEPLOYMENTRESPONSE']._serialized_start=2490
-  _globals['_PAUSEDEPLOYMENTRESPONSE']._serialized_end=2560
-  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_start=2562
-  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_end=2610
-  _globals['_RESUMEDEPLOYMENTRESPONSE']._serialized_start=2612
-  _globals['_RESUMEDEPLOYMENTRESPONSE']._serialized_end=2683
-  _globals['_LISTREVISIONSREQUEST']._serialized_start=2685
-  _globals['_LISTREVISIONSREQUEST']._serialized_end=2781
-  _globals['_LISTREVISIONSRESPONSE']._serialized_start=2783
-  _globals['_LISTREVISIONSRESPONSE']._serialized_end=2873
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=3154
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=4888
+  _globals['_APPLYOUTCOME']._serialized_start=3306
+  _globals['_APPLYOUTCOME']._serialized_end=3437
+  _globals['_WATCHEVENT']._serialized_start=3440
+  _globals['_WATCHEVENT']._serialized_end=3581
+  _globals['_DEPLOYMENT']._serialized_start=313
+  _globals['_DEPLOYMENT']._serialized_end=478
+  _globals['_DEPLOYMENTSTATUS']._serialized_start=481
+  _globals['_DEPLOYMENTSTATUS']._serialized_end=692
+  _globals['_APPLYDEPLOYMENTREQUEST']._serialized_start=695
+  _globals['_APPLYDEPLOYMENTREQUEST']._serialized_end=842
+  _globals['_APPLYDEPLOYMENTRESPONSE']._serialized_start=845
+  _globals['_APPLYDEPLOYMENTRESPONSE']._serialized_end=977
+  _globals['_PLANDEPLOYMENTREQUEST']._serialized_start=979
+  _globals['_PLANDEPLOYMENTREQUEST']._serialized_end=1104
+  _globals['_FIELDCHANGE']._serialized_start=1106
+  _globals['_FIELDCHANGE']._serialized_end=1164
+  _globals['_PLANDEPLOYMENTRESPONSE']._serialized_start=1167
+  _globals['_PLANDEPLOYMENTRESPONSE']._serialized_end=1354
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1356
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1401
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1403
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=1520
+  _globals['_HANDOVERFORECAST']._serialized_start=1523
+  _globals['_HANDOVERFORECAST']._serialized_end=1696
+  _globals['_REPLICAHANDOVER']._serialized_start=1699
+  _globals['_REPLICAHANDOVER']._serialized_end=1868
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1870
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1971
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1973
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2069
+  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_start=2071
+  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_end=2136
+  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_start=2138
+  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_end=2249
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=2251
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=2340
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=2342
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=2413
+  _globals['_SCALEDEPLOYMENTREQUEST']._serialized_start=2415
+  _globals['_SCALEDEPLOYMENTREQUEST']._serialized_end=2518
+  _globals['_SCALEDEPLOYMENTRESPONSE']._serialized_start=2520
+  _globals['_SCALEDEPLOYMENTRESPONSE']._serialized_end=2590
+  _globals['_RESTARTDEPLOYMENTREQUEST']._serialized_start=2592
+  _globals['_RESTARTDEPLOYMENTREQUEST']._serialized_end=2641
+  _globals['_RESTARTDEPLOYMENTRESPONSE']._serialized_start=2643
+  _globals['_RESTARTDEPLOYMENTRESPONSE']._serialized_end=2715
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=2717
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=2794
+  _globals['_ROLLBACKDEPLOYMENTRESPONSE']._serialized_start=2796
+  _globals['_ROLLBACKDEPLOYMENTRESPONSE']._serialized_end=2869
+  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_start=2871
+  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_end=2918
+  _globals['_PAUSEDEPLOYMENTRESPONSE']._serialized_start=2920
+  _globals['_PAUSEDEPLOYMENTRESPONSE']._serialized_end=2990
+  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_start=2992
+  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_end=3040
+  _globals['_RESUMEDEPLOYMENTRESPONSE']._serialized_start=3042
+  _globals['_RESUMEDEPLOYMENTRESPONSE']._serialized_end=3113
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=3115
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=3211
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=3213
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=3303
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=3584
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=5318
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from penstock.v1 import decision_pb2 as _decision_pb2
@@ -317,20 +318,104 @@ class GetDeploymentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    HANDOVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
+    @_builtins.property
+    def handover(self) -> Global___HandoverForecast:
+        """When its replicas will be handed over, and what that rests on."""
+
     def __init__(
         self,
         *,
         deployment: Global___Deployment | None = ...,
+        handover: Global___HandoverForecast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "handover", b"handover"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "handover", b"handover"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDeploymentResponse: _TypeAlias = GetDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class HandoverForecast(_message.Message):
+    """What a successor would take now, by what was measured of this deployment and what Slurm estimates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATED_WAIT_S_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COLD_START_S_FIELD_NUMBER: _builtins.int
+    MEASURED_STARTS_FIELD_NUMBER: _builtins.int
+    WAIT_IS_SLURMS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    estimated_wait_s: _builtins.int
+    """In Slurm's queue."""
+    estimated_cold_start_s: _builtins.int
+    """From its job's start to its first generated token. spec.probes.startup_timeout_s while nothing was measured."""
+    measured_starts: _builtins.int
+    """Of so many of its last starts."""
+    wait_is_slurms: _builtins.bool
+    """The wait is what Slurm estimates of a job that waits now."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaHandover]:
+        """Those whose jobs have an end, the first that is due first; at most 100."""
+
+    def __init__(
+        self,
+        *,
+        estimated_wait_s: _builtins.int | None = ...,
+        estimated_cold_start_s: _builtins.int | None = ...,
+        measured_starts: _builtins.int | None = ...,
+        wait_is_slurms: _builtins.bool | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaHandover] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_cold_start_s", b"estimated_cold_start_s", "estimated_wait_s", b"estimated_wait_s", "measured_starts", b"measured_starts", "replicas", b"replicas", "wait_is_slurms", b"wait_is_slurms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandoverForecast: _TypeAlias = HandoverForecast  # noqa: Y015
+
+@_typing.final
+class ReplicaHandover(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    ENDS_AT_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    BEGUN_AT_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The replica's name."""
+    @_builtins.property
+    def ends_at(self) -> _timestamp_pb2.Timestamp:
+        """When its job reaches its time limit."""
+
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp:
+        """When its successor is due by these estimates. A drained node or a maintenance may bring it earlier."""
+
+    @_builtins.property
+    def begun_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is handed over. Unset: it is not yet."""
+
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str | None = ...,
+        ends_at: _timestamp_pb2.Timestamp | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        begun_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun_at", b"begun_at", "due_at", b"due_at", "ends_at", b"ends_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_at", b"begun_at", "due_at", b"due_at", "ends_at", b"ends_at", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaHandover: _TypeAlias = ReplicaHandover  # noqa: Y015
 
 @_typing.final
 class ListDeploymentsRequest(_message.Message):

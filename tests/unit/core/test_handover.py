@@ -19,7 +19,9 @@ from tests.worlds import NOW, SPEC, at, attempt, job, ready_attempt
 HOUR = 3600
 LIMIT = job(started_at=at(-60), ends_at=at(-60 + HOUR), time_limit_s=HOUR)
 TAKES = Estimates(wait_s=30, cold_start_s=90, measured=3)
-"""With the margin of 120 s: 240 s before the end."""
+"""With the margin of 120 s: 240 s before the end of its service."""
+WARNED_S = 120
+"""So long before its limit the agent may be told to drain: the drain time-out, and twice half a minute."""
 
 
 def test_doctests() -> None:
@@ -33,9 +35,10 @@ def ready(of: Job = LIMIT, **changes: object) -> Attempt:
 def test_due_by_wait_cold_start_and_margin() -> None:
     found = due(SPEC, ready(), LIMIT, TAKES, NOW)
     assert found is not None
-    assert (found.ends_at, found.at) == (at(HOUR - 60), at(HOUR - 60 - 240))
+    assert (found.ends_at, found.at) == (at(HOUR - 60), at(HOUR - 60 - WARNED_S - 240))
     assert sentence(found, SPEC, TAKES) == (
-        "job 7 reaches its time limit at 14:59:00; a successor may take 30 s in the queue and 90 s to start"
+        "job 7 reaches its time limit at 14:59:00 and may be told to drain 120 s before;"
+        " a successor may take 30 s in the queue and 90 s to start"
         " (as 9 in 10 of the last 3 starts did), with 120 s to spare, and is due"
     )
 
@@ -43,7 +46,7 @@ def test_due_by_wait_cold_start_and_margin() -> None:
 def test_never_before_half_of_the_time_is_over() -> None:
     found = due(SPEC, ready(), LIMIT, replace(TAKES, cold_start_s=HOUR), NOW)
     assert found is not None
-    assert found.at == at(-60 + HOUR / 2)
+    assert found.at == at(-60 + (HOUR - WARNED_S) / 2)
 
 
 @pytest.mark.parametrize(

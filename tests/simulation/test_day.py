@@ -1,0 +1,202 @@
+"""A day of 50 deployments on a cluster that takes its nodes back: time limits of hours, drained nodes, a maintenance.
+
+Nobody is unlucky here beyond that, and there is room: so not one replica may be missing at any time, once all were
+ready. What `Rules` asserts of each pass is asserted as well.
+
+Time passes in steps of two minutes, and the agents report seldom, so that a day takes about a minute. To add what a
+cluster does to jobs: write an `Event`, a coroutine that is given the day at each step and acts on `day.world.slurm`,
+and hand it to `Day.play`; where it takes ready replicas itself (a preemption), let it call `day.excuse(deployment)`,
+which forgives that deployment what is missing until it is whole again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+import pytest_asyncio
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock.controller import lease
+from penstock.core import handover, rollout
+from penstock.core.jobs import JobState, Maintenance, Node
+from penstock.core.spec import Handover, Placement, Probes, Spec
+from penstock.store.queries import deployments
+from tests.simulation.rules import Violation
+from tests.simulation.seeds import Ground
+from tests.simulation.world import CALM, SPEC, Process, World
+
+DEPLOYMENTS = 50
+REPLICAS = 2
+NODES = tuple(
+    Node(f"node{number}", "IDLE", cpus=8, memory_mib=64_000, gpus={}, partitions=("gpu",))
+    for number in range(1, 21)
+)
+"""160 places for 100 replicas: room for successors, and for a node or three that are away."""
+STEP_MIN = 2
+"""Minutes that pass at once. What is due is seen, begun and seen again up to a step late, each time, and the margin
+must cover that."""
+MARGIN_S = 600
+DAY_MIN = 24 * 60
+LIMITS_H = (2, 3, 4, 6)
+WHOLE_WITHIN = 15
+"""Minutes until all replicas are ready for the first time."""
+FREED_WITHIN = 30
+"""Minutes from a drain until the node has no job: the wait, the start and the drain of its successors."""
+
+READY = """
+SELECT d.name, count(*) FILTER (WHERE a.phase = 'ready' AND a.drain_at IS NULL AND NOT r.leaving) AS ready
+FROM deployments d JOIN replicas r ON r.deployment_uid = d.uid JOIN attempts a ON a.replica_uid = r.uid
+WHERE a.ended_at IS NULL GROUP BY d.name
+"""
+HANDOVERS = "SELECT count(*) AS n FROM attempts WHERE handover_at IS NOT NULL"
+
+
+@dataclass
+class Day:
+    """A world in which a day passes."""
+
+    world: World
+    process: Process
+    names: tuple[str, ...]
+    minute: int = 0
+    ended: Counter[JobState] = field(default_factory=Counter)
+    """How the jobs ended, each by its id once."""
+    _excused: set[str] = field(default_factory=set)
+    _seen: set[int] = field(default_factory=set)
+
+    def excuse(self, name: str) -> None:
+        """The deployment misses replicas through no act of ours, until it is whole again."""
+        self._excused.add(name)
+
+    async def play(self, minutes: int, *events: Event) -> None:
+        for _ in range(minutes // STEP_MIN):
+            self.minute += STEP_MIN
+            await self.world.pass_time(60.0 * STEP_MIN)
+            for event in events:
+                await event(self)
+            await self.process.look_around()
+            await self.process.tick()
+            self._note_ends()
+            await self._nobody_misses()
+
+    async def handovers(self) -> int:
+        (row,) = await (await self.world.admin.execute(HANDOVERS)).fetchall()
+        return int(row[0])
+
+    def running_on(self, node: str) -> list[int]:
+        return [job.job_id for job in self.world.jobs(JobState.RUNNING) if node in job.nodes]
+
+    def _note_ends(self) -> None:
+        for job in self.world.slurm.jobs():
+            if job.ended and job.job_id not in self._seen:
+                self._seen.add(job.job_id)
+                self.ended[job.state] += 1
+
+    async def _nobody_misses(self) -> None:
+        if self.minute <= WHOLE_WITHIN:
+            return
+        found = await (await self.world.admin.execute(READY)).fetchall()
+        ready = {str(row[0]): int(row[1]) for row in found}
+        for name in self.names:
+            if ready.get(name, 0) >= REPLICAS:
+                self._excused.discard(name)
+            elif name not in self._excused:
+                story = "\n".join(line for line in self.world.lines if name in line)
+                what = f"minute {self.minute}: {ready.get(name, 0)} of {REPLICAS} of {name} are ready"
+                raise Violation("5", f"{what}\n{story}")
+
+
+Event = Callable[[Day], Awaitable[None]]
+
+
+async def drains(day: Day) -> None:
+    """Every two hours somebody drains a node, and has it to himself for an hour as soon as it is free."""
+    hour, minute = divmod(day.minute, 60)
+    node = NODES[hour * 7 % len(NODES)].name
+    if hour % 2 == 0:
+        return
+    if minute == 0:
+        day.world.say(f"somebody drains {node}")
+        day.world.slurm.drain_node(node)
+    if minute == FREED_WITHIN and (left := day.running_on(node)):
+        raise Violation("drain", f"{node} was drained half an hour ago, and jobs {left} run there")
+    if minute == 58:
+        day.world.slurm.restore_node(node)
+
+
+async def maintenance(day: Day) -> None:
+    """Three nodes are taken for two hours at noon; it is said three hours before."""
+    if day.minute == 9 * 60:
+        begins_at = day.world.now + timedelta(hours=3)
+        nodes = ("node3", "node9", "node12")
+        day.world.slurm.reserve(Maintenance("firmware", begins_at, begins_at + timedelta(hours=2), nodes))
+    if day.minute == 12 * 60:
+        for node in ("node3", "node9", "node12"):
+            if left := day.running_on(node):
+                raise Violation("maintenance", f"it begins on {node}, and jobs {left} run there")
+
+
+async def begin(world: World, count: int) -> Day:
+    names = tuple(f"model{number}" for number in range(count))
+    world.risk, world.slice_s, world.beat_s = CALM, 60.0 * STEP_MIN, 1800.0
+    for number, name in enumerate(names):
+        hours = LIMITS_H[number % len(LIMITS_H)]
+        spec: Spec = replace(
+            SPEC,
+            replicas=REPLICAS,
+            placement=Placement(time_limit=f"{hours}h", time_limit_s=hours * 3600),
+            handover=Handover(margin_s=MARGIN_S),
+            probes=Probes(startup_timeout_s=900, report_timeout_s=3600),
+        )
+
+        async def create(conn: AsyncConnection, name: str = name, spec: Spec = spec) -> None:
+            await deployments.create(conn, name, {}, spec, world.now)
+
+        await world.people(f"someone creates {name}", create)
+    return Day(world, await world.start_controller(), names)
+
+
+@pytest_asyncio.fixture
+async def small(field: Ground, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Day]:
+    """Three deployments only."""
+    monkeypatch.setattr(lease, "TTL_S", 600.0)  # It is renewed once a step here.
+    async with World.open(field.database, field.admin, "a small day", NODES[:3]) as world:
+        yield await begin(world, 3)
+
+
+async def test_a_day(field: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "TTL_S", 600.0)
+    async with World.open(field.database, field.admin, "a day", NODES) as world:
+        day = await begin(world, DEPLOYMENTS)
+        await day.play(DAY_MIN, drains, maintenance)
+        handovers = await day.handovers()
+        assert day.ended.keys() == {JobState.COMPLETED}, day.ended  # None was cut by its limit, or cancelled.
+        least = (
+            sum(REPLICAS * 24 // LIMITS_H[number % len(LIMITS_H)] for number in range(DEPLOYMENTS)) * 3 // 4
+        )
+        assert handovers >= least
+        print(f"\n{handovers} handovers in a day, {sum(day.ended.values())} jobs ended: {dict(day.ended)}")
+
+
+async def test_it_notices_that_nothing_is_handed_over(small: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "due", lambda *given: None)
+    with pytest.raises(Violation, match="are ready"):
+        await small.play(5 * 60)
+
+
+async def test_it_notices_that_the_old_one_goes_first(small: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(replicas: list[object], handed_over: frozenset[str], want: int) -> list[object]:
+        return [one for one in replicas if getattr(one, "uid", "") in handed_over]
+
+    monkeypatch.setattr(rollout, "_relieved", at_once)
+    with pytest.raises(Violation, match="rule 5"):
+        await small.play(5 * 60)
+
+
+async def test_and_nothing_of_the_code_as_it_is(small: Day) -> None:
+    await small.play(5 * 60)
+    assert await small.handovers() >= 4

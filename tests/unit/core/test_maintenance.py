@@ -1,0 +1,135 @@
+"""Nodes that are to be given back: what is handed over, and what a submission is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from penstock.core.estimates import Estimates
+from penstock.core.handover import Threat
+from penstock.core.jobs import Cluster, Maintenance, Node, Partition
+from penstock.core.maintenance import bounds, threats, waits_for_nothing
+from penstock.core.spec import Handover, Placement, Resources, Spec
+from penstock.core.walltime import Bounds, job_number, time_limit_s, warning_s
+from tests.worlds import NOW, SPEC, at, job, replica
+
+HOUR = replace(SPEC, placement=Placement(time_limit="1h", time_limit_s=3600))
+TAKES = Estimates(wait_s=0, cold_start_s=60, measured=1)
+"""With 120 s of margin and 90 s of warning: not worth starting for less than 270 s."""
+
+
+def cluster(*maintenance: Maintenance, states: tuple[str, str] = ("IDLE", "IDLE")) -> Cluster:
+    nodes = tuple(
+        Node(f"gpu{number}", state, 8, 16000, {"": 2}, ("gpu",)) for number, state in enumerate(states, 1)
+    )
+    gpu = Partition("gpu", True, True, 86_400, 7200, None, 2, 16, ("gpu1", "gpu2"))
+    return Cluster("test", "26.05.5", (gpu,), nodes, maintenance=maintenance)
+
+
+def firmware(begins_s: float, *nodes: str) -> Maintenance:
+    return Maintenance("firmware", at(begins_s), at(begins_s + 3600), nodes or ("gpu1", "gpu2"))
+
+
+def of(spec: Spec, seen: Cluster) -> tuple[Threat, ...]:
+    return threats(job(nodes="gpu1"), spec, seen, seen.leaving)
+
+
+def test_nothing_threatens() -> None:
+    assert of(HOUR, cluster()) == ()
+    assert threats(job(), HOUR, None, frozenset()) == ()
+    assert of(HOUR, cluster(states=("IDLE", "MIXED+DRAIN"))) == ()
+    assert of(HOUR, cluster(firmware(900, "gpu2"))) == ()
+
+
+@pytest.mark.parametrize("state", ["MIXED+DRAIN", "DRAINING", "ALLOCATED+FAIL"])
+def test_a_drained_node_threatens_where_there_is_another(state: str) -> None:
+    assert of(HOUR, cluster(states=(state, "IDLE"))) == (Threat("node gpu1 is drained"),)
+    assert of(HOUR, cluster(states=(state, "DOWN*"))) == ()
+    large = replace(HOUR, resources=Resources(gpus=3))
+    assert of(large, cluster(states=(state, "IDLE"))) == ()
+
+
+def test_a_node_that_is_down_is_not_drained() -> None:
+    assert of(HOUR, cluster(states=("DOWN+DRAIN", "IDLE"))) == ()
+
+
+def test_maintenance_threatens_where_there_is_another_node() -> None:
+    (found,) = of(HOUR, cluster(firmware(900, "gpu1")))
+    assert found == Threat("maintenance firmware takes node gpu1", at(900))
+    assert of(HOUR, cluster(firmware(900))) == ()
+    assert (
+        of(HOUR, cluster(firmware(-90, "gpu1"))) == ()
+    )  # It was there before the job: somebody means it so.
+
+
+def test_a_job_ends_before_the_maintenance_of_all_nodes() -> None:
+    found = bounds(HOUR, cluster(firmware(1860)), TAKES, NOW)
+    assert found == Bounds(None, 1800, 270, "; it must end before maintenance firmware at 14:31:00")
+    assert time_limit_s(HOUR, 1, found) == 1800
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [cluster(), cluster(firmware(1860, "gpu1")), cluster(firmware(7200)), cluster(firmware(-60)), None],
+    ids=["none", "a node is left", "later than its end", "it goes on already", "nobody could look"],
+)
+def test_a_job_is_not_bounded(seen: Cluster | None) -> None:
+    assert bounds(HOUR, seen, TAKES, NOW) == Bounds()
+
+
+def test_too_little_time_is_not_used() -> None:
+    found = bounds(HOUR, cluster(firmware(300)), TAKES, NOW)
+    assert (found.within_s, found.at_least_s) == (None, None)
+    assert found.told == (
+        "; it starts after maintenance firmware, which begins at 14:05:00: too soon for a cold start of 60 s"
+    )
+
+
+def test_without_a_limit_of_its_own_the_partitions_counts() -> None:
+    assert bounds(SPEC, cluster(), TAKES, NOW) == Bounds(7200)
+    assert bounds(SPEC, cluster(firmware(3660)), TAKES, NOW).within_s == 3600
+    elsewhere = replace(SPEC, placement=Placement(partition="cpu"))
+    assert bounds(elsewhere, cluster(), TAKES, NOW) == Bounds()
+
+
+def test_a_waiting_job_is_replaced_once() -> None:
+    within = Bounds(None, 1800, 270)
+    assert waits_for_nothing(job(time_limit_s=3600), 3600, within)
+    assert waits_for_nothing(job(), None, within)
+    assert not waits_for_nothing(job(time_limit_s=3600), 3600, Bounds())
+    assert not waits_for_nothing(job(time_limit_s=1200), 3600, within)
+    # One that was asked to end before is not replaced again when it has waited: Slurm may shorten it itself.
+    assert not waits_for_nothing(job(time_limit_s=2400), 3600, within)
+
+
+def test_limits_are_spread_in_whole_minutes() -> None:
+    limits = [time_limit_s(HOUR, number, Bounds()) for number in range(1, 8)]
+    assert limits == [3360, 3540, 3300, 3420, 3600, 3360, 3480]
+    assert time_limit_s(HOUR, 3, Bounds()) == limits[2]
+    assert (
+        len(
+            {
+                time_limit_s(replace(HOUR, handover=Handover(stagger_percent=50)), n, Bounds())
+                for n in range(30)
+            }
+        )
+        > 20
+    )
+
+
+def test_what_is_left_as_it_is() -> None:
+    short = replace(SPEC, placement=Placement(time_limit="2m", time_limit_s=120))
+    assert {time_limit_s(short, number, Bounds()) for number in range(20)} == {120}
+    off = replace(HOUR, handover=Handover(enabled=False))
+    assert {time_limit_s(off, number, Bounds()) for number in range(20)} == {3600}
+    assert time_limit_s(SPEC, 1, Bounds()) is None
+    assert time_limit_s(SPEC, 1, Bounds(within_s=1830)) == 1800
+
+
+def test_jobs_of_one_replica_are_told_apart_too() -> None:
+    assert [job_number(replica(4), number) for number in (1, 2)] == [4, 5]
+
+
+def test_the_warning_is_at_most_half_of_the_limit() -> None:
+    assert [warning_s(SPEC, limit_s) for limit_s in (None, 3600, 120)] == [90, 90, 60]
