@@ -73,6 +73,8 @@ class Started:
     http: EngineHttp
     launch: Launch
     output: io.BytesIO
+    # What lets gateways in; they are not until it is opened.
+    door: EngineDoor | None = None
 
     @property
     def model(self) -> str:
@@ -115,11 +117,15 @@ PAPER_DOOR = PaperDoor("/run/door", "10.0.0.7")
 
 
 def standin_launch(
-    *args: str, task: str = "generate", env: Mapping[str, str] | None = None, door: EngineDoor
+    *args: str,
+    task: str = "generate",
+    env: Mapping[str, str] | None = None,
+    door: EngineDoor,
+    names: Sequence[str] = ("m",),
 ) -> Launch:
-    """A stand-in called `m`."""
+    """A stand-in, called `m` unless told otherwise."""
     config = EngineConfig(name="standin", args=args, env=env or {}, task=cast(Any, task))
-    return launch(config, EnvironmentConfig(), ModelConfig(), served_names=("m",), door=door)
+    return launch(config, EnvironmentConfig(), ModelConfig(), served_names=names, door=door)
 
 
 @pytest_asyncio.fixture
@@ -175,15 +181,18 @@ def start_vllm(
             served_names=("m",),
             door=door,
         )
-        with start_in_background(what, START_TIMEOUT_S) as started:
+        with start_in_background(what, START_TIMEOUT_S, door) as started:
             yield started
 
 
 @contextlib.contextmanager
-def start_in_background(what: Launch, timeout_s: float) -> Iterator[tuple[Started, Background]]:
+def start_in_background(
+    what: Launch, timeout_s: float, door: EngineDoor | None = None
+) -> Iterator[tuple[Started, Background]]:
     """Any engine, on a loop of its own."""
     background = Background()
     started = _started(what)
+    started.door = door
     try:
         try:
             background.run(started.engine.start(), timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from penstock.core.routing import Route, RoutingState
+from penstock.core.spec import Admission
 from penstock.gateway.settings import MIB
 from penstock.v1 import inference_pb2
 from tests.integration.front_door_kit import (
@@ -179,9 +181,9 @@ async def test_large_messages_pass_and_too_large_ones_are_refused_in_a_sentence(
 
 
 async def test_too_many_requests_at_once_are_refused_in_a_sentence() -> None:
-    async with House(max_requests_per_deployment=2) as house:
+    async with House() as house:
         a = await house.replica("a")
-        await house.serve(route("m", a.port))
+        await house.serve(replace(route("m", a.port), admission=Admission(max_in_flight=2, max_held=0)))
         streams = [house.stream("m", 1000, 1) for _ in range(2)]
         for stream in streams:
             await anext(aiter(stream))

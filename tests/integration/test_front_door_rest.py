@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from penstock.core.spec import Admission
 from penstock.gateway.settings import MIB
 from tests.integration.front_door_kit import House, endpoint, route, until
 from tests.integration.front_door_replica import Replica
@@ -354,9 +356,10 @@ async def test_a_client_who_leaves_is_known_to_the_engine() -> None:
 
 
 async def test_too_many_requests_at_once_are_told_the_limit_and_when_to_come_again() -> None:
-    async with House(max_requests_per_deployment=2) as house:
+    async with House() as house:
         a, b = await house.replica("a"), await house.replica("b")
-        await house.serve(route("m", a), route("n", b))
+        few = replace(route("m", a), admission=Admission(max_in_flight=2, max_held=0))
+        await house.serve(few, route("n", b))
         await up(house, "m", "n")
         streams = []
         async with contextlib.AsyncExitStack() as stack:

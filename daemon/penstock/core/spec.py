@@ -229,6 +229,8 @@ class RestartPolicy:
 class Admission:
     """How many requests are let in, and how many wait at each gateway while no replica can take them."""
 
+    max_in_flight: int = 4096
+    """Over all replicas, at each front door, gRPC and REST apart; those that wait count too."""
     max_held: int = 256
     """0: none waits; each is told at once why it cannot be served."""
     max_hold_s: int = 300

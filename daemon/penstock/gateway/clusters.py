@@ -61,7 +61,9 @@ def rest_cluster_name(deployment: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def deployment_cluster(deployment: str, secret: str, settings: FrontDoorSettings) -> Cluster:
+def deployment_cluster(
+    deployment: str, secret: str, max_in_flight: int, settings: FrontDoorSettings
+) -> Cluster:
     """The replicas of one deployment, without saying which they are."""
     return build(
         Cluster(),
@@ -79,13 +81,13 @@ def deployment_cluster(deployment: str, secret: str, settings: FrontDoorSettings
                     },
                 }
             ],
-            **_connections(_http2(), "1s", settings.max_requests_per_deployment),
+            **_connections(_http2(), "1s", max_in_flight),
         },
     )
 
 
 @lru_cache(maxsize=4096)
-def rest_cluster(deployment: str, secret: str, settings: FrontDoorSettings) -> Cluster:
+def rest_cluster(deployment: str, secret: str, max_in_flight: int, settings: FrontDoorSettings) -> Cluster:
     """The engines of one deployment's replicas, without saying which they are."""
     put_key = {
         "header": {
@@ -137,7 +139,7 @@ def rest_cluster(deployment: str, secret: str, settings: FrontDoorSettings) -> C
                 },
             }
         ],
-        **_connections(options, "1s", settings.max_requests_per_deployment),
+        **_connections(options, "1s", max_in_flight),
     }
     detection = made["outlier_detection"]
     made["outlier_detection"] = {
@@ -174,8 +176,11 @@ def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Clu
         own_cluster(GATEWAY, settings.gateway),
         own_cluster(GATEWAY_REST, settings.gateway_rest, http2=False),
     ]
-    own += [deployment_cluster(route.deployment, route.secret, settings) for route in routes]
-    return own + [rest_cluster(route.deployment, route.secret, settings) for route in routes]
+    for make in (deployment_cluster, rest_cluster):
+        own += [
+            make(route.deployment, route.secret, route.admission.max_in_flight, settings) for route in routes
+        ]
+    return own
 
 
 def _replicas(settings: FrontDoorSettings) -> dict[str, Any]:

@@ -94,11 +94,10 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
         "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
     }
 
-    in_flight = settings.max_requests_per_deployment
     main = _configuration(MAIN, control, settings)
     names = _names(routes)
-    main.virtual_hosts[0].routes.extend(_model(*name, in_flight) for name in names)
-    main.virtual_hosts[0].routes.extend(_rest_model(*name, in_flight) for name in names)
+    main.virtual_hosts[0].routes.extend(_model(*name) for name in names)
+    main.virtual_hosts[0].routes.extend(_rest_model(*name) for name in names)
     main.virtual_hosts[0].routes.extend(
         _configuration("", [unknown, *_rest_unknown(), _nothing_here()], settings).virtual_hosts[0].routes
     )
@@ -110,14 +109,17 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     ]
 
 
-def _names(routes: tuple[Route, ...]) -> list[tuple[str, str, str]]:
-    """(name, deployment, secret) for every name, each once: a deployment's own name beats another one's
-    served name."""
+def _names(routes: tuple[Route, ...]) -> list[tuple[str, str, str, int]]:
+    """(name, deployment, secret, requests in flight) for every name, each once: a deployment's own name beats another
+    one's served name."""
     taken = {route.deployment: route for route in routes}
     for route in routes:
         for name in route.model_names:
             taken.setdefault(name, route)
-    return [(name, route.deployment, route.secret) for name, route in sorted(taken.items())]
+    return [
+        (name, route.deployment, route.secret, route.admission.max_in_flight)
+        for name, route in sorted(taken.items())
+    ]
 
 
 def _configuration(

@@ -50,9 +50,6 @@ class FrontDoorSettings:
     max_request_bytes: int = 16 * MIB
     """Envoy reads the whole message before it knows the model, so this is also what one request may hold of
     its memory."""
-    max_requests_per_deployment: int = 4096
-    """Running requests, above which Envoy answers UNAVAILABLE: far more than an engine batches, far less than
-    what would fill memory."""
     max_headers: int = 100
     """Of one request."""
     max_header_kib: int = 60

@@ -292,7 +292,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.burst": spec.HasField("burst"),
         "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
-        "spec.admission.max_in_flight": spec.admission.HasField("max_in_flight"),
     }
     for path, is_present in present.items():
         if is_present:

@@ -853,7 +853,9 @@ class Admission(_message.Message):
     MAX_HELD_FIELD_NUMBER: _builtins.int
     MAX_HOLD_S_FIELD_NUMBER: _builtins.int
     max_in_flight: _builtins.int
-    """Requests in flight, over all replicas. Not supported yet."""
+    """Requests in flight at each front door, over all replicas and those held included; gRPC and REST are counted apart. What is over
+    is refused at once with RESOURCE_EXHAUSTED, or 429. Unset: 4096.
+    """
     max_held: _builtins.int
     """Requests that each gateway holds while no replica can take them; what is over is refused at once. Unset: 256. 0: none is held."""
     max_hold_s: _builtins.int

@@ -215,7 +215,6 @@ LATER: list[tuple[dict[str, Any], str]] = [
     ({"rollout": {"progress_deadline_s": 10}}, "spec.rollout.progress_deadline_s: not supported yet"),
     ({"rollout": {"rollback_on_failure": True}}, "spec.rollout.rollback_on_failure: not supported yet"),
     ({"scaling": {}}, "spec.scaling: not supported yet"),
-    ({"admission": {"max_in_flight": 1}}, "spec.admission.max_in_flight: not supported yet"),
 ]
 
 
@@ -236,7 +235,6 @@ def test_each_part_marked_so_in_the_contract_is_refused() -> None:
         "patience_s",
         "canary",
         "scaling",
-        "max_in_flight",
     }
 
 

@@ -155,6 +155,7 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
     if spec.admission != default.admission:
         message.admission.CopyFrom(
             pb.Admission(
+                max_in_flight=_unless(spec.admission.max_in_flight, default.admission.max_in_flight),
                 max_held=_unless(spec.admission.max_held, default.admission.max_held),
                 max_hold_s=_unless(spec.admission.max_hold_s, default.admission.max_hold_s),
             )
@@ -204,6 +205,9 @@ def _handover_in(handover: pb.Handover) -> core.Handover:
 def _admission_in(admission: pb.Admission) -> core.Admission:
     default = core.Admission()
     return core.Admission(
+        max_in_flight=admission.max_in_flight
+        if admission.HasField("max_in_flight")
+        else default.max_in_flight,
         max_held=admission.max_held if admission.HasField("max_held") else default.max_held,
         max_hold_s=admission.max_hold_s if admission.HasField("max_hold_s") else default.max_hold_s,
     )
