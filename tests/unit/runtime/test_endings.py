@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
@@ -61,6 +64,14 @@ def test_the_one_status(error: Exception, code: str, reason: str, words: str) ->
     info = error_details_pb2.ErrorInfo()
     assert status_of(end).details[0].Unpack(info)
     assert (info.domain, info.reason) == ("penstock", reason)
+
+
+def test_every_reason_is_on_the_page() -> None:
+    root = Path(__file__).resolve().parents[3]
+    used = set(re.findall(r'"([A-Z]+_[A-Z]+)"', (root / "runtime/penstock_runtime/endings.py").read_text()))
+    assert "BAD_VALUE" in used
+    page = (root / "docs/inference.md").read_text()
+    assert {reason for reason in used if reason not in page} == set()
 
 
 def status_of(end: Ending) -> status_pb2.Status:
