@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, bindparam, delete, func, literal, or_, select, true, union_all, update
+from sqlalchemy import Select, bindparam, column, delete, func, literal, or_, select, true, union_all, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,7 +33,37 @@ KEPT_PER_SUBJECT = 20
 PRUNE_BATCH = 1000
 """Rows a statement, so that none holds its locks for long."""
 
-INSERT = insert_into(decisions).returning(decisions.c.id, sort_by_parameter_order=True)
+_made = (
+    func.unnest(
+        *(bindparam(name, type_=ARRAY(Text)) for name in ("deployments", "replicas", "reasons", "messages")),
+        bindparam("actions", type_=ARRAY(JSONB, dimensions=1)),
+    )
+    .table_valued(
+        *(column(name, Text) for name in ("deployment", "replica", "reason", "message")),
+        column("actions", JSONB),
+        with_ordinality="place",
+    )
+    .render_derived(name="made")
+)
+# Ids are given in the order of the selection. To put a thousand rows of values into words would cost more than to
+# write them.
+INSERT = (
+    insert_into(decisions)
+    .from_select(
+        ["tick", "first_at", "last_at", "deployment", "replica", "reason", "message", "actions"],
+        select(
+            bindparam("tick", type_=Text),
+            bindparam("now", type_=decisions.c.first_at.type),
+            bindparam("now", type_=decisions.c.last_at.type),
+            _made.c.deployment,
+            _made.c.replica,
+            _made.c.reason,
+            _made.c.message,
+            _made.c.actions,
+        ).order_by(_made.c.place),
+    )
+    .returning(decisions.c.id)
+)
 BUMP = (
     update(decisions)
     .where(decisions.c.id == bindparam("at"))
@@ -126,20 +156,16 @@ async def insert(
     same order. `names`: what replicas and deployments are called, by uid; the log outlives their rows."""
     if not made:
         return ()
-    values: list[dict[str, Any]] = [
-        {
-            "tick": tick,
-            "deployment": decision.deployment,
-            "replica": decision.replica,
-            "reason": decision.reason.word,
-            "message": decision.message,
-            "actions": encode(_written(decision, names)),
-            "first_at": now,
-            "last_at": now,
-        }
-        for decision in made
-    ]
-    ids = (await conn.execute(INSERT, values)).scalars().all()
+    given = {
+        "tick": tick,
+        "now": now,
+        "deployments": [decision.deployment for decision in made],
+        "replicas": [decision.replica for decision in made],
+        "reasons": [decision.reason.word for decision in made],
+        "messages": [decision.message for decision in made],
+        "actions": [encode(_written(decision, names)) for decision in made],
+    }
+    ids = sorted((await conn.execute(INSERT, given)).scalars())
     await notify.changed(conn, *(decision.deployment for decision in made))
     return tuple(
         DecisionRecord(
