@@ -19,6 +19,7 @@ from penstock.core.model import (
     Phase,
     Replica,
     ReplicaState,
+    RolloutRecord,
     Unknown,
     job_comment,
     job_name,
@@ -43,7 +44,14 @@ SPEC = Spec(
 )
 
 
-def deployment(*, replicas: int = 1, rollout: Rollout | None = None, **changes: Any) -> Deployment:
+def deployment(
+    *,
+    replicas: int = 1,
+    rollout: Rollout | None = None,
+    record: RolloutRecord | None = None,
+    **changes: Any,
+) -> Deployment:
+    """Revision 1 was ready once; `rollout` is the spec's, `record` the controller's."""
     spec = replace(SPEC, replicas=replicas, rollout=rollout or Rollout())
     facts: dict[str, Any] = {
         "uid": "d1",
@@ -54,6 +62,7 @@ def deployment(*, replicas: int = 1, rollout: Rollout | None = None, **changes: 
         "revision": 1,
         "created_at": at(-3600),
         "observed_generation": 1,
+        "rollout": record or RolloutRecord(stable_revision=1),
     }
     return Deployment(**facts | changes)
 

@@ -673,7 +673,7 @@ class TestRuntime:
             await ready(conn, token)
         assert await routable() == ["t1", "t2", "t3"]
         (route, _) = (await runtime.routing_state(conn)).routes
-        assert route.endpoints[0] == Endpoint("t1", "a-1", "n1", 1, 99)
+        assert route.endpoints[0] == Endpoint("t1", "a-1", "n1", 1, 99, 1)
         await replicas.mark_leaving(conn, (await replicas.get(conn, "a-1")).uid)
         assert await routable() == ["t2", "t3"]
         assert (await ready(conn, "t1")).drain

@@ -29,14 +29,15 @@ from penstock.core.model import (
     Phase,
     Replica,
     ReplicaState,
+    RolloutRecord,
     Unknown,
     job_comment,
     job_name,
 )
 from penstock.core.plan import Plan, plan
-from penstock.core.rollout import available_floor
+from penstock.core.rollout import available_floor, is_stopped
 from penstock.core.slurm_words import BLAMELESS_STATES
-from penstock.core.spec import Rollout, RolloutStrategy
+from penstock.core.spec import Canary, Rollout, RolloutStrategy, share
 from tests.worlds import INSTALLATION, NOW, at, deployment, replica
 
 LOOK = NOW + timedelta(seconds=0.95)
@@ -145,17 +146,35 @@ def replicas(draw: st.DrawFn, of: Deployment, number: int) -> tuple[Replica, lis
 @st.composite
 def deployments(draw: st.DrawFn, name: str) -> Deployment:
     deleted_at = draw(st.sampled_from([None, None, None, at(-9.5)]))
+    strategy = draw(st.sampled_from(list(RolloutStrategy)))
+    bake_s = draw(st.sampled_from([None, 60]))
     rollout = Rollout(
-        strategy=draw(st.sampled_from(list(RolloutStrategy))),
+        strategy=strategy,
         max_surge=draw(st.sampled_from(["0", "1", "2", "25%", "0%"])),
         max_unavailable=draw(st.sampled_from(["0", "1", "50%", "10%"])),
+        progress_deadline_s=draw(st.sampled_from([None, 60])),
+        rollback_on_failure=draw(st.booleans()),
+        canary=Canary(draw(st.sampled_from([1, 30, 99])), bake_s)
+        if strategy is RolloutStrategy.CANARY
+        else None,
+    )
+    revision = draw(st.integers(1, 3))
+    record = RolloutRecord(
+        stable_revision=draw(st.integers(0, revision)),
+        canary_since=draw(maybe(past)),
+        baked_revision=draw(st.integers(0, revision)),
+        failed_revision=draw(st.integers(0, revision)),
+        failed_message="chat-1: it died",
     )
     return deployment(
         uid=f"uid-{name}",
         name=name,
         replicas=draw(st.integers(0, 4)),
         rollout=rollout,
-        revision=draw(st.integers(1, 3)),
+        revision=revision,
+        record=record,
+        rollout_paused=draw(st.sampled_from([False, False, True])),
+        promoted_revision=draw(st.integers(0, revision)),
         generation=draw(st.integers(1, 3)),
         paused=draw(st.sampled_from([False, False, True])),
         deleted_at=deleted_at,
@@ -317,6 +336,15 @@ def _do(
             rows[uid] = replace(rows[uid], leaving=True)
         case acts.RemoveReplica(uid):
             assert rows.pop(uid).live_attempt is None
+        case acts.RecordRollout(uid, record):
+            declared[uid] = replace(declared[uid], rollout=record)
+        case acts.GoBack(uid, revision, to, record):
+            assert declared[uid].revision == revision
+            new = revision + 1
+            declared[uid] = replace(declared[uid], revision=new, promoted_revision=new, rollout=record)
+            for one in list(rows.values()):
+                if (one.deployment_uid, one.revision, one.leaving) == (uid, to, False):
+                    rows[one.uid] = replace(one, revision=new)
         case acts.RemoveDeployment(uid):
             assert not [one for one in rows.values() if one.deployment_uid == uid]
             del declared[uid]
@@ -366,6 +394,40 @@ def test_ready_replicas_stay_above_the_floor(world: Observation) -> None:
         assert len(serving - let_go) >= min(len(serving), floor)
         if serving & let_go:
             event("a ready replica was let go")
+
+
+@bounded
+@given(worlds())
+def test_what_is_made_fits_the_wanted_number_and_the_surge(world: Observation) -> None:
+    """Whatever revisions there are; and what never got ready and has not ended counts, too."""
+    made = plan(world)
+    gone = {action.replica_uid for action in actions_of(made) if isinstance(action, acts.Leave)}
+    creates = Counter(
+        action.deployment_uid for action in actions_of(made) if isinstance(action, acts.CreateReplica)
+    )
+    for of in world.deployments:
+        if not creates[of.uid]:
+            continue
+        event(f"made for {of.spec.rollout.strategy}")
+        most = of.spec.replicas + share(of.spec.rollout.max_surge, of.spec.replicas, up=True)
+        there = 0
+        for one in world.replicas:
+            its = one.live_attempt
+            if one.deployment_uid != of.uid or (its is not None and its.handover_at is not None):
+                continue
+            unborn = its is not None and its.ready_at is None and one.revision != of.revision
+            there += unborn or not (one.leaving or one.uid in gone)
+        assert there + creates[of.uid] <= most
+
+
+@bounded
+@given(worlds())
+def test_a_rollout_that_failed_makes_no_more_of_its_revision(world: Observation) -> None:
+    for action in actions_of(plan(world)):
+        if isinstance(action, acts.CreateReplica):
+            (of,) = [one for one in world.deployments if one.uid == action.deployment_uid]
+            if action.revision == of.revision:
+                assert not is_stopped(of)
 
 
 @bounded

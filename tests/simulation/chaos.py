@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.changes import with_count_and_policies_of
 from penstock.core.jobs import JobState, Submission
 from penstock.core.model import job_comment, job_name
-from penstock.core.spec import Engine, Rollout, RolloutStrategy
-from penstock.store.queries import deployments, replicas
+from penstock.core.spec import Canary, Engine, Rollout, RolloutStrategy
+from penstock.store.queries import deployments, replicas, revisions
 from tests.simulation.rules import Violation
 from tests.simulation.world import CALM, INSTALLATION, SPEC, STORMY, Process, Risk, World
 
@@ -55,6 +56,7 @@ async def settle(world: World) -> None:
     why = ""
     for _ in range(SETTLE_TICKS):
         await world.pass_time(5)
+        await tend(world)
         await process.tick()
         world.steps += 1
         why = await world.rules.unsettled()
@@ -106,6 +108,8 @@ async def calm(world: World) -> Process:
     world.ghosts.clear()
     for name in await names(world, "paused AND deleted_at IS NULL"):
         await pause(world, name, False)
+    for name in await names(world, "rollout_paused AND deleted_at IS NULL"):
+        await _pause_rollout(world, name, False)
     if not world.running:
         return await world.start_controller()
     await world.pass_time(1)
@@ -282,9 +286,15 @@ async def apply(world: World) -> None:
     name = world.random.choice(NAMES)
     count = world.random.randint(0, 3)
     surge, unavailable = world.random.choice((("1", "0"), ("2", "1"), ("0", "1"), ("50%", "0"), ("0", "0")))
-    recreate = world.chance(0.15)
+    (strategy,) = world.random.choices(list(RolloutStrategy), weights=(55, 15, 30))
+    canary = Canary(world.random.choice((1, 50, 99)), world.random.choice((None, 40)))
     rollout = Rollout(
-        RolloutStrategy.RECREATE if recreate else RolloutStrategy.ROLLING_UPDATE, surge, unavailable
+        strategy,
+        surge,
+        unavailable,
+        progress_deadline_s=world.random.choice((None, 60)),
+        rollback_on_failure=world.chance(0.3),
+        canary=canary if strategy is RolloutStrategy.CANARY else None,
     )
     spec = replace(SPEC, replicas=count, rollout=rollout)
 
@@ -306,6 +316,58 @@ async def edit(world: World) -> None:
             )
 
         await world.people(f"someone edits {name}: a new revision", change)
+
+
+async def undo(world: World) -> None:
+    """Somebody wants an earlier revision again."""
+    if known := await names(world):
+        name, back = world.random.choice(known), world.random.randint(1, 3)
+
+        async def change(conn: AsyncConnection) -> None:
+            found = await deployments.get(conn, name)
+            to = await revisions.get(conn, found.uid, max(1, found.revision - back))
+            spec = with_count_and_policies_of(found.spec, to.spec)
+            await deployments.update_spec(
+                conn, name, spec, None, world.now, new_revision=True, expected_version=None
+            )
+
+        await world.people(f"someone undoes {back} rollouts of {name}", change)
+
+
+async def promote(world: World) -> None:
+    for name in await names(world, "deleted_at IS NULL"):
+
+        async def change(conn: AsyncConnection, name: str = name) -> None:
+            await deployments.promote(conn, name, (await deployments.get(conn, name)).revision)
+
+        await world.people(f"someone promotes {name}", change)
+
+
+async def pause_rollout(world: World) -> None:
+    if known := await names(world, "deleted_at IS NULL"):
+        await _pause_rollout(world, world.random.choice(known), world.chance(0.5))
+
+
+async def _pause_rollout(world: World, name: str, paused: bool) -> None:
+    async def change(conn: AsyncConnection) -> None:
+        await deployments.set_rollout_paused(conn, name, paused)
+
+    await world.people(f"someone {'pauses' if paused else 'resumes'} the rollouts of {name}", change)
+
+
+async def tend(world: World) -> None:
+    """What a person does in the end: canaries are promoted, and what has failed is tried again."""
+    await promote(world)
+    stopped = "deleted_at IS NULL AND (rollout->>'failed_revision')::bigint = revision"
+    for name in await names(world, stopped):
+
+        async def again(conn: AsyncConnection, name: str = name) -> None:
+            spec = (await deployments.get(conn, name)).spec
+            await deployments.update_spec(
+                conn, name, spec, None, world.now, new_revision=True, expected_version=None
+            )
+
+        await world.people(f"someone restarts {name}", again)
 
 
 async def scale(world: World) -> None:
@@ -371,6 +433,9 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     foreign_job: 2,
     apply: 3,
     edit: 2.5,
+    undo: 1,
+    promote: 1,
+    pause_rollout: 1.5,
     scale: 4,
     pause: 1.5,
     delete: 1.5,

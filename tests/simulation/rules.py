@@ -2,7 +2,8 @@
 controller's own view.
 
 Numbers are DESIGN's: 1 never twice, 2 owned or gone, 3 unknown is not absent, 4 converges and rests, 5 enough ready,
-6 intent before effect, 7 one leader, 9 waiting is no failure; and `back-off` and `bug` (a pass that raises or hangs).
+6 intent before effect, 7 one leader, 9 waiting is no failure; and `back-off`, `surge` (no more replicas than that),
+`canary` (no more of it than its share) and `bug` (a pass that raises or hangs).
 
 A rule can promise only what the world allows. A submission that reaches slurmctld after its message time-out may meet
 its own repetition: then two jobs may be there, and the singleton dependency must keep one from running. A slurmctld
@@ -12,6 +13,7 @@ where that happened; everything else stays strict.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.core.decisions import Reason
 from penstock.core.jobs import JobState
 from penstock.core.rollout import available_floor
-from penstock.core.spec import RolloutStrategy, Spec
+from penstock.core.spec import RolloutStrategy, Spec, share
 from penstock.store.documents import decode
 from penstock.testing.slurm import FakeJob
 
@@ -42,6 +44,25 @@ SELECT id, deployment, replica, reason, message, actions FROM decisions WHERE id
 OPEN_ENDS = """
 SELECT action->>'action' AS action FROM decisions, jsonb_array_elements(actions) AS action
 WHERE id > %s AND action->>'outcome' = ''
+"""
+MADE = """
+SELECT d.uid, count(*) FILTER (WHERE action->>'target' = 'revision ' || d.revision) AS current
+FROM decisions CROSS JOIN LATERAL jsonb_array_elements(actions) AS action
+JOIN deployments d ON d.name = decisions.deployment
+WHERE decisions.id > %s AND action->>'action' = 'create-replica' GROUP BY d.uid
+"""
+THERE = """
+SELECT r.revision, r.leaving, r.revision <> d.revision AS other, a.token IS NOT NULL AS live,
+       a.ready_at IS NOT NULL AS served
+FROM replicas r JOIN deployments d ON d.uid = r.deployment_uid
+LEFT JOIN attempts a ON a.replica_uid = r.uid AND a.ended_at IS NULL
+WHERE r.deployment_uid = %s AND r.removed_at IS NULL AND a.handover_at IS NULL
+"""
+CANARY = """
+SELECT revision, coalesce((rollout->>'stable_revision')::bigint, 0) AS stable,
+       coalesce((rollout->>'failed_revision')::bigint, 0) AS failed,
+       greatest(promoted_revision, (rollout->>'baked_revision')::bigint) AS trusted
+FROM deployments WHERE uid = %s
 """
 LEASE = "SELECT holder, term, expires_at FROM leases"
 DEPLOYMENTS = "SELECT uid, name, spec, revision, paused, deleted_at, force_delete FROM deployments"
@@ -187,6 +208,7 @@ class Rules:
                     )
         if not (process.disturbed or process.stale_s):
             self._enough_ready()
+            await self._not_too_many()
         if process.listed and not process.disturbed:
             self._refused |= process.refused
             open_ends = await self._all(OPEN_ENDS, self._before)
@@ -328,6 +350,43 @@ class Rules:
             if left < floor:
                 raise Violation("5", f"{left} replicas of {name} are left ready by a pass; {floor} must be")
 
+    async def _not_too_many(self) -> None:
+        """What this pass made fits the wanted number and the surge, and a canary is no more than its share."""
+        for made in await self._all(MADE, self._before):
+            row = self._specs.get(made.uid)
+            if row is None or row[5] is not None:
+                continue
+            _, name, document, revision, *_ = row
+            spec = decode(Spec, document)
+            most = spec.replicas + share(spec.rollout.max_surge, spec.replicas, up=True)
+            there = await self._all(THERE, made.uid)
+            found = [one for one in there if not one.leaving or (one.live and not one.served and one.other)]
+            if len(found) > most:
+                raise Violation("surge", f"{name} has {len(found)} replicas; {most} may be")
+            (record,) = await self._all(CANARY, made.uid)
+            canary = spec.rollout.canary
+            is_new = record.stable in (0, revision) or record.trusted >= revision or record.failed == revision
+            if canary is None or is_new or record.revision != revision:
+                continue
+            new = sum(one.revision == revision and not one.leaving for one in there)
+            if made.current and new > max(1, -(-canary.percent * spec.replicas // 100)):
+                raise Violation(
+                    "canary", f"{new} replicas of {name} run the canary, of {spec.replicas} wanted"
+                )
+
+    def _deadline(self, process: Process, message: str, said: str) -> None:
+        """Rule 9: the progress deadline is counted from the job's start."""
+        found = re.search(r"job (\d+) generated no token within (\d+) s of its start", message)
+        jobs = [] if found is None else [one for one in self._ours() if one.job_id == int(found[1])]
+        if found is None or not jobs or self._world.skewed or process.stale_s or process.disturbed:
+            return
+        (job,) = jobs
+        if job.state is JobState.PENDING or job.started_at is None:
+            raise Violation("9", f"{said}: job {job.job_id} waits in the queue")
+        ran_s = (self._world.now - job.started_at).total_seconds()
+        if ran_s < int(found[2]):
+            raise Violation("9", f"{said}: job {job.job_id} has run for {ran_s:.0f} s only")
+
     async def _intent(self, actions: list[str], targets: list[str]) -> Any:
         rows = await self._all(EFFECT, {"actions": actions, "targets": targets})
         return rows[0] if rows else None
@@ -337,7 +396,11 @@ class Rules:
         for row in await self._all(NEW_DECISIONS, self._last_decision):
             self._last_decision = row.id
             subject = row.replica or row.deployment or "cluster"
-            self._world.say(f"{process.name} on {subject}: {row.reason}: {row.message}")
+            said = f"{process.name} on {subject}: {row.reason}"
+            self._world.say(f"{said}: {row.message}")
+            is_new = any(one["action"] == "record-rollout" for one in row.actions)
+            if row.reason == Reason.ROLLOUT_FAILED.word and is_new:
+                self._deadline(process, row.message, said)
 
     def _ours(self) -> list[FakeJob]:
         return [job for job in self._world.slurm.jobs() if self._world.is_ours(job)]

@@ -27,12 +27,14 @@ from penstock.controller.lease import MARGIN_S, TTL_S, Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
+from penstock.core.changes import needs_revision
 from penstock.core.jobs import JobState, Maintenance, Submission
 from penstock.core.model import Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
+from penstock.rpc.revise import roll_back
 from penstock.store.clock import elapsed
 from penstock.store.database import Database
-from penstock.store.queries import attempts, decisions, deployments, leases, replicas, runtime
+from penstock.store.queries import attempts, decisions, deployments, leases, replicas, revisions, runtime
 from penstock.store.records import DecidedAction, Load
 from penstock.store.tables import metadata
 from penstock.testing.slurm import FakeJob, FakeSlurm
@@ -217,6 +219,33 @@ class Stage:
             )
         self.say(f"someone applies {name} with other settings: revision {new.revision}")
 
+    async def edit(self, name: str = "chat", **changes: Any) -> None:
+        """Applies a spec as the control API does: a new revision only if a running replica depends on what differs."""
+        async with self.database.transaction() as conn:
+            old = await deployments.get(conn, name)
+            spec = replace(old.spec, **changes)
+            new_revision = needs_revision(old.spec, spec)
+            new = await deployments.update_spec(
+                conn, name, spec, None, self.now, new_revision=new_revision, expected_version=None
+            )
+        what = f"revision {new.revision}" if new_revision else f"revision {new.revision} stays"
+        self.say(f"someone applies {name} with {', '.join(sorted(changes))} changed: {what}")
+
+    async def undo(self, to: int = 0, name: str = "chat") -> None:
+        made = await roll_back(self.database, name, to, self.now)
+        self.say(f"someone undoes the rollout of {name}: revision {made.revision}")
+
+    async def promote(self, name: str = "chat") -> None:
+        self.say(f"someone promotes the canary of {name}")
+        async with self.database.transaction() as conn:
+            found = await deployments.get(conn, name)
+            await deployments.promote(conn, name, found.revision)
+
+    async def pause_rollout(self, paused: bool, name: str = "chat") -> None:
+        self.say(f"someone {'pauses' if paused else 'resumes'} the rollout of {name}")
+        async with self.database.transaction() as conn:
+            await deployments.set_rollout_paused(conn, name, paused)
+
     async def change_policy(self, restart: RestartPolicy, name: str = "chat") -> None:
         """Applies a spec that differs in its restart policy only: the revision stays."""
         async with self.database.transaction() as conn:
@@ -348,6 +377,14 @@ class Stage:
             + f": {one.message}" * bool(one.message)
         )
 
+    async def history(self, name: str = "chat") -> None:
+        """Writes down the deployment's revisions, as `penstock rollout history` shows them."""
+        async with self.database.snapshot() as conn:
+            uid = (await deployments.get(conn, name)).uid
+            for one in reversed(await revisions.list_page(conn, uid, limit=100)):
+                by = f" by {one.author}" if one.author else ""
+                self.say(f"revision {one.number}{by}" + f": {one.cause}" * bool(one.cause))
+
     def running(self) -> list[str]:
         """Names of jobs that have not ended, tokens numbered."""
         return [self._tidy(job.submission.name) for job in self.slurm.jobs() if not job.ended]
@@ -429,4 +466,4 @@ class Stage:
 
 def _is_news(action: DecidedAction) -> bool:
     """Bookkeeping that repeats what Slurm says would only drown the story."""
-    return action.action not in ("record-job", "record-missing")
+    return action.action not in ("record-job", "record-missing", "record-rollout")

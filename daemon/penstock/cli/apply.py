@@ -10,6 +10,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from penstock.cli.author import Reason, author
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import REFUSED, USAGE, Failure, failure_of
 from penstock.cli.manifest import MAX_BYTES, BadManifest, Document, Problem, read
@@ -37,6 +38,7 @@ def apply(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change and be decided; change nothing.")
     ] = False,
+    reason: Reason = "",
 ) -> None:
     """Make deployments be as manifests say: create them, change them, or leave them as they are.
 
@@ -59,7 +61,7 @@ def apply(
             if dry_run:
                 _show(document, plan)
             else:
-                await _apply(server, document)
+                await _apply(server, document, reason)
 
     run(where, command)
 
@@ -117,8 +119,8 @@ async def _plan(server: Server, documents: Sequence[Document]) -> list[pb.PlanDe
     return plans
 
 
-async def _apply(server: Server, document: Document) -> None:
-    request = pb.ApplyDeploymentRequest(deployment=document.deployment)
+async def _apply(server: Server, document: Document, reason: str) -> None:
+    request = pb.ApplyDeploymentRequest(deployment=document.deployment, author=author(), cause=reason)
     try:
         done = await server.deployments.ApplyDeployment(request, timeout=TIMEOUT_S)
     except grpc.aio.AioRpcError as error:

@@ -8,6 +8,7 @@ import grpc
 import typer
 
 from penstock.cli.apply import read_all
+from penstock.cli.author import Reason, author
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import USAGE, Failure
 from penstock.cli.options import DeploymentName, OptionalDeploymentName, ReplicaName, address
@@ -39,7 +40,7 @@ def scale(
     run(address(context), command)
 
 
-def restart(context: typer.Context, name: DeploymentName) -> None:
+def restart(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Replace every replica by a fresh one of the same spec, as its rollout says.
 
     Examples:
@@ -49,7 +50,7 @@ def restart(context: typer.Context, name: DeploymentName) -> None:
 
     async def command(server: Server) -> None:
         done = await server.deployments.RestartDeployment(
-            pb.RestartDeploymentRequest(name=name), timeout=TIMEOUT_S
+            pb.RestartDeploymentRequest(name=name, author=author(), cause=reason), timeout=TIMEOUT_S
         )
         say(f"deployment/{name} restarts as revision {done.deployment.status.current_revision}")
 
@@ -62,6 +63,7 @@ def rollback(
     to: Annotated[
         int | None, typer.Option("--to", min=1, help="The revision to go back to. [default: the one before]")
     ] = None,
+    reason: Reason = "",
 ) -> None:
     """Want the spec of an earlier revision again. The number of replicas stays as it is.
 
@@ -73,7 +75,7 @@ def rollback(
     """
 
     async def command(server: Server) -> None:
-        request = pb.RollbackDeploymentRequest(name=name, revision=to or 0)
+        request = pb.RollbackDeploymentRequest(name=name, revision=to or 0, author=author(), cause=reason)
         done = await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)
         say(f"deployment/{name} rolled back, as revision {done.deployment.status.current_revision}")
 

@@ -14,6 +14,7 @@ from penstock.cli import apply, change, cluster, daemon, get, logs, talk, tell, 
 from penstock.cli.connection import DEFAULT_SERVER
 from penstock.cli.failures import Failure
 from penstock.cli.output import say
+from penstock.cli.rollout import rollout
 
 HELP = f"""Keep language models served on a Slurm cluster, and use them.
 
@@ -115,3 +116,4 @@ for _command in (
     app.command()(_command)
 db.command("upgrade")(daemon.upgrade)
 app.add_typer(db, name="db")
+app.add_typer(rollout, name="rollout")

@@ -10,7 +10,8 @@ DEPLOYMENTS_WIDE = (*DEPLOYMENTS, "REVISION", "PARTITION", "MODEL", "MESSAGE")
 REPLICAS = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ATTEMPTS", "AGE")
 REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "MESSAGE")
 REVISIONS = ("REVISION", "REPLICAS", "READY", "CURRENT", "AGE")
-REVISIONS_WIDE = (*REVISIONS, "MODEL", "GPUS")
+REVISIONS_WIDE = (*REVISIONS, "MODEL", "GPUS", "AUTHOR", "CAUSE")
+HISTORY = ("REVISION", "REPLICAS", "AGE", "AUTHOR", "CAUSE")
 MODELS = ("MODEL", "DEPLOYMENT", "READY", "TASK")
 
 
@@ -107,7 +108,16 @@ def revision_row(item: revision_pb2.Revision, *, wide: bool) -> tuple[str, ...]:
         "yes" if item.current else "",
         age(item.created_at),
     )
-    return (*row, model(item.spec), str(item.spec.resources.gpus)) if wide else row
+    if not wide:
+        return row
+    return (*row, model(item.spec), str(item.spec.resources.gpus), item.author or "-", item.cause or "-")
+
+
+def history_row(item: revision_pb2.Revision) -> tuple[str, ...]:
+    """A row of HISTORY."""
+    number = f"{item.number} (current)" if item.current else str(item.number)
+    replicas = f"{item.ready_replicas}/{item.replicas}" if item.replicas else "-"
+    return number, replicas, age(item.created_at), item.author or "-", item.cause or "-"
 
 
 def model_row(item: inference_pb2.ServedModel) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import re
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import grpc
@@ -17,6 +18,9 @@ from penstock.cli.failures import TIMED_OUT, USAGE, Failure, failure_of
 from penstock.cli.options import DeploymentName, address
 from penstock.cli.output import say
 from penstock.v1 import deployment_pb2 as pb
+
+Tell = Callable[[str], None]
+Judge = Callable[[pb.Deployment | None, Tell], bool]
 
 RETRY_S = 1.0
 """A server that is being restarted is asked again, until the time is up."""
@@ -63,34 +67,53 @@ def parse_duration(text: str) -> float:
 
 async def wait_for(server: Server, name: str, goal: Goal, timeout_s: float) -> None:
     """Returns when it is so. Raises Failure when the time is up, or when it can never be so."""
-    teller = _Teller()
+
+    def is_so(found: pb.Deployment | None, tell: Tell) -> bool:
+        if found is None:
+            if goal is Goal.DELETED:
+                return True
+            raise Failure(f'there is no deployment "{name}"')
+        if goal is Goal.READY and _is_ready(found):
+            return True
+        ready = rows.condition(found, "Ready")
+        tell(ready.message if ready else "")
+        return False
+
+    await watch_until(server, name, is_so, timeout_s, f"deployment/{name} is not {goal.value}")
+
+
+async def watch_until(
+    server: Server, name: str, is_so: Judge, timeout_s: float, otherwise: str, *, aloud: bool = False
+) -> None:
+    """Shows `is_so` the deployment at each change, None once it is gone, until it says that it is so.
+
+    What `is_so` tells is shown on a terminal, or always if `aloud`. Raises Failure with `otherwise` and the last thing
+    told when the time is up. A server that goes away meanwhile is asked again.
+    """
+    teller = _Teller(aloud)
     try:
         async with asyncio.timeout(timeout_s):
-            while not await _watch(server, name, goal, teller):
+            while not await _watch(server, name, is_so, teller):
                 await asyncio.sleep(RETRY_S)
     except TimeoutError:
         last = f": {teller.last}" if teller.last else ""
-        message = f"deployment/{name} is not {goal.value} after {timeout_s:.0f} s{last}"
-        raise Failure(message, TIMED_OUT) from None
+        raise Failure(f"{otherwise} after {timeout_s:.0f} s{last}", TIMED_OUT) from None
 
 
-async def _watch(server: Server, name: str, goal: Goal, teller: _Teller) -> bool:
-    """Whether the goal was reached; False: the server went away and may be back soon."""
+async def _watch(server: Server, name: str, is_so: Judge, teller: _Teller) -> bool:
+    """Whether it was so; False: the server went away and may be back soon."""
     is_there = False
     try:
         async for event in server.deployments.WatchDeployments(pb.WatchDeploymentsRequest(name=name)):
             if (
                 event.event == pb.WATCH_EVENT_BOOKMARK and not is_there
             ) or event.event == pb.WATCH_EVENT_DELETED:
-                if goal is Goal.DELETED:
+                if is_so(None, teller.tell):
                     return True
-                raise Failure(f'there is no deployment "{name}"')
-            if event.event in (pb.WATCH_EVENT_ADDED, pb.WATCH_EVENT_MODIFIED):
+            elif event.event in (pb.WATCH_EVENT_ADDED, pb.WATCH_EVENT_MODIFIED):
                 is_there = True
-                if goal is Goal.READY and _is_ready(event.deployment):
+                if is_so(event.deployment, teller.tell):
                     return True
-                ready = rows.condition(event.deployment, "Ready")
-                teller.tell(ready.message if ready else "")
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise
@@ -108,13 +131,16 @@ def _is_ready(deployment: pb.Deployment) -> bool:
 
 
 class _Teller:
-    """Says on a terminal how things stand, each time that changes."""
+    """Says how things stand, each time that changes: on a terminal, or always if `aloud`."""
 
-    def __init__(self) -> None:
+    def __init__(self, aloud: bool) -> None:
         self.last = ""
+        self._aloud = aloud
 
     def tell(self, message: str) -> None:
         if message and message != self.last:
             self.last = message
-            if sys.stderr.isatty():
+            if self._aloud:
+                say(message)
+            elif sys.stderr.isatty():
                 say(message, style="dim", stderr=True)

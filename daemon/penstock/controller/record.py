@@ -34,8 +34,8 @@ TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 TOKEN_LENGTH = 20
 """Of 32 letters: 100 bits, unique for ever without asking anybody."""
 
-_SILENT = acts.RecordJob | acts.RecordMissing
-"""Actions that repeat what Slurm says: they make no new row in the log when the sentence is the same."""
+_SILENT = acts.RecordJob | acts.RecordMissing | acts.RecordRollout
+"""Actions that only remember: they make no new row in the log when the sentence is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +315,12 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
             await replicas.mark_leaving(connection, replica_uid)
         case acts.RemoveReplica(replica_uid):
             await replicas.remove(connection, replica_uid, now)
+        case acts.RecordRollout(deployment_uid, rollout):
+            await deployments.record_rollout(connection, deployment_uid, rollout)
+        case acts.GoBack(deployment_uid, revision, to, rollout, cause):
+            await deployments.go_back(
+                connection, deployment_uid, revision, to, rollout=rollout, cause=cause, now=now
+            )
         case acts.RemoveDeployment(deployment_uid):
             await deployments.remove(connection, deployment_uid)
         case _:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from penstock.core.decisions import Decision, Reason
-from penstock.core.model import Condition, ConditionStatus, Deployment, Replica, ReplicaState
+from penstock.core.model import Attempt, Condition, ConditionStatus, Deployment, Replica, ReplicaState
 
 BLOCKING = frozenset({Reason.QUEUE_BLOCKED, Reason.HELD, Reason.CANCELLED_OUTSIDE})
 """Reasons that stand until a human does something, where the decision has no action of its own."""
@@ -65,7 +65,12 @@ def conditions_of(
     want = deployment.spec.replicas
     ready = sum(state is ReplicaState.READY for state, _ in shown)
     reachable = own.reason is not Reason.CLUSTER_UNREACHABLE
-    settled = own.reason in (Reason.STEADY, Reason.PAUSED)
+    settled = own.reason in (
+        Reason.STEADY,
+        Reason.PAUSED,
+        Reason.ROLLOUT_PAUSED,
+        Reason.ROLLOUT_FAILED,
+    )
     found = [
         (
             "Ready",
@@ -145,11 +150,16 @@ def crash_loop(replica: Replica) -> str:
     text = (
         f"{replica.name} failed {replica.failures} times in a row, the last time{code}: {attempt.end_message}"
     )
+    return text + last_lines(attempt)
+
+
+def last_lines(attempt: Attempt) -> str:
+    """What the engine said last, as the end of a sentence; empty where it said nothing."""
     lines = [line.strip() for line in attempt.last_words.splitlines() if line.strip()][-LAST_LINES:]
     said = " | ".join(lines)
     if len(said) > LAST_CHARACTERS:
         said = f"...{said[-LAST_CHARACTERS:]}"
-    return f"{text}; the engine's last lines: {said}" if said else text
+    return f"; the engine's last lines: {said}" if said else ""
 
 
 def _is(value: bool) -> ConditionStatus:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from penstock.core.jobs import Job
+from penstock.core.model import RolloutRecord
 from penstock.core.walltime import NO_BOUNDS, Bounds
 
 
@@ -39,6 +40,22 @@ class Reason(enum.Enum):
     HANDOVER_WAIT = (
         "HandoverWait",
         "A replica that is handed over stays until its successor is ready. Not now.",
+    )
+    ROLLOUT_CANARY = (
+        "RolloutCanary",
+        "A share of the replicas runs the new revision beside the stable one, until it is promoted or fails. Not now.",
+    )
+    ROLLOUT_PAUSED = (
+        "RolloutPaused",
+        "The rollout stands still until it is resumed; replicas are kept as they are, and replaced when they end.",
+    )
+    ROLLOUT_FAILED = (
+        "RolloutFailed",
+        "A replica of the new revision did not become ready in time, or failed too often; the rollout is stopped.",
+    )
+    ROLLED_BACK = (
+        "RolledBack",
+        "The rollout failed, and the deployment goes back to its stable revision by itself, as its spec asks.",
     )
     DELETING = ("Deleting", "The deployment is being deleted; its replicas are drained or cancelled.")
     DELETED = ("Deleted", "The deployment's last job has ended; the deployment is removed.")
@@ -271,6 +288,27 @@ class RemoveReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRollout:
+    """Write what is remembered of the deployment's rollouts. The database only."""
+
+    deployment_uid: str
+    rollout: RolloutRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GoBack:
+    """Make the spec of revision `to` the wanted one again, as the revision after `revision`, with this record; replicas
+    that run that spec already belong to the new one. Does nothing if `revision` is the wanted one no more. The database
+    only."""
+
+    deployment_uid: str
+    revision: int
+    to: int
+    rollout: RolloutRecord
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveDeployment:
     """Remove the deployment and what hangs on it. The database only."""
 
@@ -291,6 +329,8 @@ Action = (
     | CancelOrphan
     | Leave
     | RemoveReplica
+    | RecordRollout
+    | GoBack
     | RemoveDeployment
 )
 

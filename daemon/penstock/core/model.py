@@ -176,8 +176,10 @@ class RolloutRecord:
     """The newest revision that all wanted replicas were ready of; 0: none was yet."""
     canary_since: datetime | None = None
     """Since when the canary of the current revision has been wholly ready; the bake time counts from here."""
+    baked_revision: int = 0
+    """Canaries of revisions up to this one have stood their bake time."""
     failed_revision: int = 0
-    """The revision whose rollout was stopped; 0: none was."""
+    """The last revision whose rollout was stopped; 0: none was."""
     failed_message: str = ""
 
 

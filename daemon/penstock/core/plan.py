@@ -4,7 +4,8 @@
 its actions were carried out it finds nothing to do. The order of a pass:
 
 1. how each replica stands by itself (`replicas`);
-2. how many replicas of which revision (`rollout`), which may let some go, and those are looked at again;
+2. how the rollout goes (`progress`), and how many replicas of which revision there are to be (`rollout`): that may let
+   some go, and those are looked at again;
 3. what to show of each deployment (`conditions`);
 4. jobs that bear our mark and belong to nothing (`orphans`).
 
@@ -19,7 +20,15 @@ from datetime import datetime
 
 from penstock.core.budget import held_back
 from penstock.core.conditions import BLOCKING, conditions_of
-from penstock.core.decisions import EFFECTS, Decision, EndAttempt, Reason, RemoveDeployment
+from penstock.core.decisions import (
+    EFFECTS,
+    Decision,
+    EndAttempt,
+    GoBack,
+    Reason,
+    RecordRollout,
+    RemoveDeployment,
+)
 from penstock.core.estimates import Estimates, estimate, start_of
 from penstock.core.jobs import Job
 from penstock.core.maintenance import bounds, threats
@@ -36,8 +45,9 @@ from penstock.core.model import (
     marked_token,
 )
 from penstock.core.orphans import plan_orphans
+from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
-from penstock.core.rollout import plan_counts
+from penstock.core.rollout import Counts, failed, plan_counts
 from penstock.core.sentences import clock
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect, avoided, suspects
@@ -187,12 +197,17 @@ def _plan_deployment(
         for replica in replicas
     ]
     handed_over = frozenset(uid for uid, outlook in outlooks.items() if outlook.handed_over)
-    counts = plan_counts(deployment, seen, handed_over)
+    recorded = deployment.rollout
+    deployment = replace(deployment, rollout=rollout_record(deployment, seen, held, observation.now))
+    counts = _counts(deployment, seen, handed_over)
     for replica in replicas:
         if replica.uid in counts.leaving:
             outlooks[replica.uid] = look(replace(replica, leaving=True))
         check_move(replica.name, replica.state, outlooks[replica.uid].state)
     own = counts.decision or _standing(deployment, replicas, outlooks)
+    if deployment.rollout != recorded and own.reason is not Reason.ROLLED_BACK:
+        record = RecordRollout(deployment.uid, deployment.rollout)
+        own = replace(own, actions=(record, *own.actions))
     shown = [(outlook.state, outlook.message) for outlook in outlooks.values()]
     blocked = [
         outlook.decision
@@ -226,6 +241,24 @@ def _estimates(
     return estimate(deployment.spec, starts, (job for job in jobs if job is not None))
 
 
+def _counts(deployment: Deployment, seen: Sequence[Replica], handed_over: frozenset[str]) -> Counts:
+    """How many of what there are to be; going back by itself comes before anything else."""
+    record = deployment.rollout
+    has_failed = record.failed_revision == deployment.revision
+    standing = deployment.deleted_at is None and not (deployment.paused or deployment.rollout_paused)
+    if not (
+        has_failed and standing and record.stable_revision and deployment.spec.rollout.rollback_on_failure
+    ):
+        return plan_counts(deployment, seen, handed_over)
+    to, new = record.stable_revision, deployment.revision + 1
+    # The new revision is the stable one's spec, so it has nothing to prove, and cannot fail in its turn.
+    after = replace(record, stable_revision=new, canary_since=None)
+    cause = f"rolled back by itself to revision {to}: revision {deployment.revision} failed: {record.failed_message}"
+    message = f"{failed(deployment)}; the deployment goes back to revision {to} by itself, as revision {new}"
+    go_back = GoBack(deployment.uid, deployment.revision, to, after, cause)
+    return Counts(Decision(deployment.name, "", Reason.ROLLED_BACK, message, (go_back,)), leaving=frozenset())
+
+
 def _after(replica: Replica, outlook: Outlook, now: datetime) -> Replica:
     """The replica as this tick leaves it, as far as its deployment's conditions speak of it."""
     for action in outlook.decision.actions:
@@ -246,6 +279,9 @@ def _standing(
     going = len(replicas) - len(staying)
     want = deployment.spec.replicas
     message = f"{ready} of {want} ready" + (f", {going} on the way out" if going else "")
+    if deployment.rollout.failed_revision == deployment.revision:
+        message = f"{failed(deployment)}; there is no other to keep, so it is tried again; {message}"
+        return Decision(deployment.name, "", Reason.ROLLOUT_FAILED, message)
     reason = Reason.STEADY if ready == want and not going else Reason.PROGRESSING
     return Decision(deployment.name, "", reason, message)
 

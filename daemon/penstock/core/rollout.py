@@ -1,8 +1,12 @@
 """How many replicas of which revision: which are made, and which are to go.
 
-Knows neither Slurm nor time: it counts, by the states that this very observation shows. The rule guarded here is the
-fifth: our own acts never take ready replicas below the minimum available, and a healthy replica is not removed before
-its successor is ready.
+Knows neither Slurm nor time: it counts, by the states that this very observation shows and by what `progress` has
+recorded. The rule guarded here is the fifth: our own acts never take ready replicas below the minimum available, and a
+healthy replica is not removed before its successor is ready.
+
+There are three kinds of replicas: those of the current revision, those of the stable one where that is another
+(`base`), and those of any other revision, which are wanted by nobody. Each way of rolling out is a pair of numbers: how
+many of the current and how many of the base there should be. `_step` goes there as far as surge and minimum allow.
 
 A replica that is being handed over (`handover`) is one too many from then on: it is left out where the replicas are
 counted, so that a successor is made for it beyond every surge, and it goes once the wanted number is ready without it.
@@ -11,11 +15,13 @@ counted, so that a successor is made for it beyond every surge, and it goes once
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
+from penstock.core.canary import canary_counts, failed_as_canary, is_canary
 from penstock.core.decisions import Action, CreateReplica, Decision, Leave, Reason
 from penstock.core.model import Deployment, Replica, ReplicaState
-from penstock.core.sentences import count
+from penstock.core.sentences import clock, count
 from penstock.core.spec import Rollout, RolloutStrategy, share
 
 _WORTH = {ReplicaState.READY: 3, ReplicaState.STARTING: 2, ReplicaState.QUEUED: 1}
@@ -39,25 +45,31 @@ def plan_counts(
 
     `handed_over`: uids of replicas that a successor is to take over from.
     """
-    staying = [replica for replica in replicas if not replica.leaving]
+    fleet = _Fleet.of(deployment, replicas, handed_over)
     if deployment.deleted_at is not None:
-        return _delete(deployment, replicas, staying)
+        return _delete(deployment, replicas, fleet.staying)
     if deployment.paused:
         return Counts(
             Decision(deployment.name, "", Reason.PAUSED, "nothing is done until it is resumed"), frozenset()
         )
-    current = [replica for replica in staying if replica.revision == deployment.revision]
-    old = [replica for replica in staying if replica.revision != deployment.revision]
+    if deployment.rollout_paused and (fleet.old or fleet.stable_is_old):
+        return _stand_still(fleet)
     if deployment.spec.rollout.strategy is RolloutStrategy.RECREATE:
-        if old:
-            message = f"{count(len(old), 'replica')} of an old revision must go before new ones are made"
-            return _let_go(deployment, old, Reason.ROLLOUT_RETIRE, message)
+        if fleet.old:
+            message = (
+                f"{count(len(fleet.old), 'replica')} of an old revision must go before new ones are made"
+            )
+            return _let_go(deployment, fleet.old, Reason.ROLLOUT_RETIRE, message)
         if going := sum(replica.revision != deployment.revision for replica in replicas):
             message = f"{count(going, 'replica')} of an old revision must be gone before new ones are made"
             return Counts(Decision(deployment.name, "", Reason.ROLLOUT_WAIT, message), frozenset())
-    if not old:
-        return _scale(deployment, current, handed_over)
-    return _roll(deployment, current, old, handed_over)
+    elif is_stopped(deployment):
+        return _stop(fleet)
+    elif is_canary(deployment):
+        return _canary(fleet)
+    if not fleet.old:
+        return _scale(fleet)
+    return _roll(fleet)
 
 
 def available_floor(rollout: Rollout, want: int) -> int:
@@ -71,107 +83,274 @@ def available_floor(rollout: Rollout, want: int) -> int:
     return max(0, want - unavailable)
 
 
+def is_stopped(deployment: Deployment) -> bool:
+    """Whether the current revision's rollout is over because it failed.
+
+    One that has nothing to fall back on goes on being tried, as its restart policy allows: the first revision, and one
+    whose predecessors had to go first.
+    """
+    return (
+        deployment.rollout.failed_revision == deployment.revision
+        and deployment.rollout.stable_revision != 0
+        and deployment.spec.rollout.strategy is not RolloutStrategy.RECREATE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """A deployment's replicas by what they are to a rollout; those that are leaving are only counted."""
+
+    deployment: Deployment
+    ending: list[Replica] = field(default_factory=list)
+    """Handed over, of whichever revision."""
+    current: list[Replica] = field(default_factory=list)
+    base: list[Replica] = field(default_factory=list)
+    """Of the stable revision, where that is another than the current one."""
+    stale: list[Replica] = field(default_factory=list)
+    """Of any other revision."""
+    unborn: int = 0
+    """Leaving, of a revision that is not wanted, never ready and not ended yet. They take the room of those that come
+    after them, so that a spec that is edited again and again has no more jobs than surge allows."""
+
+    @classmethod
+    def of(cls, deployment: Deployment, replicas: Sequence[Replica], handed_over: frozenset[str]) -> _Fleet:
+        ending: list[Replica] = []
+        current: list[Replica] = []
+        base: list[Replica] = []
+        stale: list[Replica] = []
+        unborn, failed = 0, deployment.rollout.failed_revision == deployment.revision
+        for one in replicas:
+            if one.leaving:
+                unborn += (one.revision != deployment.revision or failed) and _is_unborn(one)
+            elif one.uid in handed_over:
+                ending.append(one)
+            elif one.revision == deployment.revision:
+                current.append(one)
+            else:
+                (base if one.revision == deployment.rollout.stable_revision else stale).append(one)
+        return cls(deployment, ending, current, base, stale, unborn)
+
+    @property
+    def outdated(self) -> list[Replica]:
+        """Handed over, and of another revision than the current one."""
+        return [one for one in self.ending if one.revision != self.deployment.revision]
+
+    @property
+    def old(self) -> list[Replica]:
+        return sorted([*self.base, *self.stale, *self.outdated], key=lambda one: one.number)
+
+    @property
+    def fresh(self) -> list[Replica]:
+        """Those that stay and are not handed over."""
+        return sorted([*self.current, *self.base, *self.stale], key=lambda one: one.number)
+
+    @property
+    def staying(self) -> list[Replica]:
+        return sorted([*self.fresh, *self.ending], key=lambda one: one.number)
+
+    @property
+    def want(self) -> int:
+        return self.deployment.spec.replicas
+
+    @property
+    def most(self) -> int:
+        """Replicas that there may be at a time."""
+        return self.want + share(self.deployment.spec.rollout.max_surge, self.want, up=True)
+
+    @property
+    def floor(self) -> int:
+        return available_floor(self.deployment.spec.rollout, self.want)
+
+    @property
+    def ready(self) -> int:
+        return sum(one.state is ReplicaState.READY for one in self.staying)
+
+    def relieved(self, but: Sequence[Replica] = ()) -> list[Replica]:
+        """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
+
+        One that serves nobody is ending by itself, and what it still finishes is left to it.
+        """
+        gone = {one.uid for one in but}
+        ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
+        serving = [one for one in self.ending if one in ready]
+        return sorted(serving, key=lambda one: one.number)[: max(0, len(ready) - self.want)]
+
+    @property
+    def stable_is_old(self) -> bool:
+        return self.deployment.rollout.stable_revision not in (0, self.deployment.revision)
+
+    @property
+    def base_revision(self) -> int:
+        """Which revision replaces an old replica that is missing: the stable one, else the newest there is."""
+        if self.stable_is_old:
+            return self.deployment.rollout.stable_revision
+        return max((one.revision for one in self.stale), default=self.deployment.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one pass does towards the numbers aimed at."""
+
+    fleet: _Fleet
+    retired: list[Replica]
+    made: int
+    made_base: int = 0
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        uid, revision = self.fleet.deployment.uid, self.fleet.deployment.revision
+        actions: list[Action] = [Leave(replica.uid) for replica in self.retired]
+        actions += [CreateReplica(uid, self.fleet.base_revision)] * self.made_base
+        actions += [CreateReplica(uid, revision)] * self.made
+        return tuple(actions)
+
+    @property
+    def told(self) -> str:
+        """The end of a sentence; empty where nothing is done."""
+        made, gone = self.made + self.made_base, len(self.retired)
+        return ", ".join([f"{made} made"] * bool(made) + [f"{gone} to go"] * bool(gone))
+
+    def counts(self, reason: Reason, message: str) -> Counts:
+        if self.told:
+            message += f"; {self.told}"
+        decision = Decision(self.fleet.deployment.name, "", reason, message, self.actions)
+        return Counts(decision, frozenset(replica.uid for replica in self.retired))
+
+
+def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
+    """Towards `new` replicas of the current revision and `base` of the stable one; those of others go."""
+    surplus = [
+        *(one for one in _least_worth(fleet.outdated) if not (base and one.revision == fleet.base_revision)),
+        *_least_worth(fleet.stale),
+        *_least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
+        *_least_worth(fleet.current)[: max(0, len(fleet.current) - new)],
+    ]
+    # Those that serve nobody are no loss, whatever the others do.
+    idle = [replica for replica in surplus if replica.state is not ReplicaState.READY]
+    serving = [replica for replica in surplus if replica.state is ReplicaState.READY]
+    retired = [*idle, *serving[: max(0, fleet.ready - fleet.floor)]]
+    retired += fleet.relieved(but=retired)
+    going = {replica.uid for replica in retired}
+    left = sum(replica.uid not in going or _is_unborn(replica) for replica in fleet.fresh)
+    room = max(0, fleet.most - fleet.unborn - left)
+    made_base = min(room, max(0, base - len(fleet.base)))
+    made = min(room - made_base, max(0, new - len(fleet.current)))
+    return _Step(fleet, retired, made, made_base)
+
+
 def _delete(deployment: Deployment, replicas: Sequence[Replica], staying: Sequence[Replica]) -> Counts:
     how = "cancelled" if deployment.force_delete else "drained"
     message = f"{count(len(replicas), 'replica')} to be {how} first" if replicas else "nothing of it is left"
     return _let_go(deployment, staying, Reason.DELETING, message)
 
 
-def _scale(deployment: Deployment, current: Sequence[Replica], handed_over: frozenset[str]) -> Counts:
-    want, fresh = deployment.spec.replicas, _fresh(current, handed_over)
-    relieved = _relieved(current, handed_over, want)
-    surplus = _least_worth(fresh)[: max(0, len(fresh) - want)]
-    made = max(0, want - len(fresh))
-    if len(fresh) < len(current) and not surplus:
-        return _hand_over(deployment, current, fresh, relieved, made)
+def _scale(fleet: _Fleet) -> Counts:
+    deployment, want, have = fleet.deployment, fleet.want, len(fleet.current)
+    surplus = _least_worth(fleet.current)[: max(0, have - want)]
+    made = min(max(0, want - have), max(0, fleet.most - fleet.unborn - have))
+    if fleet.ending and not surplus:
+        return _hand_over(fleet, made)
     if made:
-        actions = (CreateReplica(deployment.uid, deployment.revision),) * made
-        message = f"{len(fresh)} of {want} exist; {made} made"
-        return Counts(Decision(deployment.name, "", Reason.SCALE_UP, message, actions), frozenset())
+        return _Step(fleet, [], made).counts(Reason.SCALE_UP, f"{have} of {want} exist")
+    if have < want:
+        message = (
+            f"{have} of {want} exist; {count(fleet.unborn, 'replica')} of an old revision must be gone first"
+        )
+        return Counts(Decision(deployment.name, "", Reason.ROLLOUT_WAIT, message), frozenset())
     if surplus:
-        going = [*relieved, *surplus]
-        message = f"{count(len(current), 'replica')} for {want} wanted; {len(going)} to go"
+        going = [*fleet.relieved(), *surplus]
+        message = f"{count(len(fleet.staying), 'replica')} for {want} wanted; {len(going)} to go"
         return _let_go(deployment, going, Reason.SCALE_DOWN, message)
     return Counts(None, frozenset())
 
 
-def _hand_over(
-    deployment: Deployment,
-    current: Sequence[Replica],
-    fresh: Sequence[Replica],
-    relieved: Sequence[Replica],
-    made: int,
-) -> Counts:
-    want = deployment.spec.replicas
-    ready = sum(replica.state is ReplicaState.READY for replica in fresh)
-    actions: list[Action] = [Leave(replica.uid) for replica in relieved]
-    actions += [CreateReplica(deployment.uid, deployment.revision)] * made
-    message = f"{len(current) - len(fresh)} of {count(len(current), 'replica')} handed over"
+def _hand_over(fleet: _Fleet, made: int) -> Counts:
+    relieved = fleet.relieved()
+    ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
+    message = f"{len(fleet.ending)} of {count(len(fleet.staying), 'replica')} handed over"
     if made:
         message += f"; {count(made, 'successor')} made"
     if relieved:
         message += f"; {len(relieved)} to go"
-    if not actions:
-        message += f"; {ready} of {want} ready without them"
-    reason = Reason.HANDOVER if actions else Reason.HANDOVER_WAIT
-    decision = Decision(deployment.name, "", reason, message, tuple(actions))
+    if not made and not relieved:
+        message += f"; {ready} of {fleet.want} ready without them"
+    step = _Step(fleet, relieved, made)
+    reason = Reason.HANDOVER if step.actions else Reason.HANDOVER_WAIT
+    decision = Decision(fleet.deployment.name, "", reason, message, step.actions)
     return Counts(decision, frozenset(replica.uid for replica in relieved))
 
 
-def _fresh(replicas: Sequence[Replica], handed_over: frozenset[str]) -> list[Replica]:
-    return [replica for replica in replicas if replica.uid not in handed_over]
-
-
-def _relieved(replicas: Sequence[Replica], handed_over: frozenset[str], want: int) -> list[Replica]:
-    """Those handed over that may go: as many ready ones are wanted as there are without them.
-
-    One that serves nobody is ending by itself, and what it still finishes is left to it.
-    """
-    ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
-    serving = [replica for replica in ready if replica.uid in handed_over]
-    return sorted(serving, key=lambda replica: replica.number)[: max(0, len(ready) - want)]
-
-
-def _roll(
-    deployment: Deployment,
-    current: Sequence[Replica],
-    old: Sequence[Replica],
-    handed_over: frozenset[str],
-) -> Counts:
-    want, rollout = deployment.spec.replicas, deployment.spec.rollout
-    fresh, floor = _fresh(current, handed_over), available_floor(rollout, want)
-    ready = sum(replica.state is ReplicaState.READY for replica in (*current, *old))
-    idle = [replica for replica in old if replica.state is not ReplicaState.READY]
-    serving = [replica for replica in old if replica.state is ReplicaState.READY]
-    ending_first = sorted(_least_worth(serving), key=lambda replica: replica.uid not in handed_over)
-    # Old replicas that serve nobody are no loss, whatever the others do.
-    retired = [*idle, *ending_first[: max(0, ready - floor)]]
-    going = {replica.uid for replica in retired}
-    staying = [replica for replica in (*current, *old) if replica.uid not in going]
-    retired += _relieved(staying, handed_over, want)
-    going |= {replica.uid for replica in retired}
-    kept = [replica for replica in _fresh(old, handed_over) if replica.uid not in going]
-    room = want + share(rollout.max_surge, want, up=True) - len(fresh) - len(kept)
-    made = max(0, min(room, want - len(fresh)))
-    actions: list[Action] = [Leave(replica.uid) for replica in retired]
-    actions += [CreateReplica(deployment.uid, deployment.revision)] * made
-    message = f"{len(fresh)} of {want} run revision {deployment.revision}, {len(old)} an old one"
-    if ending := len(current) - len(fresh):
+def _roll(fleet: _Fleet) -> Counts:
+    deployment, want = fleet.deployment, fleet.want
+    step = _step(fleet, want)
+    message = (
+        f"{len(fleet.current)} of {want} run revision {deployment.revision}, {len(fleet.old)} an old one"
+    )
+    if ending := len(fleet.ending) - len(fleet.outdated):
         message += f", {ending} handed over"
-    if actions:
-        reason = Reason.ROLLOUT_RETIRE if retired else Reason.ROLLOUT_SURGE
-        message += "; " + ", ".join([f"{made} made"] * bool(made) + [f"{len(retired)} to go"] * bool(retired))
+    if step.told:
+        return step.counts(Reason.ROLLOUT_RETIRE if step.retired else Reason.ROLLOUT_SURGE, message)
+    return step.counts(Reason.ROLLOUT_WAIT, f"{message}; {fleet.ready} ready, and {fleet.floor} must stay so")
+
+
+def _canary(fleet: _Fleet) -> Counts:
+    deployment, canary = fleet.deployment, fleet.deployment.spec.rollout.canary
+    new, base = canary_counts(deployment.spec)
+    step = _step(fleet, new, base)
+    ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
+    message = (
+        f"the canary of revision {deployment.revision}: {ready} of {new} ready, beside {len(fleet.base)} of"
+        f" revision {fleet.base_revision}"
+    )
+    since, bake_s = deployment.rollout.canary_since, canary.bake_s if canary is not None else None
+    if bake_s is None:
+        message += "; promoted by hand"
+    elif since is None:
+        message += f"; promoted {bake_s} s after all of it is ready"
     else:
-        reason = Reason.ROLLOUT_WAIT
-        message += f"; {ready} ready, and {floor} must stay so"
-    decision = Decision(deployment.name, "", reason, message, tuple(actions))
-    return Counts(decision, frozenset(replica.uid for replica in retired))
+        message += f"; promoted at {clock(since + timedelta(seconds=bake_s), since)}"
+    return step.counts(Reason.ROLLOUT_CANARY, message)
+
+
+def _stop(fleet: _Fleet) -> Counts:
+    """What is ready stays, of either revision; the rest of the new one goes, and the stable one makes up for it."""
+    deployment = fleet.deployment
+    ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
+    kept = 0 if failed_as_canary(deployment) else min(ready, fleet.want)
+    step = _step(fleet, kept, fleet.want - kept)
+    return step.counts(Reason.ROLLOUT_FAILED, f"{failed(deployment)}; the rollout is stopped")
+
+
+def failed(deployment: Deployment) -> str:
+    """The sentence about a revision that failed."""
+    record = deployment.rollout
+    return f"revision {record.failed_revision} failed: {record.failed_message}"
+
+
+def _stand_still(fleet: _Fleet) -> Counts:
+    """Nothing is rolled; only the number is kept, with replicas of the revision that was there before."""
+    deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
+    most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
+    retired = _least_worth(fleet.fresh)[: max(0, have - most)]
+    retired += fleet.relieved(but=retired)
+    made = max(0, min(want - have, fleet.most - fleet.unborn - have))
+    message = (
+        f"the rollout of revision {deployment.revision} stands still until it is resumed;"
+        f" {len(fleet.current)} of {want} run it"
+    )
+    return _Step(fleet, retired, 0, made).counts(Reason.ROLLOUT_PAUSED, message)
 
 
 def _let_go(deployment: Deployment, replicas: Sequence[Replica], reason: Reason, message: str) -> Counts:
     actions = tuple(Leave(replica.uid) for replica in replicas)
     decision = Decision(deployment.name, "", reason, message, actions)
     return Counts(decision, frozenset(replica.uid for replica in replicas))
+
+
+def _is_unborn(replica: Replica) -> bool:
+    """Whether it was never ready, and its job may still be there."""
+    attempt = replica.live_attempt
+    return attempt is not None and attempt.ready_at is None
 
 
 def _least_worth(replicas: Sequence[Replica]) -> list[Replica]:

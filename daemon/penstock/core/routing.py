@@ -24,6 +24,7 @@ class Endpoint:
     port: int
     engine_port: int | None = None
     """Of the engine's own HTTP server, at the same host. None: it has none, and serves no REST."""
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,9 @@ class Route:
     admission: Admission = field(default_factory=Admission)
     created_at_s: int = 0
     """When the deployment was made, in seconds since 1970: the OpenAI API tells it of a model."""
+    weights: tuple[tuple[int, int], ...] = ()
+    """Revision -> its share of the requests, in proportion to the others'; 0: none, as long as another one has a
+    replica. Empty: all replicas are alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,12 @@ def _replicas(settings: FrontDoorSettings) -> dict[str, Any]:
     """When a replica is left out, be it asked by gRPC or by REST."""
     return {
         # By default Envoy gathers changes of health for a second before it acts on them.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
+        # Within a place, requests go to groups of endpoints by their weights, as far as they have a healthy one.
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            "update_merge_window": "0s",
+            "locality_weighted_lb_config": {},
+        },
         # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would
         # keep it until it fails.
         "ignore_health_on_host_removal": True,

@@ -19,6 +19,10 @@ from penstock.gateway.settings import FrontDoorSettings, envoy_address
 _KEEP_FIRST_PLACE = 1_000_000
 
 
+_Ends = dict[int, list[dict[str, Any]]]
+"""Revision -> its replicas as Envoy knows them."""
+
+
 def usable(endpoint: Endpoint) -> bool:
     """Whether Envoy would take it. One bad address would make it refuse the endpoints of every deployment
     sent along."""
@@ -32,20 +36,23 @@ def usable(endpoint: Endpoint) -> bool:
 @lru_cache(maxsize=4096)
 def assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
     """One deployment's agents. Those that are not `usable` are left out."""
-    replicas = sorted({(endpoint.host, endpoint.port) for endpoint in route.endpoints if usable(endpoint)})
-    ends = [{"endpoint": {"address": _address(host, port)}} for host, port in replicas]
-    return _assignment(cluster_name(route.deployment), ends, gateway)
+    ends: _Ends = {}
+    for host, port, revision in sorted(
+        {(end.host, end.port, end.revision) for end in route.endpoints if usable(end)}
+    ):
+        ends.setdefault(revision, []).append({"endpoint": {"address": _address(host, port)}})
+    return _assignment(cluster_name(route.deployment), route, ends, gateway)
 
 
 @lru_cache(maxsize=4096)
 def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
     """One deployment's engines, each with its key. Those that are not `usable`, or have no HTTP, are left out."""
-    ends = []
+    ends: _Ends = {}
     for endpoint in sorted(set(route.endpoints), key=lambda end: (end.host, end.port)):
         if not usable(endpoint) or endpoint.engine_port is None:
             continue
         key = engine_key(route.secret, endpoint.attempt)
-        ends.append(
+        ends.setdefault(endpoint.revision, []).append(
             {
                 "endpoint": {
                     "address": _address(endpoint.host, endpoint.engine_port),
@@ -54,7 +61,7 @@ def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
                 "metadata": {"filter_metadata": {METADATA: {"engine_key": key}}},
             }
         )
-    return _assignment(rest_cluster_name(route.deployment), ends, gateway)
+    return _assignment(rest_cluster_name(route.deployment), route, ends, gateway)
 
 
 def assignments(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[ClusterLoadAssignment]:
@@ -67,7 +74,28 @@ def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _assignment(name: str, replicas: list[dict[str, Any]], gateway: str) -> ClusterLoadAssignment:
+def _groups(route: Route, ends: _Ends) -> list[dict[str, Any]]:
+    """The first place: a canary's revisions, each with its weight, or all as one."""
+    weights = dict(route.weights)
+    chosen = {revision: weights.get(revision, 0) for revision in sorted(ends)}
+    if not any(
+        chosen.values()
+    ):  # Better one that should get nothing than nobody; and a place that is empty is one.
+        every = [end for revision in sorted(ends) for end in ends[revision]]
+        return [{"priority": 0, "load_balancing_weight": 1, "lb_endpoints": every}]
+    return [
+        {
+            "priority": 0,
+            "locality": {"zone": f"revision-{revision}"},
+            "load_balancing_weight": weight,
+            "lb_endpoints": ends[revision],
+        }
+        for revision, weight in chosen.items()
+        if weight
+    ]
+
+
+def _assignment(name: str, route: Route, ends: _Ends, gateway: str) -> ClusterLoadAssignment:
     last = {
         "endpoint": {
             "address": envoy_address(gateway),
@@ -79,8 +107,8 @@ def _assignment(name: str, replicas: list[dict[str, Any]], gateway: str) -> Clus
         {
             "cluster_name": name,
             "endpoints": [
-                {"priority": 0, "lb_endpoints": replicas},
-                {"priority": 1, "lb_endpoints": [last]},
+                *_groups(route, ends),
+                {"priority": 1, "load_balancing_weight": 1, "lb_endpoints": [last]},
             ],
             "policy": {"overprovisioning_factor": _KEEP_FIRST_PLACE},
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.changes import needs_revision
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
 from penstock.store.errors import NotFound
@@ -25,6 +26,11 @@ class Admitted:
     old: Deployment | None
     """What there was when the wish was looked at."""
     warnings: tuple[str, ...]
+
+    @property
+    def makes_revision(self) -> bool:
+        """Whether it would be another revision than `old`."""
+        return self.old is not None and needs_revision(self.old.spec, self.spec)
 
 
 async def find(conn: AsyncConnection, name: str) -> Deployment | None:

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.rpc import pages
 from penstock.rpc.admit import Admission, version_in
 from penstock.rpc.admitted import Admitted
-from penstock.rpc.changes import needs_revision
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.decision import planned_out
 from penstock.rpc.convert.deployment import deployment_out, new_deployment, revisions_out
@@ -26,7 +25,7 @@ from penstock.rpc.deps import Deps
 from penstock.rpc.forecast import forecast
 from penstock.rpc.masks import differences
 from penstock.rpc.nudges import Nudges
-from penstock.rpc.revise import LOST_RACES, restart, roll_back
+from penstock.rpc.revise import LOST_RACES, promote, restart, roll_back
 from penstock.rpc.standing import whole
 from penstock.rpc.watch import Change, Changes
 from penstock.store.errors import NameTaken, NotFound, VersionConflict
@@ -67,7 +66,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             if request.create_only and admitted.old is not None:
                 raise NameTaken(admitted.name, admitted.name)
             try:
-                return await self._write(admitted)
+                return await self._write(admitted, request.author, request.cause)
             except (VersionConflict, NameTaken):
                 # Lost to somebody who wrote since the look; a writer who named a version wants to hear of that.
                 if admitted.version is not None or request.create_only or tried == LOST_RACES - 1:
@@ -84,7 +83,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         else:
             if admitted.version is not None and admitted.version != old.resource_version:
                 raise VersionConflict(old.name, admitted.version, old.resource_version)
-            advance = 1 if needs_revision(old.spec, admitted.spec) else 0
+            advance = 1 if admitted.makes_revision else 0
             wished = replace(old, spec=admitted.spec, labels=admitted.labels, revision=old.revision + advance)
         before = deployment_out(old) if old else pb.Deployment()
         after = deployment_out(wished)
@@ -167,24 +166,38 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def RestartDeployment(
         self, request: pb.RestartDeploymentRequest, context: Context
     ) -> pb.RestartDeploymentResponse:
-        found = await restart(self._db, request.name, self._deps.clock())
-        async with self._db.snapshot() as conn:
-            shown = deployment_out(found, await _counts(conn, found.uid))
-        return pb.RestartDeploymentResponse(deployment=shown)
+        found = await restart(
+            self._db, request.name, self._deps.clock(), author=request.author, cause=request.cause
+        )
+        return pb.RestartDeploymentResponse(deployment=await self._shown(found.name))
 
     async def RollbackDeployment(
         self, request: pb.RollbackDeploymentRequest, context: Context
     ) -> pb.RollbackDeploymentResponse:
-        found = await roll_back(self._db, request.name, request.revision, self._deps.clock())
-        async with self._db.snapshot() as conn:
-            shown = deployment_out(found, await _counts(conn, found.uid))
-        return pb.RollbackDeploymentResponse(deployment=shown)
+        found = await roll_back(
+            self._db,
+            request.name,
+            request.revision,
+            self._deps.clock(),
+            author=request.author,
+            cause=request.cause,
+        )
+        self._deps.on_routing_change()  # Its canary, if there was one, gets no more requests.
+        return pb.RollbackDeploymentResponse(deployment=await self._shown(found.name))
+
+    async def PromoteDeployment(
+        self, request: pb.PromoteDeploymentRequest, context: Context
+    ) -> pb.PromoteDeploymentResponse:
+        found = await promote(self._db, request.name, request.revision)
+        self._deps.on_routing_change()
+        return pb.PromoteDeploymentResponse(deployment=await self._shown(found.name))
 
     async def PauseDeployment(
         self, request: pb.PauseDeploymentRequest, context: Context
     ) -> pb.PauseDeploymentResponse:
         async with self._db.transaction() as conn:
-            paused = await deployments.set_paused(conn, request.name, True)
+            change = deployments.set_rollout_paused if request.rollout_only else deployments.set_paused
+            paused = await change(conn, request.name, True)
             return pb.PauseDeploymentResponse(
                 deployment=deployment_out(paused, await _counts(conn, paused.uid))
             )
@@ -193,7 +206,8 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         self, request: pb.ResumeDeploymentRequest, context: Context
     ) -> pb.ResumeDeploymentResponse:
         async with self._db.transaction() as conn:
-            resumed = await deployments.set_paused(conn, request.name, False)
+            change = deployments.set_rollout_paused if request.rollout_only else deployments.set_paused
+            resumed = await change(conn, request.name, False)
             return pb.ResumeDeploymentResponse(
                 deployment=deployment_out(resumed, await _counts(conn, resumed.uid))
             )
@@ -214,11 +228,13 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             revisions=revisions_out(found, rows[:size], counts), next_page_token=token
         )
 
-    async def _write(self, admitted: Admitted) -> pb.ApplyDeploymentResponse:
+    async def _write(self, admitted: Admitted, author: str, cause: str) -> pb.ApplyDeploymentResponse:
         old, now = admitted.old, self._deps.clock()
         async with self._db.transaction() as conn:
             if old is None:
-                made = await deployments.create(conn, admitted.name, admitted.labels, admitted.spec, now)
+                made = await deployments.create(
+                    conn, admitted.name, admitted.labels, admitted.spec, now, author=author, cause=cause
+                )
                 outcome = pb.APPLY_OUTCOME_CREATED
             else:
                 made = await deployments.update_spec(
@@ -227,9 +243,11 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                     admitted.spec,
                     admitted.labels,
                     now,
-                    new_revision=needs_revision(old.spec, admitted.spec),
+                    new_revision=admitted.makes_revision,
                     # What was looked at is what is written over, for a writer who named no version too.
                     expected_version=old.resource_version if admitted.version is None else admitted.version,
+                    author=author,
+                    cause=cause,
                 )
                 same = made.resource_version == old.resource_version
                 outcome = pb.APPLY_OUTCOME_UNCHANGED if same else pb.APPLY_OUTCOME_CONFIGURED
@@ -238,6 +256,11 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             # The names that clients may ask for may be other ones now.
             self._deps.on_routing_change()
         return pb.ApplyDeploymentResponse(deployment=shown, outcome=outcome, warnings=admitted.warnings)
+
+    async def _shown(self, name: str) -> pb.Deployment:
+        async with self._db.snapshot() as conn:
+            found = await deployments.get(conn, name)
+            return deployment_out(found, await _counts(conn, found.uid))
 
     async def _watched(self, request: pb.WatchDeploymentsRequest) -> dict[str, pb.Deployment]:
         """Everything the watch is about, by name, as of one instant."""

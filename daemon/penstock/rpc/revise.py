@@ -8,58 +8,99 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.contract import quoted
+from penstock.core.canary import is_canary
+from penstock.core.changes import with_count_and_policies_of
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
 from penstock.rpc import history
-from penstock.rpc.changes import with_count_and_policies_of
+from penstock.rpc.refusals import Refused
 from penstock.store.database import Database
 from penstock.store.errors import VersionConflict
 from penstock.store.queries import deployments
+
+Wish = tuple[Spec, str]
+"""What is to be the next revision, and why."""
 
 LOST_RACES = 5
 """How often a change that asks for no version looks again because somebody wrote in between."""
 
 
-async def restart(db: Database, name: str, now: datetime) -> Deployment:
+async def restart(db: Database, name: str, now: datetime, *, author: str = "", cause: str = "") -> Deployment:
     """A revision that differs in nothing but its number: the rollout does the rest. Raises what `get` raises."""
 
-    async def same(_: AsyncConnection, found: Deployment) -> Spec:
-        return found.spec
+    async def same(_: AsyncConnection, found: Deployment) -> Wish:
+        return found.spec, cause or "restart"
 
-    return await _revise(db, name, now, same)
+    return await _revise(db, name, now, author, same)
 
 
-async def roll_back(db: Database, name: str, number: int, now: datetime) -> Deployment:
+async def roll_back(
+    db: Database, name: str, number: int, now: datetime, *, author: str = "", cause: str = ""
+) -> Deployment:
     """The spec of an earlier revision, 0 for the one before; what is so already stays as it is. Raises NotFound."""
 
-    async def earlier(conn: AsyncConnection, found: Deployment) -> Spec | None:
+    async def earlier(conn: AsyncConnection, found: Deployment) -> Wish | None:
         wanted = number or await history.previous(conn, found)
         if wanted == found.revision:
             return None  # The same call may have been made before.
-        return with_count_and_policies_of(found.spec, await history.spec_of(conn, found, wanted))
+        spec = with_count_and_policies_of(found.spec, await history.spec_of(conn, found, wanted))
+        return spec, cause or f"rollback to revision {wanted}"
 
-    return await _revise(db, name, now, earlier)
+    return await _revise(db, name, now, author, earlier)
+
+
+async def promote(db: Database, name: str, number: int) -> Deployment:
+    """The canary of revision `number`, 0 for the current one, is promoted. Raises NotFound, and Refused where that
+    revision has no canary."""
+    async with db.transaction() as conn:
+        found = await deployments.get(conn, name)
+        wanted = number or found.revision
+        if wanted <= found.promoted_revision:
+            return found
+        if wanted != found.revision:
+            why = f"revision {wanted} is not its current one, {found.revision}"
+        elif found.rollout.failed_revision == wanted:
+            why = f"revision {wanted} has failed: {found.rollout.failed_message}"
+        elif found.rollout.stable_revision in (0, wanted):
+            why = f"nothing is rolled out; revision {wanted} is all there is"
+        elif not is_canary(found):
+            why = f"revision {wanted} is rolled out to all replicas already"
+        else:
+            return await deployments.promote(conn, name, wanted)
+        message = f"deployment {quoted(name)} has no canary to promote: {why}"
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 async def _revise(
     db: Database,
     name: str,
     now: datetime,
-    choose: Callable[[AsyncConnection, Deployment], Awaitable[Spec | None]],
+    author: str,
+    choose: Callable[[AsyncConnection, Deployment], Awaitable[Wish | None]],
 ) -> Deployment:
     """A revision of what `choose` makes of the deployment as it is; None: none is needed."""
     for tried in range(LOST_RACES):
         try:
             async with db.transaction() as conn:
                 found = await deployments.get(conn, name)
-                spec = await choose(conn, found)
-                if spec is None:
+                wish = await choose(conn, found)
+                if wish is None:
                     return found
-                version = found.resource_version
+                spec, cause = wish
                 return await deployments.update_spec(
-                    conn, name, spec, None, now, new_revision=True, expected_version=version
+                    conn,
+                    name,
+                    spec,
+                    None,
+                    now,
+                    new_revision=True,
+                    expected_version=found.resource_version,
+                    author=author,
+                    cause=cause,
                 )
         except VersionConflict:
             if tried == LOST_RACES - 1:

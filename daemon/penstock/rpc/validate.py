@@ -149,10 +149,7 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         yield Violation(
             "spec.model.hub_revision", "is only for a model from the hub; spec.model.hub is not set"
         )
-    rollout = spec.rollout
-    if _nothing(rollout.max_surge or "1") and _nothing(rollout.max_unavailable or "0"):
-        yield Violation("spec.rollout.max_surge", "must not be zero while spec.rollout.max_unavailable is zero too:"
-                        " a rollout could never begin")  # fmt: skip
+    yield from _rollout(spec)
     restart = spec.restart
     if (first := restart.backoff_initial_s or 10) > (longest := restart.backoff_max_s or 300):
         yield Violation(
@@ -199,6 +196,27 @@ def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
                 f" ({limit_s} s), not {handover.margin_s}",
             )
             return
+
+
+def _rollout(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
+    rollout = spec.rollout
+    if _nothing(rollout.max_surge or "1") and _nothing(rollout.max_unavailable or "0"):
+        yield Violation("spec.rollout.max_surge", "must not be zero while spec.rollout.max_unavailable is zero too:"
+                        " a rollout could never begin")  # fmt: skip
+    is_canary = rollout.strategy == spec_pb2.ROLLOUT_STRATEGY_CANARY
+    if is_canary and not rollout.HasField("canary"):
+        yield Violation(
+            "spec.rollout.canary", "must be given with the strategy canary, such as {percent: 10}"
+        )
+    if rollout.HasField("canary") and not is_canary:
+        yield Violation("spec.rollout.canary", "is only for the strategy canary (spec.rollout.strategy)")
+    startup_s = spec.probes.startup_timeout_s or 1800
+    if rollout.progress_deadline_s > startup_s:
+        yield Violation(
+            "spec.rollout.progress_deadline_s",
+            f"must be at most spec.probes.startup_timeout_s, {startup_s}, after which the job is cancelled;"
+            f" not {rollout.progress_deadline_s}",
+        )
 
 
 def _nothing(share: str) -> bool:
@@ -286,9 +304,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
         "spec.model.adapters": bool(spec.model.adapters),
-        "spec.rollout.progress_deadline_s": spec.rollout.HasField("progress_deadline_s"),
-        "spec.rollout.rollback_on_failure": spec.rollout.rollback_on_failure,
-        "spec.rollout.canary": spec.rollout.HasField("canary"),
         "spec.burst": spec.HasField("burst"),
         "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
@@ -296,8 +311,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     for path, is_present in present.items():
         if is_present:
             yield Violation(path, "not supported yet", Fault.NOT_SUPPORTED_YET)
-    if spec.rollout.strategy == spec_pb2.ROLLOUT_STRATEGY_CANARY:
-        yield _later("spec.rollout.strategy", "ROLLOUT_STRATEGY_CANARY is not supported yet")
     if len(spec.placements) > 1:
         yield _later(
             "spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given"

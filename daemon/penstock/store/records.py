@@ -168,5 +168,9 @@ def decided(action: core.Action, names: Mapping[str, str] | None = None) -> Deci
             return DecidedAction("leave", f"replica {name(uid)}")
         case core.RemoveReplica(replica_uid=uid):
             return DecidedAction("remove-replica", f"replica {name(uid)}")
+        case core.RecordRollout(deployment_uid=uid):
+            return DecidedAction("record-rollout", f"deployment {name(uid)}")
+        case core.GoBack(to=to):
+            return DecidedAction("go-back", f"revision {to}")
         case core.RemoveDeployment(deployment_uid=uid):
             return DecidedAction("remove-deployment", f"deployment {name(uid)}")

@@ -111,6 +111,7 @@ class DeploymentStatus(_message.Message):
     READY_REPLICAS_FIELD_NUMBER: _builtins.int
     UPDATED_REPLICAS_FIELD_NUMBER: _builtins.int
     CURRENT_REVISION_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     observed_generation: _builtins.int
     """The generation that the conditions speak of."""
     desired_replicas: _builtins.int
@@ -126,6 +127,8 @@ class DeploymentStatus(_message.Message):
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_metadata_pb2.Condition]:
         """Ready, Progressing, Paused, CrashLooping, ClusterReachable, ...; one of each type at most."""
 
+    @_builtins.property
+    def rollout(self) -> Global___RolloutStatus: ...
     def __init__(
         self,
         *,
@@ -136,14 +139,59 @@ class DeploymentStatus(_message.Message):
         ready_replicas: _builtins.int | None = ...,
         updated_replicas: _builtins.int | None = ...,
         current_revision: _builtins.int | None = ...,
+        rollout: Global___RolloutStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "current_revision", b"current_revision", "desired_replicas", b"desired_replicas", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "updated_replicas", b"updated_replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "current_revision", b"current_revision", "desired_replicas", b"desired_replicas", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "rollout", b"rollout", "updated_replicas", b"updated_replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeploymentStatus: _TypeAlias = DeploymentStatus  # noqa: Y015
+
+@_typing.final
+class RolloutStatus(_message.Message):
+    """How the rollout of the current revision goes. Why, is said by the condition Progressing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STABLE_REVISION_FIELD_NUMBER: _builtins.int
+    FAILED_REVISION_FIELD_NUMBER: _builtins.int
+    FAILED_MESSAGE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CANARY_SINCE_FIELD_NUMBER: _builtins.int
+    stable_revision: _builtins.int
+    """The newest revision that all wanted replicas were ready of; 0: none was yet. The rollout is over when it is the current one."""
+    failed_revision: _builtins.int
+    """The last revision whose rollout was stopped because it failed; 0: none was. It is over, and failed, when it is the current one."""
+    failed_message: _builtins.str
+    """In a sentence, with the engine's last lines."""
+    paused: _builtins.bool
+    """Rollouts stand still until they are resumed."""
+    canary: _builtins.bool
+    """The current revision runs on a canary only."""
+    @_builtins.property
+    def canary_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when the whole canary has been ready; the bake time counts from here. Unset: it is not."""
+
+    def __init__(
+        self,
+        *,
+        stable_revision: _builtins.int | None = ...,
+        failed_revision: _builtins.int | None = ...,
+        failed_message: _builtins.str | None = ...,
+        paused: _builtins.bool | None = ...,
+        canary: _builtins.bool | None = ...,
+        canary_since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary_since", b"canary_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_since", b"canary_since", "failed_message", b"failed_message", "failed_revision", b"failed_revision", "paused", b"paused", "stable_revision", b"stable_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStatus: _TypeAlias = RolloutStatus  # noqa: Y015
 
 @_typing.final
 class ApplyDeploymentRequest(_message.Message):
@@ -152,8 +200,14 @@ class ApplyDeploymentRequest(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     CREATE_ONLY_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     create_only: _builtins.bool
     """Fails with ALREADY_EXISTS if there is a deployment of this name."""
+    author: _builtins.str
+    """Who asks, as the client says; kept with the revision. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept with the revision. Unset: none."""
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
     @_builtins.property
@@ -168,10 +222,12 @@ class ApplyDeploymentRequest(_message.Message):
         deployment: Global___Deployment | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         create_only: _builtins.bool | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_only", b"create_only", "deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "create_only", b"create_only", "deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,15 +671,23 @@ class RestartDeploymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    author: _builtins.str
+    """Who asks, as the client says; kept with the revision. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept with the revision. Unset: `restart`."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,18 +719,26 @@ class RollbackDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     """Unset: the one before the current one."""
+    author: _builtins.str
+    """Who asks, as the client says; kept with the revision. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept with the revision. Unset: `rollback to revision N`."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
         revision: _builtins.int | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "name", b"name", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,19 +765,66 @@ class RollbackDeploymentResponse(_message.Message):
 Global___RollbackDeploymentResponse: _TypeAlias = RollbackDeploymentResponse  # noqa: Y015
 
 @_typing.final
-class PauseDeploymentRequest(_message.Message):
+class PromoteDeploymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    revision: _builtins.int
+    """Unset: the current one. Another one than the current one is refused, so that nothing is promoted that nobody looked at."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
+        revision: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteDeploymentRequest: _TypeAlias = PromoteDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class PromoteDeploymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteDeploymentResponse: _TypeAlias = PromoteDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class PauseDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    rollout_only: _builtins.bool
+    """Only rollouts stand still: replicas are kept as they are, and replaced when they end."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str | None = ...,
+        rollout_only: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -736,15 +855,19 @@ class ResumeDeploymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    rollout_only: _builtins.bool
+    """As in PauseDeploymentRequest; one does not resume what the other has paused."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
+        rollout_only: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

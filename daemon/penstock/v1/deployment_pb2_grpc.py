@@ -89,6 +89,11 @@ class DeploymentServiceStub:
                 request_serializer=penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentResponse.FromString,
                 _registered_method=True)
+        self.PromoteDeployment = channel.unary_unary(
+                '/penstock.v1.DeploymentService/PromoteDeployment',
+                request_serializer=penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentResponse.FromString,
+                _registered_method=True)
         self.PauseDeployment = channel.unary_unary(
                 '/penstock.v1.DeploymentService/PauseDeployment',
                 request_serializer=penstock_dot_v1_dot_deployment__pb2.PauseDeploymentRequest.SerializeToString,
@@ -183,8 +188,17 @@ class DeploymentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteDeployment(self, request, context):
+        """Promotes the canary: the current revision is rolled out to all replicas. Does nothing for a revision that was promoted before.
+        FAILED_PRECONDITION when there is no canary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PauseDeployment(self, request, context):
-        """The controller acts no more on this deployment (running replicas go on serving) until it is resumed.
+        """The controller acts no more on this deployment (running replicas go on serving) until it is resumed; or, if asked so, only its
+        rollouts stand still.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +263,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.RollbackDeployment,
                     request_deserializer=penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentResponse.SerializeToString,
+            ),
+            'PromoteDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteDeployment,
+                    request_deserializer=penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentResponse.SerializeToString,
             ),
             'PauseDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseDeployment,
@@ -519,6 +538,33 @@ class DeploymentService:
             '/penstock.v1.DeploymentService/RollbackDeployment',
             penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentRequest.SerializeToString,
             penstock_dot_v1_dot_deployment__pb2.RollbackDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.DeploymentService/PromoteDeployment',
+            penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentRequest.SerializeToString,
+            penstock_dot_v1_dot_deployment__pb2.PromoteDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

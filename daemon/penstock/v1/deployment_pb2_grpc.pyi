@@ -48,8 +48,14 @@ class DeploymentServiceStub:
     """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
     replicas, rollout, restart policy) stays. Does nothing for the current revision.
     """
+    PromoteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PromoteDeploymentRequest, _deployment_pb2.PromoteDeploymentResponse]
+    """Promotes the canary: the current revision is rolled out to all replicas. Does nothing for a revision that was promoted before.
+    FAILED_PRECONDITION when there is no canary.
+    """
     PauseDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PauseDeploymentRequest, _deployment_pb2.PauseDeploymentResponse]
-    """The controller acts no more on this deployment (running replicas go on serving) until it is resumed."""
+    """The controller acts no more on this deployment (running replicas go on serving) until it is resumed; or, if asked so, only its
+    rollouts stand still.
+    """
     ResumeDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ResumeDeploymentRequest, _deployment_pb2.ResumeDeploymentResponse]
     ListRevisions: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ListRevisionsRequest, _deployment_pb2.ListRevisionsResponse]
 
@@ -143,12 +149,24 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PromoteDeployment(
+        self,
+        request: _deployment_pb2.PromoteDeploymentRequest,
+        context: _aio.ServicerContext[_deployment_pb2.PromoteDeploymentRequest, _deployment_pb2.PromoteDeploymentResponse],
+    ) -> _abc.Awaitable[_deployment_pb2.PromoteDeploymentResponse]:
+        """Promotes the canary: the current revision is rolled out to all replicas. Does nothing for a revision that was promoted before.
+        FAILED_PRECONDITION when there is no canary.
+        """
+
+    @_abc_1.abstractmethod
     def PauseDeployment(
         self,
         request: _deployment_pb2.PauseDeploymentRequest,
         context: _aio.ServicerContext[_deployment_pb2.PauseDeploymentRequest, _deployment_pb2.PauseDeploymentResponse],
     ) -> _abc.Awaitable[_deployment_pb2.PauseDeploymentResponse]:
-        """The controller acts no more on this deployment (running replicas go on serving) until it is resumed."""
+        """The controller acts no more on this deployment (running replicas go on serving) until it is resumed; or, if asked so, only its
+        rollouts stand still.
+        """
 
     @_abc_1.abstractmethod
     def ResumeDeployment(

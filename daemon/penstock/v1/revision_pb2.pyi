@@ -33,6 +33,8 @@ class Revision(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     READY_REPLICAS_FIELD_NUMBER: _builtins.int
     CURRENT_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     number: _builtins.int
     """Counts up from 1 in each deployment."""
@@ -40,6 +42,10 @@ class Revision(_message.Message):
     """Replicas that run it now."""
     ready_replicas: _builtins.int
     current: _builtins.bool
+    author: _builtins.str
+    """Who made it, as the client said; `penstock` where the controller did by itself; empty: nobody was named."""
+    cause: _builtins.str
+    """Why: the author's words, or what made it. Empty: nobody said."""
     @_builtins.property
     def spec(self) -> _spec_pb2.DeploymentSpec: ...
     @_builtins.property
@@ -54,10 +60,12 @@ class Revision(_message.Message):
         replicas: _builtins.int | None = ...,
         ready_replicas: _builtins.int | None = ...,
         current: _builtins.bool | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "current", b"current", "deployment", b"deployment", "number", b"number", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "created_at", b"created_at", "current", b"current", "deployment", b"deployment", "number", b"number", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,7 +92,7 @@ class _RolloutStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollo
     ROLLOUT_STRATEGY_RECREATE: _RolloutStrategy.ValueType  # 2
     """All old ones go, then the new ones come."""
     ROLLOUT_STRATEGY_CANARY: _RolloutStrategy.ValueType  # 3
-    """A share first, the rest when promoted. Not supported yet."""
+    """A share first, the rest when promoted."""
 
 class RolloutStrategy(_RolloutStrategy, metaclass=_RolloutStrategyEnumTypeWrapper): ...
 
@@ -102,7 +102,7 @@ ROLLOUT_STRATEGY_ROLLING_UPDATE: RolloutStrategy.ValueType  # 1
 ROLLOUT_STRATEGY_RECREATE: RolloutStrategy.ValueType  # 2
 """All old ones go, then the new ones come."""
 ROLLOUT_STRATEGY_CANARY: RolloutStrategy.ValueType  # 3
-"""A share first, the rest when promoted. Not supported yet."""
+"""A share first, the rest when promoted."""
 Global___RolloutStrategy: _TypeAlias = RolloutStrategy  # noqa: Y015
 
 @_typing.final
@@ -710,12 +710,15 @@ class Rollout(_message.Message):
     max_unavailable: _builtins.str
     """Ready replicas below the wanted number during a rollout: a number or a percentage. Unset: 0."""
     progress_deadline_s: _builtins.int
-    """How long a new revision may take from its job's start until it is ready. Not supported yet."""
+    """How long a replica of a new revision may take from its job's start (never from the submission) until it is ready. Then, or when
+    its attempts have spent restart.max_failures_per_hour, the rollout is stopped, and the old replicas stay. At most
+    probes.startup_timeout_s, after which the job is cancelled. Unset: that.
+    """
     rollback_on_failure: _builtins.bool
-    """Go back by itself when the deadline passes. Not supported yet."""
+    """A rollout that failed goes back to the last revision that worked, by itself."""
     @_builtins.property
     def canary(self) -> Global___Canary:
-        """Not supported yet."""
+        """With the strategy canary, and only then."""
 
     def __init__(
         self,
@@ -744,9 +747,9 @@ class Canary(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     BAKE_S_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
-    """Of the replicas."""
+    """Of the replicas, at least one; and of the requests, whatever the number of replicas."""
     bake_s: _builtins.int
-    """Promoted by itself after this time. Unset: by hand."""
+    """Promoted by itself when the whole canary has been ready for so long. Unset: by hand."""
     def __init__(
         self,
         *,

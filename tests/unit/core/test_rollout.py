@@ -195,8 +195,8 @@ ROWS = [
         deployment(replicas=0, revision=2),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_RETIRE,
-        "1 of 0 run revision 2, 1 an old one; 1 to go",
-        leave=["r1"],
+        "1 of 0 run revision 2, 1 an old one; 2 to go",
+        leave=["r1", "r2"],
     ),
     Row(
         "handover: a successor is made beside it",

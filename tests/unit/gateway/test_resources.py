@@ -109,6 +109,40 @@ def test_replicas_come_first_and_the_gateway_last() -> None:
         assert last["lb_endpoints"][0]["endpoint"]["address"] == {"pipe": {"path": "/state/gateway.sock"}}
 
 
+def shares(of: Route) -> list[tuple[int, list[int]]]:
+    """Weight and ports of each group of replicas."""
+    places = read(made(of), ENDPOINT, f"deployment/{of.deployment}")["endpoints"][:-1]
+    return [
+        (
+            place["load_balancing_weight"],
+            [
+                end["endpoint"]["address"]["socket_address"]["port_value"]
+                for end in place.get("lb_endpoints", [])
+            ],
+        )
+        for place in places
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, [(1, [1, 2, 3, 4])]),
+        ({1: 90, 2: 10}, [(90, [1, 2, 3]), (10, [4])]),
+        ({1: 100, 2: 0}, [(100, [1, 2, 3])]),
+        ({2: 10}, [(10, [4])]),
+        ({1: 0, 2: 0}, [(1, [1, 2, 3, 4])]),
+    ],
+)
+def test_a_canary_gets_its_share_and_the_rest_the_others(
+    weights: dict[int, int], expected: list[tuple[int, list[int]]]
+) -> None:
+    ends = tuple(
+        Endpoint(f"a{port}", "r", "10.0.0.1", port, revision=2 if port == 4 else 1) for port in (1, 2, 3, 4)
+    )
+    assert shares(replace(route("m"), endpoints=ends, weights=tuple(weights.items()))) == expected
+
+
 @pytest.mark.parametrize(
     ("host", "port"), [("node-1", 1), ("", 1), ("10.0.0.1", 0), ("10.0.0.1", 65536), ("10.0.0", 1)]
 )

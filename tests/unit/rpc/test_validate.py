@@ -175,6 +175,23 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         " a rollout could never begin",
     ),
     (
+        {"rollout": {"strategy": "ROLLOUT_STRATEGY_CANARY"}},
+        "spec.rollout.canary: must be given with the strategy canary, such as {percent: 10}",
+    ),
+    (
+        {"rollout": {"canary": {"percent": 10}}},
+        "spec.rollout.canary: is only for the strategy canary (spec.rollout.strategy)",
+    ),
+    (
+        {"rollout": {"strategy": "ROLLOUT_STRATEGY_CANARY", "canary": {"bake_s": 60}}},
+        "spec.rollout.canary.percent: must be at least 1 and at most 99, not 0",
+    ),
+    (
+        {"rollout": {"progress_deadline_s": 1801}},
+        "spec.rollout.progress_deadline_s: must be at most spec.probes.startup_timeout_s, 1800, after which the job is"
+        " cancelled; not 1801",
+    ),
+    (
         {"rollout": {"max_surge": "150%"}},
         'spec.rollout.max_surge: must be a number or a percentage up to 100%, such as 1 or 25%, not "150%"',
     ),
@@ -207,13 +224,6 @@ LATER: list[tuple[dict[str, Any], str]] = [
     ({"model": {"path": "/a", "adapters": [{"name": ""}]}}, "spec.model.adapters: not supported yet"),
     ({"placements": [{}, {}]}, "spec.placements: more than one is not supported yet; 2 were given"),
     ({"placements": [{"patience_s": 1}]}, "spec.placements[0].patience_s: not supported yet"),
-    (
-        {"rollout": {"strategy": "ROLLOUT_STRATEGY_CANARY"}},
-        "spec.rollout.strategy: ROLLOUT_STRATEGY_CANARY is not supported yet",
-    ),
-    ({"rollout": {"canary": {"percent": 10}}}, "spec.rollout.canary: not supported yet"),
-    ({"rollout": {"progress_deadline_s": 10}}, "spec.rollout.progress_deadline_s: not supported yet"),
-    ({"rollout": {"rollback_on_failure": True}}, "spec.rollout.rollback_on_failure: not supported yet"),
     ({"scaling": {}}, "spec.scaling: not supported yet"),
 ]
 
@@ -233,7 +243,6 @@ def test_each_part_marked_so_in_the_contract_is_refused() -> None:
     assert names >= {
         "adapters",
         "patience_s",
-        "canary",
         "scaling",
     }
 

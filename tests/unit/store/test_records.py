@@ -6,6 +6,7 @@ import typing
 
 from penstock.core import decisions as core
 from penstock.core.jobs import Job, JobState
+from penstock.core.model import RolloutRecord
 from penstock.store.records import DecidedAction, decided
 
 JOB = Job(7, "n", "", JobState.RUNNING)
@@ -24,6 +25,8 @@ SHOWN: dict[core.Action, DecidedAction] = {
     core.RecordJob("t", JOB): DecidedAction("record-job", "job 7"),
     core.Leave("r"): DecidedAction("leave", "replica r"),
     core.RemoveReplica("r"): DecidedAction("remove-replica", "replica r"),
+    core.RecordRollout("d", RolloutRecord()): DecidedAction("record-rollout", "deployment d"),
+    core.GoBack("d", 3, 2, RolloutRecord(), ""): DecidedAction("go-back", "revision 2"),
     core.RemoveDeployment("d"): DecidedAction("remove-deployment", "deployment d"),
 }
 

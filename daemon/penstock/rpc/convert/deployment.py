@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from penstock.core import model as core
+from penstock.core.canary import is_canary
 from penstock.core.spec import Spec
 from penstock.rpc.convert.spec import spec_out
 from penstock.rpc.convert.time import time_out
@@ -66,7 +67,20 @@ def deployment_out(
             ready_replicas=sum(count.ready for count in by_revision.values()),
             updated_replicas=current.ready if current else 0,
             current_revision=deployment.revision,
+            rollout=_rollout_out(deployment),
         ),
+    )
+
+
+def _rollout_out(deployment: core.Deployment) -> deployment_pb2.RolloutStatus:
+    record = deployment.rollout
+    return deployment_pb2.RolloutStatus(
+        stable_revision=record.stable_revision,
+        failed_revision=record.failed_revision,
+        failed_message=record.failed_message,
+        paused=deployment.rollout_paused,
+        canary=is_canary(deployment),
+        canary_since=time_out(record.canary_since),
     )
 
 
@@ -101,6 +115,8 @@ def revisions_out(
                 replicas=count.replicas if count else 0,
                 ready_replicas=count.ready if count else 0,
                 current=revision.number == deployment.revision,
+                author=revision.author,
+                cause=revision.cause,
             )
         )
     return made

@@ -17,13 +17,17 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
-from penstock.core.model import Condition, Deployment
+from penstock.core.changes import needs_revision, with_count_and_policies_of
+from penstock.core.model import Condition, Deployment, RolloutRecord
 from penstock.core.spec import Spec
 from penstock.store.documents import encode
 from penstock.store.errors import BeingDeleted, NameTaken, NotFound, ServedNameTaken, VersionConflict
 from penstock.store.filters import Match, Term
 from penstock.store.queries import notify, revisions, rows
 from penstock.store.tables import attempts, deployments, model_names, replicas
+
+PENSTOCK = "penstock"
+"""The author of revisions that the controller makes by itself."""
 
 INSERT = (
     insert(deployments)
@@ -60,6 +64,13 @@ WRITE_STATUS = (
     )
     .returning(deployments.c.name)
 )
+RECORD_ROLLOUT = (
+    update(deployments)
+    .where(deployments.c.uid == bindparam("at"))
+    .values(rollout=bindparam("record", type_=JSONB))
+    .returning(deployments.c.name)
+)
+GET_BY_UID_FOR_UPDATE = GET_BY_UID.with_for_update()
 REMOVE = (
     delete(deployments)
     .where(
@@ -85,7 +96,14 @@ FREE_MODEL_NAMES = delete(model_names).where(
 
 
 async def create(
-    conn: AsyncConnection, name: str, labels: Mapping[str, str], spec: Spec, now: datetime
+    conn: AsyncConnection,
+    name: str,
+    labels: Mapping[str, str],
+    spec: Spec,
+    now: datetime,
+    *,
+    author: str = "",
+    cause: str = "",
 ) -> Deployment:
     """A new deployment and its revision 1. Raises NameTaken, ServedNameTaken."""
     document = encode(spec)
@@ -107,7 +125,7 @@ async def create(
         raise NameTaken(name, name)
     created = rows.deployment(row)
     await _claim_model_names(conn, created)
-    await revisions.insert(conn, uid, 1, document, now)
+    await revisions.insert(conn, uid, 1, document, now, author=author, cause=cause)
     await notify.changed(conn, name)
     return created
 
@@ -121,12 +139,14 @@ async def update_spec(
     *,
     new_revision: bool,
     expected_version: int | None,
+    author: str = "",
+    cause: str = "",
 ) -> Deployment:
     """The deployment with this spec and these labels (None: as they are).
 
     `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a
-    restart is written. Without it a spec that differs is a new generation of the same revision. Nothing
-    different: nothing is written.
+    restart is written. Replicas that run just this spec already, of an earlier revision, then belong to the new one.
+    Without it a spec that differs is a new generation of the same revision. Nothing different: nothing is written.
 
     Raises NotFound, VersionConflict, BeingDeleted, ServedNameTaken.
     """
@@ -136,16 +156,13 @@ async def update_spec(
     if labels is not None and dict(labels) != dict(old.labels):
         values["labels"] = dict(labels)
     if new_revision:
-        values["revision"] = old.revision + 1
-        await revisions.insert(conn, old.uid, old.revision + 1, document, now)
+        values |= await _revise(conn, old, spec, now, author=author, cause=cause)
     if new_revision or document != encode(old.spec):
         values |= {"spec": document, "generation": old.generation + 1}
     if not values:
         return old
     changed = await _update(conn, old, values)
-    if changed.served_name != old.served_name:
-        await conn.execute(FREE_MODEL_NAMES, {"uid": old.uid, "wanted": sorted(_model_names(changed))})
-        await _claim_model_names(conn, changed)
+    await _rename_model(conn, old, changed)
     return changed
 
 
@@ -162,6 +179,55 @@ async def set_paused(conn: AsyncConnection, name: str, paused: bool) -> Deployme
     """Raises NotFound, BeingDeleted."""
     old = await _get_to_change(conn, name, None)
     return old if old.paused == paused else await _update(conn, old, {"paused": paused})
+
+
+async def set_rollout_paused(conn: AsyncConnection, name: str, paused: bool) -> Deployment:
+    """Its rollouts alone stand still, or go on. Raises NotFound, BeingDeleted."""
+    old = await _get_to_change(conn, name, None)
+    return old if old.rollout_paused == paused else await _update(conn, old, {"rollout_paused": paused})
+
+
+async def promote(conn: AsyncConnection, name: str, revision: int) -> Deployment:
+    """The canary of this revision, and of those before, is promoted. Raises NotFound, BeingDeleted."""
+    old = await _get_to_change(conn, name, None)
+    if old.promoted_revision >= revision:
+        return old
+    return await _update(conn, old, {"promoted_revision": revision})
+
+
+async def record_rollout(conn: AsyncConnection, uid: str, record: RolloutRecord) -> None:
+    """Writes what the controller remembers of the deployment's rollouts."""
+    name = (await conn.execute(RECORD_ROLLOUT, {"at": uid, "record": encode(record)})).scalar_one_or_none()
+    if name is not None:
+        await notify.changed(conn, name)
+
+
+async def go_back(
+    conn: AsyncConnection,
+    uid: str,
+    revision: int,
+    to: int,
+    *,
+    rollout: RolloutRecord,
+    cause: str,
+    now: datetime,
+) -> bool:
+    """Makes the spec of revision `to` a new revision, with this record. False, and nothing is written, if `revision`
+    is not the current one any more (somebody wants something else by now), or if the name that clients put into `model`
+    changed between the two and is another deployment's now."""
+    row = (await conn.execute(GET_BY_UID_FOR_UPDATE, {"uid": uid})).one_or_none()
+    if row is None or row.revision != revision or row.deleted_at is not None:
+        return False
+    old = rows.deployment(row)
+    try:
+        async with conn.begin_nested():
+            spec = with_count_and_policies_of(old.spec, (await revisions.get(conn, uid, to)).spec)
+            values = await _revise(conn, old, spec, now, author=PENSTOCK, cause=cause)
+            values |= {"spec": encode(spec), "generation": old.generation + 1, "rollout": encode(rollout)}
+            await _rename_model(conn, old, await _update(conn, old, values))
+    except (ServedNameTaken, NotFound):
+        return False
+    return True
 
 
 async def mark_deleted(
@@ -264,6 +330,37 @@ async def _update(conn: AsyncConnection, old: Deployment, values: dict[str, Any]
     row = (await conn.execute(UPDATE.values(values), {"at": old.uid})).one()
     await notify.changed(conn, old.name)
     return rows.deployment(row)
+
+
+async def _revise(
+    conn: AsyncConnection, old: Deployment, spec: Spec, now: datetime, *, author: str, cause: str
+) -> dict[str, Any]:
+    """Writes the next revision; returns what of the deployment changes with it.
+
+    The stable spec has nothing to prove to a canary, so a revision that is it again counts as promoted.
+    """
+    number = old.revision + 1
+    await revisions.insert(conn, old.uid, number, encode(spec), now, author=author, cause=cause)
+    if needs_revision(old.spec, spec):
+        await revisions.adopt(conn, old.uid, number, spec)
+    values: dict[str, Any] = {"revision": number}
+    if await _is_stable(conn, old, spec):
+        values["promoted_revision"] = number
+    return values
+
+
+async def _is_stable(conn: AsyncConnection, deployment: Deployment, spec: Spec) -> bool:
+    try:
+        stable = await revisions.get(conn, deployment.uid, deployment.rollout.stable_revision)
+    except NotFound:
+        return False
+    return not needs_revision(stable.spec, spec)
+
+
+async def _rename_model(conn: AsyncConnection, old: Deployment, changed: Deployment) -> None:
+    if changed.served_name != old.served_name:
+        await conn.execute(FREE_MODEL_NAMES, {"uid": old.uid, "wanted": sorted(_model_names(changed))})
+        await _claim_model_names(conn, changed)
 
 
 def _model_names(deployment: Deployment) -> set[str]:

@@ -5,29 +5,70 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.changes import needs_revision
 from penstock.core.model import Revision
+from penstock.core.spec import Spec
+from penstock.store.documents import decode
 from penstock.store.errors import NotFound
 from penstock.store.queries import rows
-from penstock.store.tables import replicas, revisions
+from penstock.store.tables import deployments, replicas, revisions
 
 REVISIONS_KEPT = 100
-"""A deployment's newest; an older one goes once no replica bears it. Enough to go back by hand to any that is
-remembered."""
+"""A deployment's newest; an older one goes unless a replica that is still there bears it, or it is the stable one.
+Enough to go back by hand to any that is remembered."""
+AUTHOR_MAX = 256
+CAUSE_MAX = 1024
+"""Characters, as the table has it."""
 
 INSERT = insert_into(revisions)
+_stable = (
+    select(func.coalesce(deployments.c.rollout["stable_revision"].as_integer(), 0))
+    .where(deployments.c.uid == bindparam("uid"))
+    .scalar_subquery()
+)
+# A spec that is edited each second leaves a removed replica with each revision, and each would keep its revision.
+PRUNE_REPLICAS = delete(replicas).where(
+    replicas.c.deployment_uid == bindparam("uid"),
+    replicas.c.revision <= bindparam("last"),
+    replicas.c.revision != _stable,
+    replicas.c.removed_at.is_not(None),
+)
 PRUNE = delete(revisions).where(
     revisions.c.deployment_uid == bindparam("uid"),
     revisions.c.number <= bindparam("last"),
+    revisions.c.number != _stable,
     ~select(replicas.c.uid)
     .where(replicas.c.deployment_uid == revisions.c.deployment_uid, replicas.c.revision == revisions.c.number)
     .exists(),
 )
 GET = select(*rows.REVISION).where(
     revisions.c.deployment_uid == bindparam("uid"), revisions.c.number == bindparam("number")
+)
+_stays = (replicas.c.removed_at.is_(None), ~replicas.c.leaving)
+BORNE = (
+    select(revisions.c.number, revisions.c.spec)
+    .join(
+        replicas,
+        and_(
+            replicas.c.deployment_uid == revisions.c.deployment_uid,
+            replicas.c.revision == revisions.c.number,
+        ),
+    )
+    .where(revisions.c.deployment_uid == bindparam("uid"), *_stays)
+    .distinct()
+)
+ADOPT = (
+    update(replicas)
+    .where(
+        replicas.c.deployment_uid == bindparam("of"),
+        replicas.c.revision.in_(bindparam("numbers", expanding=True)),
+        *_stays,
+    )
+    .values(revision=bindparam("to"))
 )
 LIST = (
     select(*rows.REVISION)
@@ -38,14 +79,34 @@ LIST = (
 
 
 async def insert(
-    conn: AsyncConnection, deployment_uid: str, number: int, document: Any, now: datetime
+    conn: AsyncConnection,
+    deployment_uid: str,
+    number: int,
+    document: Any,
+    now: datetime,
+    *,
+    author: str = "",
+    cause: str = "",
 ) -> None:
-    """Adds a revision, whose spec is given as its document, and lets the oldest go."""
-    await conn.execute(
-        INSERT, {"deployment_uid": deployment_uid, "number": number, "spec": document, "created_at": now}
-    )
+    """Adds a revision, whose spec is given as its document, and lets the oldest go with their removed replicas."""
+    values = {"deployment_uid": deployment_uid, "number": number, "spec": document, "created_at": now}
+    values |= {"author": author[:AUTHOR_MAX], "cause": cause[:CAUSE_MAX]}
+    await conn.execute(INSERT, values)
     if number > REVISIONS_KEPT:
-        await conn.execute(PRUNE, {"uid": deployment_uid, "last": number - REVISIONS_KEPT})
+        oldest = {"uid": deployment_uid, "last": number - REVISIONS_KEPT}
+        await conn.execute(PRUNE_REPLICAS, oldest)
+        await conn.execute(PRUNE, oldest)
+
+
+async def adopt(conn: AsyncConnection, deployment_uid: str, number: int, spec: Spec) -> None:
+    """Gives replicas that run just this spec to revision `number`, which is that spec again: they need no restart."""
+    same = [
+        row.number
+        for row in await conn.execute(BORNE, {"uid": deployment_uid})
+        if row.number != number and not needs_revision(decode(Spec, row.spec), spec)
+    ]
+    if same:
+        await conn.execute(ADOPT, {"of": deployment_uid, "to": number, "numbers": same})
 
 
 async def get(conn: AsyncConnection, deployment_uid: str, number: int) -> Revision:

@@ -6,6 +6,8 @@ routable as soon as it is committed, with no tick in between; a mere heartbeat w
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,11 +15,12 @@ from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.canary import request_weights
 from penstock.core.decisions import Reason
-from penstock.core.model import Attempt, Phase, ReplicaState
+from penstock.core.model import Attempt, Phase, ReplicaState, RolloutRecord
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.slurm_words import HALTED_STATES
-from penstock.core.spec import Admission
+from penstock.core.spec import Admission, Rollout
 from penstock.store.documents import decode
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
@@ -113,6 +116,10 @@ ROUTES = select(
     deployments.c.created_at,
     deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
     deployments.c.spec["admission"].label("admission"),
+    deployments.c.spec["rollout"].label("policy"),
+    deployments.c.rollout,
+    deployments.c.revision,
+    deployments.c.promoted_revision,
 ).order_by(deployments.c.name)
 ENDPOINTS = (
     select(
@@ -122,6 +129,7 @@ ENDPOINTS = (
         attempts.c.host,
         attempts.c.port,
         attempts.c.engine_port,
+        replicas.c.revision,
     )
     .join(replicas, replicas.c.uid == attempts.c.replica_uid)
     .where(
@@ -262,11 +270,21 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
+def _weights(row: rows.AnyRow, endpoints: Sequence[Endpoint]) -> tuple[tuple[int, int], ...]:
+    """Of a row of ROUTES. Only canaries are decoded: this is read at each change."""
+    if not row.policy or row.policy.get("canary") is None:
+        return ()
+    ready = Counter(endpoint.revision for endpoint in endpoints)
+    policy, record = decode(Rollout, row.policy), decode(RolloutRecord, row.rollout)
+    weights = request_weights(policy, record, row.revision, row.promoted_revision, ready)
+    return tuple(sorted(weights.items()))
+
+
 async def routing_state(conn: AsyncConnection) -> RoutingState:
     """All deployments by name, and where requests for each may go. Give it a connection of `Database.snapshot`."""
     endpoints: dict[str, list[Endpoint]] = {}
     for row in await conn.execute(ENDPOINTS):
-        endpoint = Endpoint(row.token, row.name, row.host, row.port, row.engine_port)
+        endpoint = Endpoint(row.token, row.name, row.host, row.port, row.engine_port, row.revision)
         endpoints.setdefault(row.deployment_uid, []).append(endpoint)
     return RoutingState(
         tuple(
@@ -278,6 +296,7 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
                 # Missing in what an earlier release wrote.
                 admission=decode(Admission, row.admission or {}),
                 created_at_s=int(row.created_at.timestamp()),
+                weights=_weights(row, endpoints.get(row.uid, ())),
             )
             for row in await conn.execute(ROUTES)
         )

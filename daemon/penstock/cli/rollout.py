@@ -1,0 +1,205 @@
+"""`rollout`: how the change of a spec goes, and what a person does about it. The words are kubectl's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli import change, pages, rows
+from penstock.cli.author import Reason
+from penstock.cli.connection import TIMEOUT_S, Server, run
+from penstock.cli.failures import REFUSED, Failure
+from penstock.cli.options import DeploymentName, address
+from penstock.cli.output import Format, data, say, table
+from penstock.cli.waiting import Tell, parse_duration, watch_until
+from penstock.v1 import deployment_pb2 as pb
+
+rollout = typer.Typer(
+    help="How a change of a spec goes: status, history, undo, promote, pause, resume, restart.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@rollout.command()
+def status(
+    context: typer.Context,
+    name: DeploymentName,
+    revision: Annotated[
+        int | None, typer.Option("--revision", min=1, help="Of this revision. [default: the current one]")
+    ] = None,
+    timeout: Annotated[str, typer.Option("--timeout", "-t", help="How long: 90s, 10m, 2h.")] = "1h",
+) -> None:
+    """Wait until a revision runs everywhere, with a line for each step.
+
+    Exit code 1 when it fails or another revision takes its place, 4 when the time is up.
+
+    Examples:
+
+      penstock rollout status smollm2 --timeout 30m
+    """
+    timeout_s = parse_duration(timeout)
+    watched = revision or 0
+
+    def is_done(found: pb.Deployment | None, tell: Tell) -> bool:
+        nonlocal watched
+        if found is None:
+            raise Failure(f'there is no deployment "{name}"')
+        watched = watched or found.status.current_revision
+        return _is_done(found, watched, tell)
+
+    async def command(server: Server) -> None:
+        await watch_until(
+            server, name, is_done, timeout_s, f"deployment/{name} is not rolled out", aloud=True
+        )
+        say(f"deployment/{name} runs revision {watched}")
+
+    run(address(context), command)
+
+
+def _is_done(found: pb.Deployment, revision: int, tell: Tell) -> bool:
+    """Whether this revision runs everywhere. Raises Failure when it never will."""
+    now, its = found.status, found.status.rollout
+    if its.failed_revision == revision:
+        went_back = now.current_revision > revision
+        then = f"; revision {now.current_revision} is wanted now" if went_back else ""
+        raise Failure(f"revision {revision} failed{then}: {its.failed_message}", REFUSED)
+    if now.current_revision != revision:
+        raise Failure(
+            f"revision {revision} is not the wanted one: that is revision {now.current_revision}", REFUSED
+        )
+    wanted = now.desired_replicas
+    if (
+        now.observed_generation == found.metadata.generation
+        and not its.canary
+        and now.updated_replicas >= wanted == now.replicas
+    ):
+        return True
+    progressing = rows.condition(found, "Progressing")
+    is_said = progressing is not None and now.observed_generation == found.metadata.generation
+    why = f": {progressing.message}" if is_said and progressing is not None and progressing.message else ""
+    tell(
+        f"revision {revision}: {now.updated_replicas} of {wanted} replicas ready,"
+        f" {now.replicas - now.updated_replicas} others{why}"
+    )
+    return False
+
+
+@rollout.command()
+def history(
+    context: typer.Context,
+    name: DeploymentName,
+    revision: Annotated[
+        int | None, typer.Option("--revision", min=1, help="Show this revision in full, with its spec.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--output", "-o", help="How to show it.")] = Format.TABLE,
+) -> None:
+    """Show a deployment's revisions, newest first: who made them, and why.
+
+    Examples:
+
+      penstock rollout history smollm2
+
+      penstock rollout history smollm2 --revision 3
+    """
+
+    async def command(server: Server) -> None:
+        found = [item async for item in pages.revisions(server, name)]
+        if revision is not None:
+            chosen = [item for item in found if item.number == revision]
+            if not chosen:
+                there = f"it has {found[-1].number} to {found[0].number}"
+                raise Failure(f'deployment "{name}" has no revision {revision}; {there}', REFUSED)
+            data(chosen, Format.JSON if output is Format.JSON else Format.YAML, is_list=False)
+        elif output is Format.NAME:
+            for item in found:
+                say(f"revision/{item.deployment}/{item.number}")
+        elif output in (Format.JSON, Format.YAML):
+            data(found, output, is_list=True)
+        else:
+            table(rows.HISTORY, [rows.history_row(item) for item in found])
+
+    run(address(context), command)
+
+
+@rollout.command()
+def undo(
+    context: typer.Context,
+    name: DeploymentName,
+    to: Annotated[
+        int | None,
+        typer.Option("--to-revision", min=1, help="The revision to go back to. [default: the one before]"),
+    ] = None,
+    reason: Reason = "",
+) -> None:
+    """Want the spec of an earlier revision again. Replicas that still run it are not touched.
+
+    Examples:
+
+      penstock rollout undo smollm2
+
+      penstock rollout undo smollm2 --to-revision 3 --reason "answers in French"
+    """
+    change.rollback(context, name, to, reason)
+
+
+@rollout.command()
+def promote(
+    context: typer.Context,
+    name: DeploymentName,
+    revision: Annotated[
+        int | None,
+        typer.Option("--revision", min=1, help="Only if this is the canary's revision. [default: whichever]"),
+    ] = None,
+) -> None:
+    """Roll a canary's revision out to all replicas.
+
+    Examples:
+
+      penstock rollout promote smollm2
+    """
+
+    async def command(server: Server) -> None:
+        request = pb.PromoteDeploymentRequest(name=name, revision=revision or 0)
+        done = await server.deployments.PromoteDeployment(request, timeout=TIMEOUT_S)
+        say(f"deployment/{name}: revision {done.deployment.status.current_revision} promoted")
+
+    run(address(context), command)
+
+
+@rollout.command()
+def pause(context: typer.Context, name: DeploymentName) -> None:
+    """Let a deployment's rollouts stand still. Its replicas are kept as they are, and replaced when they end.
+
+    Examples:
+
+      penstock rollout pause smollm2
+    """
+
+    async def command(server: Server) -> None:
+        request = pb.PauseDeploymentRequest(name=name, rollout_only=True)
+        await server.deployments.PauseDeployment(request, timeout=TIMEOUT_S)
+        say(f"deployment/{name}: rollouts paused")
+
+    run(address(context), command)
+
+
+@rollout.command()
+def resume(context: typer.Context, name: DeploymentName) -> None:
+    """Let a deployment's rollouts go on.
+
+    Examples:
+
+      penstock rollout resume smollm2
+    """
+
+    async def command(server: Server) -> None:
+        request = pb.ResumeDeploymentRequest(name=name, rollout_only=True)
+        await server.deployments.ResumeDeployment(request, timeout=TIMEOUT_S)
+        say(f"deployment/{name}: rollouts resumed")
+
+    run(address(context), command)
+
+
+rollout.command()(change.restart)

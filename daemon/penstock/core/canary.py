@@ -1,0 +1,72 @@
+"""Canaries: how many replicas run a new revision beside the stable one, until when, and which requests they get.
+
+Pure arithmetic on a deployment as it is stored. There is a canary only where there is something to compare it with: a
+stable revision. Nothing here moves a replica; `rollout` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.core.model import Deployment, RolloutRecord
+from penstock.core.spec import Rollout, Spec, share
+
+
+def is_canary(deployment: Deployment) -> bool:
+    """Whether the current revision is to run on a canary only."""
+    return (
+        deployment.spec.replicas > 0
+        and deployment.rollout.failed_revision != deployment.revision
+        and _is_unproven(
+            deployment.spec.rollout, deployment.rollout, deployment.revision, deployment.promoted_revision
+        )
+    )
+
+
+def failed_as_canary(deployment: Deployment) -> bool:
+    """Whether the current revision's rollout was stopped before its canary was promoted."""
+    return deployment.rollout.failed_revision == deployment.revision and _is_unproven(
+        deployment.spec.rollout, deployment.rollout, deployment.revision, deployment.promoted_revision
+    )
+
+
+def canary_counts(spec: Spec) -> tuple[int, int]:
+    """Replicas of the new revision, at least one, and of the stable one beside them.
+
+    Together as many as wanted; of a single one the canary is above that number, where the surge allows one.
+    """
+    canary, want = spec.rollout.canary, spec.replicas
+    percent = canary.percent if canary is not None else 0
+    new = max(1, min(share(f"{percent}%", want, up=True), want - 1))
+    beside = min(1, share(spec.rollout.max_surge, want, up=True))
+    return new, max(want - new, beside)
+
+
+def request_weights(
+    rollout: Rollout, record: RolloutRecord, revision: int, promoted_revision: int, ready: Mapping[int, int]
+) -> Mapping[int, int]:
+    """How requests are spread over the revisions in `ready` (revision -> its ready replicas): each one's weight, and 0
+    for one that gets none as long as another one has a replica. Empty: over all replicas alike.
+
+    The canary gets its percentage whatever its number of replicas. One that has failed, and one that another revision
+    has taken the place of before it was promoted, get nothing.
+    """
+    if rollout.canary is None or not record.stable_revision:
+        return {}
+    if _is_unproven(rollout, record, revision, promoted_revision):
+        percent = 0 if record.failed_revision == revision else rollout.canary.percent
+        weights = {revision: percent, record.stable_revision: 100 - percent}
+        return {one: weights.get(one, 0) for one in ready}
+    trusted = {record.stable_revision, revision}
+    if ready.keys() <= trusted:
+        return {}
+    return {one: replicas if one in trusted else 0 for one, replicas in ready.items()}
+
+
+def _is_unproven(rollout: Rollout, record: RolloutRecord, revision: int, promoted_revision: int) -> bool:
+    """Whether nobody has promoted the revision, and its bake time has not passed."""
+    return (
+        rollout.canary is not None
+        and record.stable_revision not in (0, revision)
+        and max(promoted_revision, record.baked_revision) < revision
+    )

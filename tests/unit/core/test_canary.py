@@ -1,0 +1,255 @@
+"""Canaries, and how a rollout goes: how many, until when, which requests, and when it has failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from penstock.core.budget import HeldBack
+from penstock.core.canary import canary_counts, failed_as_canary, is_canary, request_weights
+from penstock.core.decisions import CreateReplica, GoBack, Leave, Reason
+from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
+from penstock.core.plan import plan
+from penstock.core.progress import rollout_record
+from penstock.core.rollout import plan_counts
+from penstock.core.spec import Canary, Rollout, RolloutStrategy
+from tests.worlds import NOW, at, attempt, deployment, replica, world
+
+READY, STARTING, QUEUED, WAITING = (
+    ReplicaState.READY,
+    ReplicaState.STARTING,
+    ReplicaState.QUEUED,
+    ReplicaState.WAITING,
+)
+
+
+def canary(percent: int = 25, bake_s: int | None = None, **more: Any) -> Rollout:
+    return Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(percent, bake_s), **more)
+
+
+def these(*rows: tuple[int, ReplicaState]) -> list[Replica]:
+    return [replica(number, revision=row[0], state=row[1]) for number, row in enumerate(rows, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("percent", "want", "surge", "expected"),
+    [
+        (10, 10, "1", (1, 9)),
+        (10, 15, "1", (2, 13)),
+        (1, 4, "0", (1, 3)),
+        (99, 4, "1", (3, 1)),
+        (50, 2, "1", (1, 1)),
+        (50, 1, "1", (1, 1)),
+        (50, 1, "0", (1, 0)),
+    ],
+)
+def test_counts(percent: int, want: int, surge: str, expected: tuple[int, int]) -> None:
+    spec = deployment(replicas=want, rollout=canary(percent, max_surge=surge)).spec
+    assert canary_counts(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "facts"),
+    [
+        (True, {}),
+        (False, {"revision": 1}),
+        (False, {"promoted_revision": 2}),
+        (False, {"record": RolloutRecord(stable_revision=1, baked_revision=2)}),
+        (False, {"record": RolloutRecord(stable_revision=0)}),
+        (False, {"record": RolloutRecord(stable_revision=1, failed_revision=2)}),
+        (False, {"replicas": 0}),
+        (False, {"rollout": Rollout()}),
+    ],
+)
+def test_there_is_a_canary_only_of_what_is_new_beside_what_is_stable(
+    expected: bool, facts: dict[str, Any]
+) -> None:
+    of = deployment(**{"rollout": canary(), "revision": 2, **facts})
+    assert is_canary(of) is expected
+    assert failed_as_canary(of) is (of.rollout.failed_revision == 2)
+
+
+@pytest.mark.parametrize(
+    ("says", "record", "revision", "promoted", "ready", "expected"),
+    [
+        ("its share, however many", RolloutRecord(1), 2, 0, {1: 3, 2: 1}, {1: 75, 2: 25}),
+        ("not ready yet", RolloutRecord(1), 2, 0, {1: 4}, {1: 75}),
+        ("failed", RolloutRecord(1, failed_revision=2), 2, 0, {1: 3, 2: 1}, {1: 100, 2: 0}),
+        ("promoted: all alike", RolloutRecord(1), 2, 2, {1: 3, 2: 1}, {}),
+        ("undone: it gets nothing", RolloutRecord(1), 3, 3, {3: 3, 2: 1}, {3: 3, 2: 0}),
+        ("over", RolloutRecord(2), 2, 2, {2: 4}, {}),
+        ("the first revision", RolloutRecord(0), 1, 0, {1: 4}, {}),
+    ],
+)
+def test_requests(
+    says: str,
+    record: RolloutRecord,
+    revision: int,
+    promoted: int,
+    ready: dict[int, int],
+    expected: dict[int, int],
+) -> None:
+    assert request_weights(canary(25), record, revision, promoted, ready) == expected
+
+
+FAILED = RolloutRecord(stable_revision=1, failed_revision=2, failed_message="r9: it died")
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    of: Deployment
+    replicas: list[Replica]
+    reason: Reason
+    says: str
+    leave: list[str] = field(default_factory=list)
+    made: list[int] = field(default_factory=list)
+
+
+ROWS = [
+    Row(
+        "a canary is made above the wanted number",
+        deployment(replicas=4, revision=2, rollout=canary()),
+        these((1, READY), (1, READY), (1, READY), (1, READY)),
+        Reason.ROLLOUT_CANARY,
+        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; promoted by hand; 1 made",
+        made=[2],
+    ),
+    Row(
+        "without surge one goes first",
+        deployment(replicas=4, revision=2, rollout=canary(max_surge="0", max_unavailable="1")),
+        these((1, READY), (1, READY), (1, READY), (1, READY)),
+        Reason.ROLLOUT_CANARY,
+        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; promoted by hand; 1 made, 1 to go",
+        leave=["r4"],
+        made=[2],
+    ),
+    Row(
+        "a stable one that is missing is made anew, of its own revision",
+        deployment(replicas=4, revision=2, rollout=canary()),
+        these((1, READY), (1, READY), (2, READY)),
+        Reason.ROLLOUT_CANARY,
+        "the canary of revision 2: 1 of 1 ready, beside 2 of revision 1; promoted by hand; 1 made",
+        made=[1],
+    ),
+    Row(
+        "failed: what is ready stays, the rest goes, and the stable revision makes up for it",
+        deployment(replicas=3, revision=2, record=FAILED),
+        these((1, READY), (2, READY), (2, STARTING), (2, QUEUED)),
+        Reason.ROLLOUT_FAILED,
+        "revision 2 failed: r9: it died; the rollout is stopped; 1 made, 2 to go",
+        leave=["r4", "r3"],
+        made=[1],
+    ),
+    Row(
+        "a failed canary goes wholly, as its places are taken",
+        deployment(replicas=3, revision=2, rollout=canary(), record=FAILED),
+        these((1, READY), (1, READY), (2, READY)),
+        Reason.ROLLOUT_FAILED,
+        "revision 2 failed: r9: it died; the rollout is stopped; 1 made",
+        made=[1],
+    ),
+    Row(
+        "paused: a missing one is made of the revision that was there",
+        deployment(replicas=3, revision=3, rollout_paused=True),
+        these((1, READY), (2, READY)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 3 stands still until it is resumed; 0 of 3 run it; 1 made",
+        made=[1],
+    ),
+    Row(
+        "paused: scaled down",
+        deployment(replicas=1, revision=2, rollout_paused=True),
+        these((1, READY), (1, READY)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 2 stands still until it is resumed; 0 of 1 run it; 1 to go",
+        leave=["r2"],
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_numbers(row: Row) -> None:
+    found = plan_counts(row.of, row.replicas)
+    assert found.decision is not None
+    assert (found.decision.reason, found.decision.message) == (row.reason, row.says)
+    gone = [one.replica_uid for one in found.decision.actions if isinstance(one, Leave)]
+    assert gone == row.leave
+    assert found.leaving == frozenset(row.leave)
+    assert [one.revision for one in found.decision.actions if isinstance(one, CreateReplica)] == row.made
+
+
+def running(seconds: float, **changes: Any) -> Replica:
+    """Of revision 2, its job seen to run for so long."""
+    its = attempt(
+        running_since=at(-seconds), phase=Phase.STARTING, phase_message="loading weights", **changes
+    )
+    return replica(3, revision=2, state=STARTING, its=its)
+
+
+def test_a_revision_fails_when_its_deadline_passes_and_not_before() -> None:
+    of = deployment(replicas=1, revision=2, rollout=Rollout(progress_deadline_s=120))
+    assert rollout_record(of, [running(119)], {}, NOW) == of.rollout
+    found = rollout_record(of, [running(120)], {}, NOW)
+    assert found.failed_revision == 2
+    assert (
+        found.failed_message == "chat-3: job 7 generated no token within 120 s of its start: loading weights"
+    )
+
+
+def test_neither_the_queue_nor_a_pause_nor_a_stable_revision_fails() -> None:
+    of = deployment(replicas=1, revision=2, rollout=Rollout(progress_deadline_s=120))
+    queued = replica(3, revision=2, state=QUEUED, its=attempt(submitted_at=at(-90_000)))
+    assert rollout_record(of, [queued], {}, NOW) == of.rollout
+    for other in (
+        replace(of, paused=True),
+        replace(of, rollout_paused=True),
+        replace(of, rollout=RolloutRecord(stable_revision=2)),
+    ):
+        assert rollout_record(other, [running(500)], {}, NOW) == other.rollout
+
+
+def test_a_revision_fails_when_its_budget_is_spent() -> None:
+    of = deployment(replicas=1, revision=2)
+    ended = attempt(ended_at=at(-5), end_message="job 7 ended as FAILED", last_words="no such option\n")
+    mine = replica(3, revision=2, state=WAITING, its=ended)
+    assert rollout_record(of, [mine], {"r3": HeldBack(1, 2, None)}, NOW) == of.rollout
+    found = rollout_record(of, [mine], {"r3": HeldBack(2, 2, at(3000))}, NOW)
+    assert found.failed_message == (
+        "chat-3: 2 of the 2 failures an hour that the revision may lose are spent: job 7 ended as FAILED;"
+        " the engine's last lines: no such option"
+    )
+
+
+def test_a_canary_bakes_only_as_long_as_it_is_whole() -> None:
+    of = deployment(replicas=4, revision=2, rollout=canary(bake_s=60))
+    one = [replica(3, revision=2, state=READY)]
+    begun = rollout_record(of, one, {}, NOW)
+    assert (begun.canary_since, begun.baked_revision) == (NOW, 0)
+    assert rollout_record(replace(of, rollout=begun), [], {}, at(59)).canary_since is None
+    baked = rollout_record(replace(of, rollout=begun), one, {}, at(60))
+    assert (baked.canary_since, baked.baked_revision) == (None, 2)
+    stands_still = replace(of, rollout=begun, rollout_paused=True)
+    assert rollout_record(stands_still, one, {}, at(60)).baked_revision == 0
+
+
+def test_what_is_ready_everywhere_is_stable() -> None:
+    of = deployment(replicas=2, revision=2, record=FAILED)
+    found = rollout_record(of, these((2, READY), (2, READY)), {}, NOW)
+    assert found == RolloutRecord(stable_revision=2)
+    assert rollout_record(replace(of, spec=replace(of.spec, replicas=0)), [], {}, NOW) == FAILED
+
+
+def test_it_goes_back_by_itself_where_that_is_asked_for() -> None:
+    asked = deployment(replicas=1, revision=2, rollout=Rollout(rollback_on_failure=True), record=FAILED)
+    decided = plan(world([asked], [], [])).decisions[0]
+    assert decided.reason is Reason.ROLLED_BACK
+    (action,) = decided.actions
+    assert isinstance(action, GoBack)
+    assert (action.revision, action.to) == (2, 1)
+    assert action.rollout == replace(FAILED, stable_revision=3)
+    for held in ({"paused": True}, {"rollout_paused": True}, {"deleted_at": at(-1)}):
+        found = plan(world([replace(asked, **held)], [], [])).decisions[0]
+        assert found.reason is not Reason.ROLLED_BACK
