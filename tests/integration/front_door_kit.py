@@ -103,7 +103,14 @@ class House:
     meanwhile: then clients would speak to the replica, and be refused for ever.
     """
 
-    def __init__(self, *, gateway: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: bool = True,
+        control_services: Callable[[grpc.aio.Server], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._control_services = control_services
         self.folder = Path(mkdtemp(prefix="door"))
         self.settings = FrontDoorSettings(
             state_folder=self.folder,
@@ -144,6 +151,8 @@ class House:
         service = health.aio.HealthServicer()
         await service.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(service, control)
+        if self._control_services is not None:
+            self._control_services(control)
         control.add_insecure_port(self.settings.control)
         await control.start()
         self._stack.push_async_callback(control.stop, None)

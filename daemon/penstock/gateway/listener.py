@@ -14,6 +14,9 @@ import base64
 from functools import lru_cache
 from typing import Any
 
+from google.protobuf import any_pb2, descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
+
 from penstock.gateway import openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import local_replies
@@ -23,6 +26,13 @@ from penstock.v1 import inference_pb2
 
 # Taken from what clients send. x-envoy-* would let them set retries and time-outs.
 _RESERVED_PREFIXES = ("x-penstock-deployment", "x-penstock-engine-", "x-envoy-")
+REST_SERVICES = (
+    "penstock.v1.DeploymentService",
+    "penstock.v1.ReplicaService",
+    "penstock.v1.DecisionService",
+    "penstock.v1.ClusterService",
+)
+"""Control services that are offered as REST, under /apis/v1."""
 # Longest name that is looked up; longer ones, and those with control characters, are unknown models anyway.
 _LONGEST_MODEL_NAME = 512
 
@@ -74,6 +84,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     if descriptors is not None:
         filters = [
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+            _control_as_rest(descriptors),
             _field_extraction(descriptors),
             _model_from_json(),
             _lua(),
@@ -142,6 +153,27 @@ def _field_extraction(descriptors: bytes) -> dict[str, Any]:
 
 def _lua() -> dict[str, Any]:
     return http_filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _LUA})
+
+
+def _control_as_rest(descriptors: bytes) -> dict[str, Any]:
+    """The control API's http annotations: what matches them goes on as gRPC, and comes back as JSON."""
+    # Concatenated descriptor sets are one; with these a status and its details become JSON too.
+    errors = descriptor_pb2.FileDescriptorSet()
+    for known in (any_pb2, status_pb2, error_details_pb2):
+        known.DESCRIPTOR.CopyToProto(errors.file.add())
+    return http_filter(
+        "grpc_json_transcoder",
+        "grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        proto_descriptor_bin=base64.b64encode(descriptors + errors.SerializeToString()).decode(),
+        services=list(REST_SERVICES),
+        print_options={
+            "preserve_proto_field_names": True,
+            # A watch is a line of JSON for each message.
+            "stream_newline_delimited": True,
+        },
+        convert_grpc_status=True,
+        request_validation_options={"reject_unknown_query_parameters": True},
+    )
 
 
 def _model_from_json() -> dict[str, Any]:

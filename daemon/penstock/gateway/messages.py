@@ -15,6 +15,7 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
+from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as upstream_mutation_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -59,6 +60,7 @@ _TYPES = (
     previous_hosts_pb2,
     previous_priorities_config_pb2,
     router_pb2,
+    transcoder_pb2,
     transform_pb2,
     upstream_codec_pb2,
     upstream_mutation_pb2,

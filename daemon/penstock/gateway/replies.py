@@ -1,4 +1,5 @@
-"""What Envoy says when it must answer itself: google.rpc's shape to gRPC clients, OpenAI's to all others.
+"""What Envoy says when it must answer itself: google.rpc's shape to clients of gRPC and of the control API, OpenAI's to
+all others.
 
 The gRPC status follows from the HTTP status (UNAVAILABLE for most) where none is given here.
 """
@@ -19,6 +20,8 @@ from penstock.gateway.settings import MIB, FrontDoorSettings
 OVERLOAD_RETRY_AFTER_S = 1
 """Requests end all the time; replicas do not come back so soon."""
 ERROR_DOMAIN = "penstock"
+CONTROL_REST = "/apis/"
+"""The paths of the contract's http annotations begin so; once transcoded, Envoy has them in a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,11 @@ class _Answer:
 
 def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
     """Envoy's LocalReplyConfig, in JSON form. Of the mappers the first that fits is used."""
-    mappers = []
+    # To clients of the control API as REST: what the transcoder could not read, and paths that are none of its own.
+    mappers = [
+        _for_control(400, code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"),
+        _for_control(404, code_pb2.UNIMPLEMENTED, "no such path at this port"),
+    ]
     for answer in _answers(settings):
         mappers += [_for_grpc(answer), _for_rest(answer)]
     size = settings.max_request_bytes // MIB
@@ -134,6 +141,18 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             code_pb2.UNIMPLEMENTED,
         ),
     ]
+
+
+def _for_control(status: int, code: int, sentence: str) -> dict[str, Any]:
+    """google.rpc.Status as JSON, which is what the control API's own errors become."""
+    paths = [
+        {"header_filter": {"header": {"name": name, "string_match": {"prefix": CONTROL_REST}}}}
+        for name in (":path", "x-envoy-original-path")
+    ]
+    return {
+        "filter": _both({"or_filter": {"filters": paths}}, _status_is(status)),
+        "body_format_override": {"json_format": {"code": code, "message": sentence}},
+    }
 
 
 def _for_grpc(answer: _Answer) -> dict[str, Any]:

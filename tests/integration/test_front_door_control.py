@@ -1,0 +1,110 @@
+"""The control API as REST: Envoy turns JSON into gRPC and back, by the contract's http annotations."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from penstock.v1 import deployment_pb2 as pb
+from penstock.v1 import deployment_pb2_grpc
+from tests.integration.front_door_kit import House, route
+
+
+class Deployments(deployment_pb2_grpc.DeploymentServiceServicer):
+    """Says what it was asked."""
+
+    async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.GetDeploymentResponse:
+        if request.name == "none":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "deployment 'none' does not exist")
+        return pb.GetDeploymentResponse(deployment=_deployment(request.name))
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, context: Any
+    ) -> pb.ListDeploymentsResponse:
+        names = [request.filter, str(request.page_size)]
+        return pb.ListDeploymentsResponse(deployments=[_deployment(name) for name in names])
+
+    async def ApplyDeployment(
+        self, request: pb.ApplyDeploymentRequest, context: Any
+    ) -> pb.ApplyDeploymentResponse:
+        return pb.ApplyDeploymentResponse(
+            deployment=request.deployment, outcome=pb.ApplyOutcome.APPLY_OUTCOME_CREATED
+        )
+
+    async def ScaleDeployment(
+        self, request: pb.ScaleDeploymentRequest, context: Any
+    ) -> pb.ScaleDeploymentResponse:
+        return pb.ScaleDeploymentResponse(deployment=_deployment(f"{request.name}-{request.replicas}"))
+
+    async def WatchDeployments(
+        self, request: pb.WatchDeploymentsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
+        for name in ("a", "b"):
+            yield pb.WatchDeploymentsResponse(event=pb.WATCH_EVENT_ADDED, deployment=_deployment(name))
+
+
+def _deployment(name: str) -> pb.Deployment:
+    found = pb.Deployment()
+    found.metadata.name = name
+    found.spec.drain_timeout_s = 7
+    return found
+
+
+@contextlib.asynccontextmanager
+async def house() -> AsyncIterator[House]:
+    async with House(control_services=_add) as made:
+        await made.serve(route("m"))
+        yield made
+
+
+def _add(server: grpc.aio.Server) -> None:
+    deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(Deployments(), server)
+
+
+async def test_the_contracts_paths_answer_json_with_the_contracts_names() -> None:
+    async with house() as made:
+        client = made.rest
+        one = await client.get("/apis/v1/deployments/chat")
+        assert (one.status_code, one.headers["content-type"]) == (200, "application/json")
+        assert one.json() == {"deployment": {"metadata": {"name": "chat"}, "spec": {"drain_timeout_s": 7}}}
+        listed = await client.get("/apis/v1/deployments", params={"filter": "team=a", "page_size": 3})
+        assert [each["metadata"]["name"] for each in listed.json()["deployments"]] == ["team=a", "3"]
+        # `model` inside a manifest is none of the front door's business.
+        manifest = {"metadata": {}, "spec": {"model": {"path": "/m"}}}
+        applied = await client.put("/apis/v1/deployments/chat", json=manifest)
+        assert applied.json()["outcome"] == "APPLY_OUTCOME_CREATED"
+        assert applied.json()["deployment"]["metadata"]["name"] == "chat"
+        assert applied.json()["deployment"]["spec"]["model"] == {"path": "/m"}
+        scaled = await client.post("/apis/v1/deployments/chat:scale", json={"replicas": 4})
+        assert scaled.json()["deployment"]["metadata"]["name"] == "chat-4"
+        assert made.door.refusals == 0
+
+
+async def test_a_watch_is_a_line_for_each_message() -> None:
+    async with house() as made:
+        watched = await made.rest.get("/apis/v1/deployments:watch")
+        events = [json.loads(line) for line in watched.text.splitlines() if line]
+        assert [event["deployment"]["metadata"]["name"] for event in events] == ["a", "b"]
+
+
+async def test_errors_are_google_rpcs_status_as_json() -> None:
+    async with house() as made:
+        client = made.rest
+        missing = await client.get("/apis/v1/deployments/none")
+        assert missing.status_code == 404
+        assert missing.json() == {"code": 5, "message": "deployment 'none' does not exist"}
+        for bad in (
+            await client.get("/apis/v1/deployments/chat", params={"nope": "1"}),
+            await client.post("/apis/v1/deployments/chat:scale", json={"replicas": "many"}),
+            await client.post("/apis/v1/deployments/chat:scale", content=b"{"),
+        ):
+            assert bad.status_code == 400, bad.text
+            assert bad.headers["content-type"] == "application/json"
+            assert bad.json()["code"] == 3
+            assert bad.json().keys() == {"code", "message"}
+        nothing = await client.get("/apis/v1/nothing")
+        assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
