@@ -86,6 +86,7 @@ bench-gateway: env ## The front door beside direct and beside other routers: CPU
 
 .PHONY: bench-runtime
 bench-runtime: env ## Tokens a second over gRPC from a real vLLM, beside its own HTTP server
+	@deploy/dev/system-packages.sh bench
 	@.venv/bin/python -m tests.bench.runtime
 
 .PHONY: chaos

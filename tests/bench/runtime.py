@@ -1,23 +1,23 @@
 """`make bench-runtime`: what the agent costs between a real vLLM and its clients.
 
-    http    the engine's own HTTP server, read from its socket
-    grpc    InferenceService of the agent beside it, over TCP on this machine
+    http    the engine's own HTTP server
+    grpc    InferenceService of the agent beside it
 
-Both stream chats of a tiny random Llama, as many at a time as `STREAMS` says, in turn and several times in one run,
-with one client process for both. The engine counts the tokens. CPU is the agent's own. On few cores the
-engine, the agent and the client take them from each other, so the agent's CPU time a token says more than the rates.
-Compare within a run only. Nothing here asserts a time.
+Both stream chats of a tiny random Llama over TCP on this machine, as many at a time as `STREAMS` says, in turn and
+several times in one run, read by the clients of `tests/bench/load`. The tokens are the engine's count; a part is an
+event or a message; CPU is the agent's own. On few cores the engine, the agent and the clients take them from each
+other, so that the agent's CPU says more than the rates do. Compare within a run only. Nothing here asserts a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 
 import psutil
 
-from penstock_runtime.engine_http import EngineHttp
+from penstock_runtime.in_engine.penstock_engine_door import KEY_HEADER
+from tests.bench.gateway import build
 from tests.engines import ROOT, START_TIMEOUT_S, VLLM_ARGS, VLLM_ENV
 from tests.integration.agent_kit import (
     METADATA,
@@ -34,7 +35,6 @@ from tests.integration.agent_kit import (
     agent,
     attempt_folder,
     chat,
-    client,
     control_plane,
     until,
 )
@@ -43,6 +43,7 @@ STREAMS = (1, 32, 128)
 TOKENS = 250
 ROUNDS = 3
 PROMPT = "tell me more"
+WAYS = ("http", "grpc")
 
 
 @dataclass
@@ -55,28 +56,22 @@ class Measured:
     cpu_us: float
 
 
-Stream = Callable[[int], Awaitable[tuple[int, int, float]]]
-"""Tokens to ask for; returns tokens made, events or messages that carried them, seconds to the first."""
-
-
 async def main() -> None:
     """Starts vLLM under an agent, and prints a line for each number of streams."""
     paths = made("engine", "model:tiny-llama")
     async with serving(*paths) as (process, port):
-        engine = process.engine
-        usage = psutil.Process(process.process.pid)
-        async with client(port) as stub:
-            ways: dict[str, Stream] = {"http": over_http(engine), "grpc": over_grpc(stub)}
-            for stream in ways.values():
-                await load(stream, 32, usage)  # what is done once is done
+        with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+            clients = Clients(Path(folder), process, port)
+            for way in WAYS:
+                await clients.run(way, 32)  # what is done once is done
             print(
                 f"{'streams':>7}  {'':4}  {'tokens/s':>8}  {'first ms':>8}  {'parts/token':>11}  {'agent µs/token':>14}"
             )
             for streams in STREAMS:
-                got: dict[str, list[Measured]] = {name: [] for name in ways}
+                got: dict[str, list[Measured]] = {way: [] for way in WAYS}
                 for _ in range(ROUNDS):
-                    for name, stream in ways.items():
-                        got[name].append(await load(stream, streams, usage))
+                    for way, rounds in got.items():
+                        rounds.append(await clients.run(way, streams))
                 report(streams, got)
 
 
@@ -98,58 +93,60 @@ def report(streams: int, got: dict[str, list[Measured]]) -> None:
     )
 
 
-async def load(stream: Stream, streams: int, usage: psutil.Process) -> Measured:
-    """`streams` at once, to their end."""
-    before, begun = usage.cpu_times(), time.perf_counter()
-    done = await asyncio.gather(*(stream(TOKENS) for _ in range(streams)))
-    took_s, after = time.perf_counter() - begun, usage.cpu_times()
-    tokens = sum(made for made, _, _ in done)
-    cpu_s = after.user + after.system - before.user - before.system
-    return Measured(
-        rate=tokens / took_s,
-        first_s=statistics.median(first for _, _, first in done),
-        parts=sum(parts for _, parts, _ in done) / tokens,
-        cpu_us=cpu_s / tokens * 1e6,
-    )
+class Clients:
+    """The load program, told where to go. `port` is the agent's."""
 
-
-def over_http(engine: EngineHttp) -> Stream:
-    """The engine's own server, by the agent's own client."""
-
-    async def stream(tokens: int) -> tuple[int, int, float]:
+    def __init__(self, folder: Path, process: AgentProcess, port: int) -> None:
+        self._program = build(folder)
+        self._process = process
+        self._usage = psutil.Process(process.process.pid)
         body = {
             "model": "smollm2",
             "messages": [{"role": "user", "content": PROMPT}],
-            "max_tokens": tokens,
+            "max_tokens": TOKENS,
             "ignore_eos": True,
             "stream": True,
-            "stream_options": {"include_usage": True},
         }
-        begun, first_s, parts, made = time.perf_counter(), 0.0, 0, 0
-        async for event in engine.stream("/v1/chat/completions", body):
-            if event.get("usage"):
-                made = event["usage"]["completion_tokens"]
-            elif event["choices"][0]["delta"].get("content"):
-                first_s = first_s or time.perf_counter() - begun
-                parts += 1
-        return made, parts, first_s
+        (folder / "body").write_text(json.dumps(body))
+        (folder / "message").write_bytes(chat(PROMPT, max_tokens=TOKENS, ignore_eos=True).SerializeToString())
+        method = ("-method", "/penstock.v1.InferenceService/StreamChat", "-message", str(folder / "message"))
+        keys = json.loads((process.door_folder / "door.json").read_text())
+        ((secret_name, secret),) = METADATA
+        self._ways = {
+            "http": (
+                "-url", f"http://127.0.0.1:{process.engine_port}", "-body", str(folder / "body"),
+                "-header", KEY_HEADER, "-value", keys["agent"],
+            ),
+            "grpc": ("-grpc", f"127.0.0.1:{port}", *method, "-header", secret_name, "-value", secret),
+        }  # fmt: skip
 
-    return stream
+    async def run(self, way: str, streams: int) -> Measured:
+        """`streams` at once, each once, to their end."""
+        before, made_before = self._usage.cpu_times(), await self._tokens()
+        process = await asyncio.create_subprocess_exec(
+            self._program, "drive", *self._ways[way], "-streams", str(streams), "-requests", str(streams),
+            "-tokens", str(TOKENS), stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        said = json.loads(output)
+        after, made = self._usage.cpu_times(), await self._tokens() - made_before
+        # It takes a message of two tokens for one that is missing; how many were made the engine says.
+        if made != streams * TOKENS:
+            raise RuntimeError(f"{made} tokens of {streams * TOKENS} were made: {said}")
+        cpu_s = after.user + after.system - before.user - before.system
+        return Measured(
+            rate=made / said["seconds"],
+            first_s=said["first_p50_ms"] / 1e3,
+            parts=said["tokens"] / made,
+            cpu_us=cpu_s / made * 1e6,
+        )
 
-
-def over_grpc(stub: Any) -> Stream:
-    """InferenceService, by gRPC's own client."""
-
-    async def stream(tokens: int) -> tuple[int, int, float]:
-        request = chat(PROMPT, max_tokens=tokens, ignore_eos=True)
-        begun, first_s, parts, made = time.perf_counter(), 0.0, 0, 0
-        async for chunk in stub.StreamChat(request, metadata=METADATA):
-            first_s = first_s or time.perf_counter() - begun
-            parts += 1
-            made = chunk.usage.completion_tokens or made
-        return made, parts, first_s
-
-    return stream
+    async def _tokens(self) -> int:
+        _, text = await self._process.engine.get("/metrics", 5)
+        lines = [
+            line for line in text.decode().splitlines() if line.startswith("vllm:generation_tokens_total{")
+        ]
+        return sum(int(float(line.rpartition(" ")[2])) for line in lines)
 
 
 @asynccontextmanager

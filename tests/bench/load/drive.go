@@ -28,7 +28,11 @@ type plan struct {
 	streams, requests, tokens int
 	pace                      time.Duration
 	token, model              string
-	deadline                  time.Duration
+	// Sent instead of a body of our own.
+	body []byte
+	// Goes with every request: straight to a replica, which asks for its key.
+	headerName, headerValue string
+	deadline                time.Duration
 }
 
 // seen is what one request showed.
@@ -66,10 +70,20 @@ func drive(arguments []string) error {
 	flags.IntVar(&work.requests, "requests", 1, "requests in all")
 	flags.IntVar(&work.tokens, "tokens", 100, "tokens a request")
 	flags.DurationVar(&work.pace, "pace", 0, "between two tokens; 0: flat out")
+	bodyFile := flags.String("body", "", "file with the request's body, with -url")
+	flags.StringVar(&work.headerName, "header", "", "name of a header (gRPC: of metadata), in lower case")
+	flags.StringVar(&work.headerValue, "value", "", "value of that header")
 	flags.StringVar(&work.token, "key", "", "bearer token")
 	flags.StringVar(&work.model, "model", "bench", "the model asked for")
 	flags.DurationVar(&work.deadline, "deadline", 2*time.Minute, "for one request")
 	flags.Parse(arguments)
+	if *bodyFile != "" {
+		body, err := os.ReadFile(*bodyFile)
+		if err != nil {
+			return err
+		}
+		work.body = body
+	}
 	var ask func(context.Context) seen
 	if *target != "" {
 		message, err := os.ReadFile(*messageFile)
@@ -188,11 +202,17 @@ func askHTTP(ctx context.Context, client *http.Client, url string, work plan) se
 		"model": work.model, "max_tokens": work.tokens, "stream": true,
 		"messages": []map[string]string{{"role": "user", "content": work.pace.String()}},
 	})
+	if work.body != nil {
+		body = work.body
+	}
 	request, err := http.NewRequestWithContext(ctx, "POST", url+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return seen{err: err}
 	}
 	request.Header.Set("Content-Type", "application/json")
+	if work.headerName != "" {
+		request.Header.Set(work.headerName, work.headerValue)
+	}
 	if work.token != "" {
 		request.Header.Set("Authorization", "Bearer "+work.token)
 	}
@@ -234,6 +254,9 @@ func askRPC(ctx context.Context, connection *grpc.ClientConn, method string, mes
 		ctx, tokensKey, strconv.Itoa(work.tokens), paceKey, work.pace.String())
 	if work.token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+work.token)
+	}
+	if work.headerName != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, work.headerName, work.headerValue)
 	}
 	clock := clocked{asked: time.Now()}
 	call, err := connection.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method, grpc.ForceCodec(raw{}))
