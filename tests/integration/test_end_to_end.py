@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -109,6 +110,19 @@ def test_a_declared_model_streams(penstock: Penstock, served: str) -> None:
     done = penstock.cli("chat", served, "one two", "--max-tokens", "5")
     assert re.findall(r":(\d+)", done.stdout) == ["0", "1", "2", "3", "4"]
     assert len(jobs(penstock)) == 2
+
+
+def test_a_declared_model_answers_rest(penstock: Penstock, served: str) -> None:
+    asked = {"model": served, "prompt": "one two", "max_tokens": 3}
+    url = f"http://{penstock.server}/v1/completions"
+
+    def answered() -> httpx.Response | None:
+        # Envoy's first look at the engine may come a moment after the replica is ready.
+        answer = httpx.post(url, json=asked, timeout=10)
+        return answer if answer.status_code == 200 else None
+
+    answer = wait_until(answered, 10, "an answer over REST")
+    assert answer.json()["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("method", ["Chat", "StreamChat"])
