@@ -28,14 +28,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from penstock.v1 import inference_pb2 as pb
-from tests.integration.front_door_kit import House, free_port, route
+from tests.integration.front_door_kit import House, endpoint, free_port, route
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "peers"
@@ -208,11 +208,15 @@ class Bench:
     async def penstock(self) -> list[Contender]:
         """Envoy and the gateway, with one replica that the state says is ready."""
         house = await self._stack.enter_async_context(House(gateway=False))
-        gateway = await house.gateway_process(route("bench", self._rpc_port))
+        replica = endpoint(self._rpc_port, engine_port=int(self._http.rpartition(":")[2]))
+        gateway = await house.gateway_process(replace(route("bench"), endpoints=(replica,)))
         await house.open()
         await until_answered(house)
         both = (psutil.Process(house.envoy.pid), psutil.Process(gateway.pid))
-        return [Contender("penstock gRPC", self.rpc(house.settings.listen), both)]
+        return [
+            Contender("penstock REST", ("-url", f"http://{house.settings.listen}"), both),
+            Contender("penstock gRPC", self.rpc(house.settings.listen), both),
+        ]
 
     def routers(self) -> list[Contender]:
         """The peers that can be installed here."""
