@@ -36,6 +36,7 @@ class Stream(threading.Thread):
         self._model = model
         self._tokens = tokens
         self.text = ""
+        self.waited: list[inference.WaitProgress] = []
         self.finish = inference.FINISH_REASON_UNSPECIFIED
         self.code: grpc.StatusCode | None = None
         self.details = ""
@@ -46,6 +47,8 @@ class Stream(threading.Thread):
             stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
             try:
                 for chunk in stub.StreamChat(request(self._model, self._tokens), wait_for_ready=True):
+                    if chunk.HasField("waiting"):
+                        self.waited.append(chunk.waiting)
                     for choice in chunk.choices:
                         self.text += choice.content
                         self.finish = choice.finish_reason or self.finish
@@ -260,6 +263,22 @@ def _postgresql(penstock: Penstock) -> int:
     pid = EmbeddedServer(penstock.folder / "state" / "postgresql").pid
     assert pid is not None
     return pid
+
+
+def test_clients_that_come_while_the_only_replica_restarts_are_all_answered(penstock: Penstock) -> None:
+    penstock.apply(standin("only"))
+    penstock.wait_ready("only", 1)
+    try:
+        psutil.Process(agent_pid(penstock, "only-1")).kill()
+        streams = [Stream(penstock, "only", 5) for _ in range(50)]
+        for stream in streams:
+            stream.assert_whole(90)
+        progress = [said for stream in streams for said in stream.waited]
+        assert {said.position for said in progress} >= {1, 25, 50}
+        assert "job" in {said.job_state and "job" for said in progress}, progress
+        print(f"heard while waiting: {sorted({said.message for said in progress})}")
+    finally:
+        penstock.cli("delete", "only", "--wait")
 
 
 def test_no_ready_replica_says_why(penstock: Penstock) -> None:

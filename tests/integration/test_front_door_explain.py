@@ -14,6 +14,7 @@ from penstock.core.prospect import Prospect
 from penstock.core.routing import RoutingState
 from penstock.gateway import served as served_module
 from penstock.gateway.explain import ExplainHandler
+from penstock.gateway.hold import Hold
 from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.served import Explain, Served
 from penstock.gateway.settings import FrontDoorSettings
@@ -23,10 +24,10 @@ from tests.integration.front_door_kit import route
 
 @asynccontextmanager
 async def served(explain: Explain, folder: Path) -> AsyncIterator[inference_pb2_grpc.InferenceServiceStub]:
-    relay = GrpcRelay(FrontDoorSettings(state_folder=folder, control="", gateway="", gateway_rest="", xds=""))
     known = Served(explain)
     known.set_state(RoutingState((route("m"), route("busy", 1))))
-    handler = ExplainHandler(known, relay)
+    relay = GrpcRelay(FrontDoorSettings(state_folder=folder, control="", gateway="", gateway_rest="", xds=""))
+    handler = ExplainHandler(known, Hold(known, relay.answers), relay)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"unix:{folder}/s")

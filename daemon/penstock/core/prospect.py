@@ -13,6 +13,8 @@ from datetime import datetime
 from penstock.core.conditions import LOOP_FAILURES, summary
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt, Deployment, Replica
+from penstock.core.slurm_words import Wait, waits_for
+from penstock.core.spec import OutsideChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,31 @@ def _hopeless(deployment: Deployment, staying: Sequence[Replica]) -> str:
         return ""
     if deployment.paused:
         return "it is paused, and none of its jobs is on the way to being ready"
-    if staying and len(staying) >= deployment.spec.replicas:
-        failures = max(replica.failures for replica in staying)
-        return f"its replicas crash-loop, one of them {failures} times in a row"
-    return ""
+    if len(staying) < deployment.spec.replicas:
+        return ""
+    if any(_blocked(deployment, replica) for replica in staying):
+        return "what its jobs wait for in Slurm's queue is somebody who acts"
+    failures = max(replica.failures for replica in staying)
+    return f"its replicas crash-loop, one of them {failures} times in a row"
 
 
 def _comes(deployment: Deployment, replica: Replica) -> bool:
     """Whether it may become ready with nobody's help."""
-    if replica.failures >= LOOP_FAILURES:
+    if replica.failures >= LOOP_FAILURES or _blocked(deployment, replica):
         return False
     return not deployment.paused or _upward(replica) is not None
+
+
+def _blocked(deployment: Deployment, replica: Replica) -> bool:
+    """Whether its job waits for somebody, and nothing else will be tried for it."""
+    attempt = _upward(replica)
+    if attempt is None or attempt.job is None or not attempt.job.waiting:
+        return False
+    wait = waits_for(attempt.job.state, attempt.job.reason)
+    if wait is Wait.SOMEBODY:
+        return len(deployment.spec.placements) == 1
+    held = wait in (Wait.HELD, Wait.HELD_BY_SLURM)
+    return held and deployment.spec.outside_changes is OutsideChanges.RESPECT
 
 
 def _upward(replica: Replica) -> Attempt | None:

@@ -255,6 +255,14 @@ def _http1() -> dict[str, Any]:
 
 def _connections(options: dict[str, Any], connect_timeout: str, max_requests: int) -> dict[str, Any]:
     """What all clusters share: no TLS, and explicit bounds. `options`: HttpProtocolOptions."""
+    bounds = {
+        # Over HTTP/1 each request has one to itself, and one that is too many is refused only when it has.
+        "max_connections": max(1024, 2 * max_requests),
+        "max_pending_requests": max_requests,
+        "max_requests": max_requests,
+        # Retries are for the second in which a replica died, not a way to double a load that is too much.
+        "max_retries": max(16, max_requests // 4),
+    }
     return {
         "connect_timeout": connect_timeout,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
@@ -264,17 +272,6 @@ def _connections(options: dict[str, Any], connect_timeout: str, max_requests: in
                 "upstreams.http.v3.HttpProtocolOptions", **options
             )
         },
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    # Over HTTP/1 each request has one to itself, and one that is too many is refused only when it has.
-                    "max_connections": max(1024, 2 * max_requests),
-                    "max_pending_requests": max_requests,
-                    "max_requests": max_requests,
-                    # Retries are for the second in which a replica died, not a way to double a load that is
-                    # too much.
-                    "max_retries": max(16, max_requests // 4),
-                }
-            ]
-        },
+        # HIGH are the gateway's relays: the requests that they are for count with the others all the time.
+        "circuit_breakers": {"thresholds": [bounds, {**bounds, "priority": "HIGH"}]},
     }

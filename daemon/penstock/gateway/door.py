@@ -20,6 +20,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from penstock.core.routing import Endpoint, RoutingState
 from penstock.gateway.endpoints import usable
 from penstock.gateway.explain import ExplainHandler
+from penstock.gateway.hold import Hold
 from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.resources import api_descriptors, resources
 from penstock.gateway.rest import RestServer
@@ -47,8 +48,8 @@ class FrontDoor:
         self._discovery = DiscoveryService()
         self._served = Served(explain)
         self._relay = GrpcRelay(settings)
-        self._explain = ExplainHandler(self._served, self._relay)
-        self._rest = RestServer(settings, self._served)
+        self._hold = Hold(self._served, self._relay.answers)
+        self._rest = RestServer(settings, self._served, self._hold)
         self._servers: list[grpc.aio.Server] = []
         self._setting = asyncio.Lock()
         self._addresses: dict[str, str] = {}
@@ -67,7 +68,7 @@ class FrontDoor:
     @property
     def held(self) -> Mapping[str, int]:
         """Requests that wait here for a replica, by deployment; those without any are left out."""
-        return self._explain.held
+        return self._hold.room.held
 
     @property
     def trouble(self) -> str:
@@ -94,7 +95,7 @@ class FrontDoor:
         # instead of the reason.
         largest = ("grpc.max_receive_message_length", self._settings.max_request_bytes + MIB)
         explaining = grpc.aio.server(options=(*_OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
-        explaining.add_generic_rpc_handlers((self._explain,))
+        explaining.add_generic_rpc_handlers((ExplainHandler(self._served, self._hold, self._relay),))
         self._relay.start()
         for server, address in ((discovery, self._settings.xds), (explaining, self._settings.gateway)):
             server.add_insecure_port(address)
@@ -110,7 +111,7 @@ class FrontDoor:
             self._again.cancel()
         await asyncio.gather(*(server.stop(grace=None) for server in self._servers))
         self._servers.clear()
-        self._explain.close()
+        self._hold.close()
         await self._relay.stop()
         await self._rest.stop()
 

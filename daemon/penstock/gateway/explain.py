@@ -2,13 +2,13 @@
 
 Envoy sends here what it cannot send to a replica: requests for a deployment of which none answers (its name
 is then in a header that clients cannot set), and requests for models that nobody serves. What there is to say is known
-by `served`; rest.py says it to clients of the REST API.
+by `served`, and who may wait by `hold`; rest.py does the same for clients of the REST API.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
@@ -22,11 +22,10 @@ from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay import GrpcRelay, patience_s
 from penstock.gateway.relay_listener import RELAYED_HEADER
 from penstock.gateway.replies import ERROR_DOMAIN
-from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE
+from penstock.gateway.routes import ATTEMPTS_HEADER, DEPLOYMENT_HEADER, INFERENCE
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.v1 import inference_pb2
 
-ATTEMPTS_HEADER = "x-envoy-attempt-count"
 MAX_READ_AT_ONCE = 16
 """Messages that are on their way into memory and not counted yet; the others wait in Envoy's buffers."""
 
@@ -38,20 +37,11 @@ class ExplainHandler(grpc.GenericRpcHandler):
     """Takes every method of InferenceService but ListModels. Add it to the server before any other handler of
     that service."""
 
-    def __init__(self, served: Served, relay: GrpcRelay) -> None:
+    def __init__(self, served: Served, hold: Hold, relay: GrpcRelay) -> None:
         self._served = served
+        self._hold = hold
         self._relay = relay
-        self._hold = Hold(served.route, served.prospect, relay.answers)
         self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
-
-    @property
-    def held(self) -> Mapping[str, int]:
-        """Requests that wait for a replica, by deployment; those without any are left out."""
-        return self._hold.room.held
-
-    def close(self) -> None:
-        """Holds nothing any longer."""
-        self._hold.close()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         method = details.method.removeprefix(INFERENCE)

@@ -22,6 +22,7 @@ from datetime import datetime
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Route
 from penstock.core.sentences import count, estimate
+from penstock.gateway.served import Served, standing
 from penstock.gateway.waiting import STEP_S, Full, Ticket, WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,12 @@ FIRST_PROGRESS_S = 0.5
 """Who is served sooner than this hears nothing of having waited."""
 PROGRESS_EVERY_S = 2.0
 """How often a waiting request looks how it stands; it tells its client what is new."""
-PROGRESS_AGAIN_S = 15.0
-"""And what is not new, so that nothing on the way takes the connection for dead."""
+PROGRESS_AGAIN_S = 4.0
+"""And what is not new: some clients take a connection for dead that was silent for five seconds."""
 LOSSES = 2
 """Replicas that one request may be with when they end: it may be what ended them."""
-TURNS = 16
-"""How often one request is turned away by replicas that have too much to do, until their refusal is the answer."""
+TURNS = 32
+"""How often one request is called in vain: nobody answers it after all, or replicas have too much to do."""
 RETRY_AFTER_S = 5
 LONGEST_RETRY_AFTER_S = 3600
 HOPELESS_RETRY_AFTER_S = 60
@@ -78,18 +79,11 @@ class Progress:
 
 
 class Hold:
-    """What the gateway's handlers share. `route`, `prospect`: of a deployment, as now known."""
+    """What the gateway's handlers share."""
 
-    def __init__(
-        self,
-        route: Callable[[str], Route | None],
-        prospect: Callable[[str], Awaitable[Prospect]],
-        answers: Answers,
-        room: WaitingRoom | None = None,
-    ) -> None:
-        self.room = room or WaitingRoom()
-        self.route = route
-        self.prospect = prospect
+    def __init__(self, served: Served, answers: Answers) -> None:
+        self.room = WaitingRoom()
+        self.served = served
         self._answers = answers
         self._held: dict[Ticket, Held] = {}
         self._relayed: dict[str, Held] = {}
@@ -98,7 +92,7 @@ class Hold:
     async def consider(self, route: Route, patience_s: float, losses: int) -> Prospect:
         """Whether a request may wait that its client gives so much time, and that was with so many replicas when
         they ended. Raises Refused."""
-        prospect = await self.prospect(route.deployment)
+        prospect = await self.served.prospect(route.deployment)
         if losses >= LOSSES:
             raise _lost(route, losses)
         longest_s = min(patience_s, route.admission.max_hold_s)
@@ -162,7 +156,7 @@ class Hold:
         began = time.monotonic()
         try:
             while deployment in self.room.held:
-                route = self.route(deployment)
+                route = self.served.route(deployment)
                 replicas = len(route.endpoints) if route is not None else 0
                 if not replicas:
                     self.room.close(deployment)
@@ -216,8 +210,8 @@ class Held:
         """What is to be said now. Raises Refused when there is no hope any more."""
         now = time.monotonic()
         self._say_at = now + PROGRESS_EVERY_S
-        prospect = await self._hold.prospect(self._route.deployment)
-        if self._hold.route(self._route.deployment) is None:
+        prospect = await self._hold.served.prospect(self._route.deployment)
+        if self._hold.served.route(self._route.deployment) is None:
             raise Refused(f"deployment {self._route.deployment!r} was deleted", HOPELESS_RETRY_AFTER_S)
         if prospect.hopeless:
             sentence = f"{standing(self._route, prospect)}; no request is held for it any longer: {prospect.hopeless}"
@@ -235,29 +229,30 @@ class Held:
     def lost(self) -> None:
         """No replica answers, and perhaps some ended while they had it. It waits again. Raises Refused."""
         if attempt := self.returned_at_attempt:
-            self._losses += losses(self._hold.route(self._route.deployment) or self._route, attempt)
+            self._losses += losses(self._hold.served.route(self._route.deployment) or self._route, attempt)
         else:
             self._losses += 1
         self.returned_at_attempt = 0
         self._hold.room.close(self._route.deployment)
-        self._back()
         if self._losses >= LOSSES:
             raise _lost(self._route, self._losses)
+        if not self.turned_away():
+            sentence = (
+                f"no replica of deployment {self._route.deployment!r} took this request in {TURNS} tries"
+            )
+            raise Refused(sentence, RETRY_AFTER_S)
 
     def turned_away(self) -> bool:
-        """A replica has too much to do; whether it waits again."""
+        """It was called in vain; whether it waits again."""
         self._turns += 1
         if self._turns > TURNS:
             return False
-        self._back()
-        return True
-
-    def _back(self) -> None:
         self.called.clear()
         self._hold.room.turned_away(self._ticket, time.monotonic())
+        return True
 
     async def _time_is_up(self) -> Refused:
-        prospect = await self._hold.prospect(self._route.deployment)
+        prospect = await self._hold.served.prospect(self._route.deployment)
         limit_s = self._route.admission.max_hold_s
         whose = "spec.admission.max_hold_s" if self._longest_s >= limit_s else "its own deadline"
         sentence = (
@@ -272,14 +267,6 @@ def losses(route: Route, attempt: int) -> int:
     Envoy tries two different ones before, or the only one twice: of a replica that just ended it learns by that.
     """
     return min(attempt - 1, max(1, len(route.endpoints)))
-
-
-def standing(route: Route, prospect: Prospect) -> str:
-    """Why no replica takes a request now, in one sentence."""
-    name = repr(route.deployment)
-    if route.endpoints:
-        return f"no replica of deployment {name} answers the front door at this moment: {prospect.sentence}"
-    return f"deployment {name} has no ready replica: {prospect.sentence}"
 
 
 def _lost(route: Route, losses: int) -> Refused:

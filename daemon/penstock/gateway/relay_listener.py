@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
-from penstock.gateway.clusters import SECRET_HEADER, cluster_name
+from penstock.gateway.clusters import SECRET_HEADER, cluster_name, rest_cluster_name
 from penstock.gateway.messages import ADS, Listener, RouteConfiguration, RouteMessage, build, typed
-from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE_RETRY
+from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE, INFERENCE_RETRY, REST_RETRY
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 
 RELAY = "relay"
@@ -89,31 +89,41 @@ def relay_routes(routes: tuple[Route, ...], settings: FrontDoorSettings) -> Rout
             ],
         },
     )
-    made.virtual_hosts[0].routes.extend(_grpc(route.deployment, route.secret) for route in routes)
+    for route in routes:
+        made.virtual_hosts[0].routes.extend(_deployment(route.deployment, route.secret))
     return made
 
 
 @lru_cache(maxsize=4096)
-def _grpc(deployment: str, secret: str) -> RouteMessage:
+def _deployment(deployment: str, secret: str) -> tuple[RouteMessage, ...]:
+    agents, engines = cluster_name(deployment), rest_cluster_name(deployment)
+    put_secret = {
+        "header": {"key": SECRET_HEADER, "value": secret},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    return (
+        _route(deployment, INFERENCE, agents, INFERENCE_RETRY, request_headers_to_add=[put_secret]),
+        # Whether a replica answers at all.
+        _route(deployment, "/grpc.health.", agents, INFERENCE_RETRY, request_headers_to_add=[put_secret]),
+        _route(deployment, "/", engines, REST_RETRY),
+    )
+
+
+def _route(deployment: str, prefix: str, cluster: str, retry: dict[str, Any], **more: Any) -> RouteMessage:
     return build(
         RouteMessage(),
         {
             "match": {
-                "prefix": "/",
+                "prefix": prefix,
                 "headers": [{"name": DEPLOYMENT_HEADER, "string_match": {"exact": deployment}}],
             },
             "route": {
-                "cluster": cluster_name(deployment),
+                "cluster": cluster,
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 "timeout": "0s",
-                "retry_policy": INFERENCE_RETRY,
+                "retry_policy": retry,
                 "priority": "HIGH",
             },
-            "request_headers_to_add": [
-                {
-                    "header": {"key": SECRET_HEADER, "value": secret},
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                }
-            ],
+            **more,
         },
     )

@@ -1,13 +1,14 @@
-"""Answers the REST requests that no replica can take: the list of models, and what is wrong with all the others.
+"""Takes the REST requests that no replica can: lists the models, holds what waiting may help, says what is wrong.
 
 Envoy sends here, as explain.py says for gRPC, what has no ready replica, no such model, or no `model` that it could
-read; this reads the request once more and says so in OpenAI's shape. It keeps no request waiting.
+read; this reads the request once more and says so in OpenAI's shape.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,25 @@ from aiohttp import web
 from penstock.core.routing import Route
 from penstock.gateway import openai
 from penstock.gateway.clusters import ANSWERED_BY_HEADER
-from penstock.gateway.hold import RETRY_AFTER_S, Refused, standing
-from penstock.gateway.routes import ASKED_MODEL_HEADER, DEPLOYMENT_HEADER
+from penstock.gateway.hold import Hold, Refused, losses
+from penstock.gateway.relay_listener import RELAYED_HEADER
+from penstock.gateway.relay_rest import RestRelay, patience_s, wants_stream
+from penstock.gateway.routes import ASKED_MODEL_HEADER, ATTEMPTS_HEADER, DEPLOYMENT_HEADER
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
 MAX_READ_AT_ONCE = 16
 """Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
-ATTEMPTS_HEADER = "x-envoy-attempt-count"
 
 
 class RestServer:
     """An HTTP server for Envoy. Use: `start`, `stop`."""
 
-    def __init__(self, settings: FrontDoorSettings, served: Served) -> None:
+    def __init__(self, settings: FrontDoorSettings, served: Served, hold: Hold) -> None:
         self._settings = settings
         self._served = served
+        self._hold = hold
+        self._relay = RestRelay(settings)
         self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
         self._runner: web.AppRunner | None = None
 
@@ -44,7 +48,11 @@ class RestServer:
         # Names may have slashes.
         app.router.add_get(openai.MODELS_PATH + "/{model:.+}", self._model)
         app.router.add_route("*", "/{path:.*}", self._explain)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        # Who has left waits no more, and nobody is waited for at the end.
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0
+        )
+        self._relay.start()
         await self._runner.setup()
         address = self._settings.gateway_rest
         if address.startswith("unix:"):
@@ -59,6 +67,7 @@ class RestServer:
         """Ends at once."""
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._relay.stop()
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         models = [_model(name, route) for name, route in self._served.models.items()]
@@ -90,19 +99,26 @@ class RestServer:
             return self._fault(await request.read())
 
     async def _not_ready(self, request: web.Request, deployment: str) -> web.StreamResponse:
+        attempt = int(request.headers.get(ATTEMPTS_HEADER, "1"))
+        if key := request.headers.get(RELAYED_HEADER):
+            self._hold.returned(key, attempt)
+            return _error(503, "no replica answers", "no_ready_replica")
         route = self._served.route(deployment)
         if route is None:  # Deleted a moment ago: Envoy still had the route.
             return self._no_such_model(deployment)
-        prospect = await self._served.prospect(deployment)
-        sentence, code = standing(route, prospect), "no_ready_replica"
-        if tried := int(request.headers.get(ATTEMPTS_HEADER, "1")) - 1:
-            code = "replica_failed"
-            sentence = (
-                f"{tried} tries at replicas of deployment {deployment!r} ended before the first byte of an answer, "
-                f"in a refused connection or a server error; {sentence}"
-            )
-        refused = Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s))
-        return _error(503, sentence, code, retry_after=str(refused.retry_after_s))
+        lost = losses(route, attempt)
+        try:
+            await self._hold.consider(route, math.inf, lost)
+            async with self._reading:
+                body = await request.read()
+            # In a thread, for it may be megabytes of JSON.
+            streams = await asyncio.to_thread(wants_stream, body)
+            patience = patience_s(request, streams=streams)
+            prospect = await self._hold.consider(route, patience, lost)
+            with self._hold.enter(route, prospect, len(body), patience, lost) as held:
+                return await self._relay.serve(held, request, body, deployment, streams=streams)
+        except Refused as refused:
+            return _refusal(refused, deployment, attempt - 1)
 
     def _no_such_model(self, model: str) -> web.Response:
         return _error(404, self._served.unknown(model), "model_not_found", "model")
@@ -127,6 +143,19 @@ class RestServer:
             message = f"the field `model` is {shown}; the name of a model is accepted, as a string"
             return _error(400, message, "invalid_model", "model")
         return self._no_such_model(model)
+
+
+def _refusal(refused: Refused, deployment: str, tried: int) -> web.Response:
+    status, code, sentence = 503, "no_ready_replica", refused.sentence
+    if refused.limit:
+        status, code = 429, "too_many_wait"
+    elif tried:
+        code = "replica_failed"
+        sentence = (
+            f"{tried} tries at replicas of deployment {deployment!r} ended before the first byte of an answer, "
+            f"in a refused connection or a server error; {sentence}"
+        )
+    return _error(status, sentence, code, retry_after=str(refused.retry_after_s))
 
 
 def _model(name: str, route: Route) -> dict[str, Any]:

@@ -28,6 +28,7 @@ MAIN = "main"
 RUNTIME = "runtime"
 MODEL_HEADER = "x-model"
 DEPLOYMENT_HEADER = "x-penstock-deployment"
+ATTEMPTS_HEADER = "x-envoy-attempt-count"
 ASKED_MODEL_HEADER = "x-penstock-deployment-model"
 """To the gateway: the `model` that was asked for, as far as Envoy could read it."""
 ENGINE_PATH_HEADER = "x-penstock-deployment-rest"
@@ -74,7 +75,7 @@ INFERENCE_RETRY: dict[str, Any] = {
 
 # An engine whose core has died answers 500 until its process ends, and one that is about to leave has its door closed.
 # A 503 is not tried again by itself, for it may be the gateway's.
-_REST_RETRY = {
+REST_RETRY = {
     **INFERENCE_RETRY,
     "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes,retriable-headers",
     "retriable_status_codes": [500, 502],
@@ -191,7 +192,7 @@ def _rest_model(name: str, deployment: str, secret: str, max_in_flight: int) -> 
                 "cluster": rest_cluster_name(deployment),
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 "timeout": "0s",
-                "retry_policy": _REST_RETRY,
+                "retry_policy": REST_RETRY,
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
             # For the gateway, should no replica answer. What a client calls itself is no business of the engine's.

@@ -66,7 +66,7 @@ class Served:
         return f"{wrong}; {there_are}"
 
     async def prospect(self, deployment: str) -> Prospect:
-        """How it is, and what a client may hope for; never fails."""
+        """How it is, as of half a second ago at most; never raises for want of an answer."""
         asked_at, task = self._reasons.get(deployment, (0.0, None))
         now = time.monotonic()
         if task is None or now - asked_at > REASON_KEPT_S:
@@ -83,3 +83,11 @@ class Served:
             # The client still gets its UNAVAILABLE; the cause is for the operator.
             log.exception("cannot say why deployment %r has no ready replica", deployment)
             return Prospect("the reason cannot be read now")
+
+
+def standing(route: Route, prospect: Prospect) -> str:
+    """Why no replica of a deployment takes a request now, in one sentence."""
+    name = repr(route.deployment)
+    if route.endpoints:
+        return f"no replica of deployment {name} answers the front door at this moment: {prospect.sentence}"
+    return f"deployment {name} has no ready replica: {prospect.sentence}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from penstock.core.jobs import JobState
 from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.prospect import prospect
+from penstock.core.spec import OutsideChanges, Placement
 from tests.worlds import NOW, at, attempt, deployment, job, replica
 
 
-def queued(start: float | None, **changes: Any) -> Replica:
+def queued(start: float | None, reason: str = "Priority", **changes: Any) -> Replica:
     listed = job(
-        state=JobState.PENDING, reason="Priority", started_at=None if start is None else at(start), job_id=7
+        state=JobState.PENDING, reason=reason, started_at=None if start is None else at(start), job_id=7
     )
     return replica(state=ReplicaState.QUEUED, attempt=attempt(job=listed), **changes)
 
@@ -28,6 +30,11 @@ def ended(**changes: Any) -> Replica:
     return replica(state=ReplicaState.WAITING, attempt=attempt(ended_at=at(-5)), **changes)
 
 
+def with_spec(**changes: Any) -> Deployment:
+    return replace(deployment(), spec=replace(deployment().spec, **changes))
+
+
+SOMEBODY = "what its jobs wait for in Slurm's queue is somebody who acts"
 ROWS: list[tuple[str, Deployment, list[Replica], str, float]] = [
     ("a new deployment", deployment(), [], "", 0),
     ("its job runs", deployment(), [running()], "", 0),
@@ -65,6 +72,29 @@ ROWS: list[tuple[str, Deployment, list[Replica], str, float]] = [
         0,
     ),
     ("one of two crash-loops", deployment(replicas=2), [ended(failures=4), queued(60)], "", 60),
+    ("its job can never start", deployment(), [queued(None, "PartitionTimeLimit")], SOMEBODY, 0),
+    (
+        "one of two can never start",
+        deployment(replicas=2),
+        [queued(None, "PartitionTimeLimit"), running()],
+        "",
+        0,
+    ),
+    (
+        "another placement is tried next",
+        with_spec(fallbacks=(Placement(partition="other"),)),
+        [queued(None, "PartitionTimeLimit")],
+        "",
+        0,
+    ),
+    ("its job is held, and let go of", deployment(), [queued(None, "JobHeldUser")], "", 0),
+    (
+        "its job is held, and stays so",
+        with_spec(outside_changes=OutsideChanges.RESPECT),
+        [queued(None, "JobHeldUser")],
+        SOMEBODY,
+        0,
+    ),
     ("a crash-looping one is replaced", deployment(), [ended(failures=4, leaving=True)], "", 0),
 ]
 
