@@ -42,6 +42,7 @@ class ControlApi:
     attempts_folder: Path
     routing_changes: list[datetime] = field(default_factory=list)
     front_door_trouble: str = ""
+    held: dict[str, int] = field(default_factory=dict)
     commits: list[datetime] = field(default_factory=list)
     """When a commit was heard of."""
     routing_waits: list[float] = field(default_factory=list)
@@ -107,6 +108,7 @@ async def control_api(database: Database, folder: Path, **changes: Any) -> Async
         "on_routing_change": lambda: api.routing_changes.append(now()),
         "routing_applied": routing_applied,
         "front_door_trouble": lambda: api.front_door_trouble,
+        "held_requests": lambda: api.held,
     }
     background = add_servicers(server, Deps(**(deps | changes)))
     await server.start()

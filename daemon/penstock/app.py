@@ -120,6 +120,7 @@ async def run_gateway(settings: Settings) -> None:
             on_routing_change=follower.changed,
             routing_applied=follower.applied,
             front_door_trouble=lambda: door.trouble,
+            held_requests=lambda: door.held,
         )
         async with contextlib.AsyncExitStack() as stack:
             control = _server()

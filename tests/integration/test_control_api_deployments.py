@@ -61,6 +61,17 @@ class TestApply:
         assert not changed.deployment.metadata.labels
         assert len(api.routing_changes) == 2
 
+    async def test_what_is_read_says_how_many_requests_wait(
+        self, api: ControlApi, stub: DeploymentServiceStub
+    ) -> None:
+        for name in ("a", "b"):
+            await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(name)))
+        api.held = {"a": 3}
+        got = await stub.GetDeployment(pb.GetDeploymentRequest(name="a"))
+        assert got.deployment.status.held_requests == 3
+        listed = (await stub.ListDeployments(pb.ListDeploymentsRequest())).deployments
+        assert [one.status.held_requests for one in listed] == [3, 0]
+
     async def test_only_what_a_replica_depends_on_makes_a_revision(self, stub: DeploymentServiceStub) -> None:
         await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish()))
         changed = await stub.ApplyDeployment(

@@ -6,7 +6,7 @@ from penstock.cli.output import age
 from penstock.v1 import deployment_pb2, inference_pb2, metadata_pb2, replica_pb2, revision_pb2, spec_pb2
 
 DEPLOYMENTS = ("NAME", "READY", "UP-TO-DATE", "STATE", "AGE")
-DEPLOYMENTS_WIDE = (*DEPLOYMENTS, "REVISION", "PARTITION", "MODEL", "MESSAGE")
+DEPLOYMENTS_WIDE = (*DEPLOYMENTS, "REVISION", "PARTITION", "MODEL", "HELD", "MESSAGE")
 REPLICAS = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ATTEMPTS", "AGE")
 REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "MESSAGE")
 REVISIONS = ("REVISION", "REPLICAS", "READY", "CURRENT", "AGE")
@@ -64,6 +64,7 @@ def deployment_row(item: deployment_pb2.Deployment, *, wide: bool) -> tuple[str,
         str(status.current_revision),
         partition or "-",
         model(item.spec),
+        str(status.held_requests),
         ready.message if ready else "",
     )
 

@@ -106,8 +106,9 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         async with self._db.snapshot() as conn:
             found, copies = await whole(conn, request.name)
             starts = await attempts.starts(conn, found.uid)
+            held = self._deps.held_requests().get(found.name, 0)
             return pb.GetDeploymentResponse(
-                deployment=deployment_out(found, await _counts(conn, found.uid)),
+                deployment=deployment_out(found, await _counts(conn, found.uid), held),
                 handover=forecast_out(found, copies, starts.get(found.uid, ()), self._deps.clock()),
             )
 
@@ -118,7 +119,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         after_name = str(start[0]) if start else ""
         size = pages.size(request.page_size)
         async with self._db.snapshot() as conn:
-            found, more = await _page(conn, after_name, size, request.filter)
+            found, more = await self._page(conn, after_name, size, request.filter)
         token = pages.token(request, found[-1].metadata.name) if more else ""
         return pb.ListDeploymentsResponse(deployments=found, next_page_token=token)
 
@@ -270,25 +271,27 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                 with contextlib.suppress(NotFound):
                     one = await deployments.get(conn, request.name)
                     if _has(one.labels, parse_filter(request.filter)):
-                        found[one.name] = deployment_out(one, await _counts(conn, one.uid))
+                        held = self._deps.held_requests().get(one.name, 0)
+                        found[one.name] = deployment_out(one, await _counts(conn, one.uid), held)
                 return found
             after_name, more = "", True
             while more and len(found) < MAX_WATCHED:
-                page, more = await _page(conn, after_name, pages.MAX_SIZE, request.filter)
+                page, more = await self._page(conn, after_name, pages.MAX_SIZE, request.filter)
                 found |= {deployment.metadata.name: deployment for deployment in page}
                 after_name = page[-1].metadata.name if page else ""
         return found
 
-
-async def _page(
-    conn: AsyncConnection, after_name: str, size: int, filter_text: str
-) -> tuple[list[pb.Deployment], bool]:
-    """A page of deployments with their counts, and whether there are more behind it."""
-    found = await deployments.list_page(
-        conn, after_name=after_name, limit=size + 1, terms=parse_filter(filter_text)
-    )
-    counts = await replicas.count(conn, [deployment.uid for deployment in found[:size]])
-    return [deployment_out(one, counts[one.uid]) for one in found[:size]], len(found) > size
+    async def _page(
+        self, conn: AsyncConnection, after_name: str, size: int, filter_text: str
+    ) -> tuple[list[pb.Deployment], bool]:
+        """A page of deployments with their counts, and whether there are more behind it."""
+        found = await deployments.list_page(
+            conn, after_name=after_name, limit=size + 1, terms=parse_filter(filter_text)
+        )
+        counts = await replicas.count(conn, [deployment.uid for deployment in found[:size]])
+        held = self._deps.held_requests()
+        shown = [deployment_out(one, counts[one.uid], held.get(one.name, 0)) for one in found[:size]]
+        return shown, len(found) > size
 
 
 def _has(labels: Mapping[str, str], terms: Sequence[Term]) -> bool:

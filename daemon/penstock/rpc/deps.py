@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,5 +35,7 @@ class Deps:
     """
     front_door_trouble: Callable[[], str]
     """Why clients may not get through this gateway's front door, in one sentence; empty: they do."""
+    held_requests: Callable[[], Mapping[str, int]] = dict
+    """How many requests wait at this gateway for a replica, by deployment; those without any are left out."""
     report_interval_s: int = 5
     """How often agents report when nothing changes."""

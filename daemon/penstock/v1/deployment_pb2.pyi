@@ -112,6 +112,7 @@ class DeploymentStatus(_message.Message):
     UPDATED_REPLICAS_FIELD_NUMBER: _builtins.int
     CURRENT_REVISION_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
+    HELD_REQUESTS_FIELD_NUMBER: _builtins.int
     observed_generation: _builtins.int
     """The generation that the conditions speak of."""
     desired_replicas: _builtins.int
@@ -123,6 +124,8 @@ class DeploymentStatus(_message.Message):
     """Ready replicas that run the current revision."""
     current_revision: _builtins.int
     """The revision that the current spec is."""
+    held_requests: _builtins.int
+    """Requests that wait, at the gateway that answers this call, until a replica can take them. Not said by calls that change something."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_metadata_pb2.Condition]:
         """Ready, Progressing, Paused, CrashLooping, ClusterReachable, ...; one of each type at most."""
@@ -140,10 +143,11 @@ class DeploymentStatus(_message.Message):
         updated_replicas: _builtins.int | None = ...,
         current_revision: _builtins.int | None = ...,
         rollout: Global___RolloutStatus | None = ...,
+        held_requests: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "current_revision", b"current_revision", "desired_replicas", b"desired_replicas", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "rollout", b"rollout", "updated_replicas", b"updated_replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "current_revision", b"current_revision", "desired_replicas", b"desired_replicas", "held_requests", b"held_requests", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "rollout", b"rollout", "updated_replicas", b"updated_replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

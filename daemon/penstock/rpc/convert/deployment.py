@@ -32,7 +32,7 @@ def condition_out(condition: core.Condition) -> metadata_pb2.Condition:
 
 
 def deployment_out(
-    deployment: core.Deployment, counts: Iterable[RevisionCount] = ()
+    deployment: core.Deployment, counts: Iterable[RevisionCount] = (), held_requests: int = 0
 ) -> deployment_pb2.Deployment:
     """The deployment as a client sees it; `counts` are those of its replicas."""
     by_revision = {count.revision: count for count in counts}
@@ -68,6 +68,7 @@ def deployment_out(
             updated_replicas=current.ready if current else 0,
             current_revision=deployment.revision,
             rollout=_rollout_out(deployment),
+            held_requests=held_requests,
         ),
     )
 
