@@ -160,7 +160,7 @@ class Hold:
                 replicas = len(route.endpoints) if route is not None else 0
                 if not replicas:
                     self.room.close(deployment)
-                elif self.room.is_open(deployment) or await self._answers(deployment):
+                elif self.room.is_open(deployment) or await self._answered(deployment):
                     self.room.open(deployment, replicas, time.monotonic())
                 for ticket in self.room.call(deployment, time.monotonic()):
                     self._held[ticket].called.set()
@@ -170,6 +170,14 @@ class Hold:
         log.info(
             "nobody waits for deployment %r any more, after %.1f s", deployment, time.monotonic() - began
         )
+
+    async def _answered(self, deployment: str) -> bool:
+        try:
+            return await self._answers(deployment)
+        except Exception:
+            # The line goes on waiting; a task that ended here would leave it waiting for nothing.
+            log.exception("cannot ask whether a replica of deployment %r answers", deployment)
+            return False
 
 
 class Held:
