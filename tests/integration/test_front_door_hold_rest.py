@@ -41,12 +41,14 @@ def no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def post(house: House, prompt: str = "x", **more: Any) -> httpx.Response:
-    return await house.rest.post("/v1/completions", json={"model": "m", "prompt": prompt, **more}, timeout=60)
+    return await house.rest.post(
+        "/v1/completions", json={"model": "m", "prompt": prompt, **more}, timeout=120
+    )
 
 
 async def lines(house: House, prompt: str = "3:0.001") -> AsyncGenerator[str]:
     body = {"model": "m", "prompt": prompt, "stream": True}
-    async with house.rest.stream("POST", "/v1/completions", json=body, timeout=60) as response:
+    async with house.rest.stream("POST", "/v1/completions", json=body, timeout=120) as response:
         assert response.status_code == 200
         assert response.headers["content-type"] == "text/event-stream"
         async for line in response.aiter_lines():
@@ -82,7 +84,13 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
         await killed.wait()
         unary = [asyncio.create_task(ask()) for _ in range(80)]
         streams = [asyncio.create_task(stream()) for _ in range(100)]
-        await until(lambda: house.door.held.get("m") == 200, 20, what="all are held")
+
+        def all_held() -> bool:
+            ended = [task for task in (*early, *unary, *streams) if task.done()]
+            assert not ended, ended[0]
+            return house.door.held.get("m") == 200
+
+        await until(all_held, 60, what="all are held")
         await house.door.set_state(RoutingState((holding("m"),)))
 
         _, port, engine_port = await house.rest_process("new")
