@@ -76,7 +76,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
             return chunks[0].id
 
         # Some are with the replica when it dies, some come before anybody has noticed, and the others later.
-        early = [asyncio.create_task(house.generate("m", "wait:1", timeout=60)) for _ in range(20)]
+        early = [asyncio.create_task(house.generate("m", "wait:5", timeout=60)) for _ in range(20)]
         await asyncio.wait(early, timeout=0.2)
         killed.kill()
         await killed.wait()

@@ -78,7 +78,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
         async def stream() -> list[str]:
             return [line async for line in lines(house) if not line.startswith(": waiting")]
 
-        early = [asyncio.create_task(post(house, "wait:1")) for _ in range(20)]
+        early = [asyncio.create_task(post(house, "wait:5")) for _ in range(20)]
         await asyncio.wait(early, timeout=0.3)
         killed.kill()
         await killed.wait()
