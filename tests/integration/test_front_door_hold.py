@@ -37,7 +37,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holding(deployment: str, *ports: int, max_held: int = 256, max_hold_s: int = 60) -> Route:
-    return replace(route(deployment, *ports), admission=Admission(max_held, max_hold_s))
+    return replace(route(deployment, *ports), admission=Admission(max_held=max_held, max_hold_s=max_hold_s))
 
 
 async def refusal(call: Any) -> grpc.aio.AioRpcError:

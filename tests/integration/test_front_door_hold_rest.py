@@ -30,7 +30,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holding(deployment: str, *replicas: Replica, max_held: int = 256, max_hold_s: int = 60) -> Route:
-    return replace(route(deployment, *replicas), admission=Admission(max_held, max_hold_s))
+    return replace(
+        route(deployment, *replicas), admission=Admission(max_held=max_held, max_hold_s=max_hold_s)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ UNKNOWN = Prospect("0 of 1 ready")
 
 
 def route(*, endpoints: tuple[Endpoint, ...] = READY, max_held: int = 10, max_hold_s: int = 60) -> Route:
-    return Route("m", ("m",), "secret", endpoints, Admission(max_held, max_hold_s))
+    return Route("m", ("m",), "secret", endpoints, Admission(max_held=max_held, max_hold_s=max_hold_s))
 
 
 def holding(one: Route, *answers: bool | Exception) -> Hold:
