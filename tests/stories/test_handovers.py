@@ -101,15 +101,16 @@ async def test_handover_after_somebody_altered_the_limit(stage: Stage) -> None:
 
 
 async def test_handover_in_a_rollout(stage: Stage) -> None:
-    stage.tell("""The spec is changed while a replica is handed over. The replica that ends anyway is the first old
-        one to
-        go; ready replicas are never fewer than wanted.""")
+    stage.tell("""The spec is changed while a replica is handed over. Its successor, which was never ready, goes, and
+        takes up room until its job has ended. The replica that ends anyway is the first old one to go that serves;
+        ready replicas are never fewer than wanted.""")
     await serve(stage, 2)
     stage.alter_limit(1, 600)
     await stage.tick(300)
     await stage.tick(1)
     await stage.change(drain_timeout_s=90)
     await stage.tick(1)
+    await stage.finish("chat-3")
     await stage.tick(2)
     await stage.becomes_ready("chat-4")
     await stage.tick(1)
