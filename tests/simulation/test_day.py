@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.controller import lease
 from penstock.core import handover, rollout
 from penstock.core.jobs import JobState, Maintenance, Node
+from penstock.core.model import Replica, ReplicaState
 from penstock.core.spec import Handover, Placement, Probes, Spec
 from penstock.store.queries import deployments
 from tests.simulation.rules import Violation
@@ -196,10 +197,10 @@ async def test_it_notices_that_nothing_is_handed_over(small: Day, monkeypatch: p
 
 
 async def test_it_notices_that_the_old_one_goes_first(small: Day, monkeypatch: pytest.MonkeyPatch) -> None:
-    def at_once(replicas: list[object], handed_over: frozenset[str], want: int) -> list[object]:
-        return [one for one in replicas if getattr(one, "uid", "") in handed_over]
+    def at_once(fleet: rollout._Fleet, but: Sequence[Replica] = ()) -> list[Replica]:
+        return [one for one in fleet.ending if one.state is ReplicaState.READY]
 
-    monkeypatch.setattr(rollout, "_relieved", at_once)
+    monkeypatch.setattr(rollout._Fleet, "relieved", at_once)
     with pytest.raises(Violation, match="rule 5"):
         await small.play(5 * 60)
 

@@ -100,6 +100,24 @@ async def test_handover_after_somebody_altered_the_limit(stage: Stage) -> None:
     await stage.quiet_tick()
 
 
+async def test_handover_of_two(stage: Stage) -> None:
+    stage.tell("""Two replicas are handed over at once, and the younger one's job ends a minute earlier. So it is the one
+        that goes when the first successor is ready; the other one has the time to wait for its own.""")
+    await serve(stage, 2)
+    stage.alter_limit(2, 3540)
+    await stage.tick(5)
+    await stage.tick(3235)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-3")
+    await stage.tick()
+    await leaves(stage, "chat-2")
+    await stage.becomes_ready("chat-4")
+    await stage.tick()
+    await leaves(stage, "chat-1")
+    await stage.quiet_tick()
+
+
 async def test_handover_in_a_rollout(stage: Stage) -> None:
     stage.tell("""The spec is changed while a replica is handed over. Its successor, which was never ready, goes, and
         takes up room until its job has ended. The replica that ends anyway is the first old one to go that serves;

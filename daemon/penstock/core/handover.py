@@ -87,6 +87,12 @@ def limit_at(attempt: Attempt, job: Job) -> datetime | None:
     return by_our_clock(attempt, job, job.ends_at)
 
 
+def end_of(attempt: Attempt, job: Job, threats: Sequence[Threat]) -> datetime | None:
+    """When this running job ends, by its limit or by what threatens it; None: nothing is known to end it."""
+    ends = [by_our_clock(attempt, job, one.at) for one in threats if one.at is not None]
+    return min((end for end in (limit_at(attempt, job), *ends) if end is not None), default=None)
+
+
 def due(
     spec: Spec,
     attempt: Attempt,

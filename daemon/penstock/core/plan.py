@@ -196,7 +196,7 @@ def _plan_deployment(
         replica if replica.state is (state := outlooks[replica.uid].state) else replace(replica, state=state)
         for replica in replicas
     ]
-    handed_over = frozenset(uid for uid, outlook in outlooks.items() if outlook.handed_over)
+    handed_over = _by_their_end(outlooks)
     recorded = deployment.rollout
     deployment = replace(deployment, rollout=rollout_record(deployment, seen, held, observation.now))
     counts = _counts(deployment, seen, handed_over)
@@ -229,6 +229,13 @@ def _plan_deployment(
     )
 
 
+def _by_their_end(outlooks: Mapping[str, Outlook]) -> list[str]:
+    """Uids of the replicas that are handed over: first the one whose job ends first, last those that nothing ends."""
+    ends = {uid: outlook.ends_at for uid, outlook in outlooks.items() if outlook.handed_over}
+    known = sorted((end, uid) for uid, end in ends.items() if end is not None)
+    return [*(uid for _, uid in known), *(uid for uid, end in ends.items() if end is None)]
+
+
 def _estimates(
     observation: Observation, deployment: Deployment, replicas: Sequence[Replica], jobs: Iterable[Job | None]
 ) -> Estimates:
@@ -241,7 +248,7 @@ def _estimates(
     return estimate(deployment.spec, starts, (job for job in jobs if job is not None))
 
 
-def _counts(deployment: Deployment, seen: Sequence[Replica], handed_over: frozenset[str]) -> Counts:
+def _counts(deployment: Deployment, seen: Sequence[Replica], handed_over: Sequence[str]) -> Counts:
     """How many of what there are to be; going back by itself comes before anything else."""
     record = deployment.rollout
     has_failed = record.failed_revision == deployment.revision

@@ -84,6 +84,8 @@ class Outlook:
     message: str
     handed_over: bool = False
     """A successor is to take over from it."""
+    ends_at: datetime | None = None
+    """Of one handed over: when its job ends; None: nothing is known to end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +532,7 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
 def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> Outlook:
     """A replica that has served, with the handover that it is in, or that begins now."""
     spec, estimates = scene.deployment.spec, scene.estimates
+    job_ends_at = handover.end_of(attempt, job, scene.threats)
     if attempt.handover_at is not None and handover.handed_over(attempt):
         ends_at = handover.limit_at(attempt, job)
         until = f"; the job ends at {clock(ends_at, scene.now)}" if ends_at is not None else ""
@@ -537,7 +540,7 @@ def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> 
             f"{outlook.message}; its successor is due since {clock(attempt.handover_at, scene.now)}{until}"
         )
         told = scene.decide(outlook.decision.reason, outlook.state, message)
-        return replace(told, handed_over=True)
+        return replace(told, handed_over=True, ends_at=job_ends_at)
     if estimates is None:
         return outlook
     found = handover.due(spec, attempt, job, estimates, scene.now, scene.threats)
@@ -545,7 +548,7 @@ def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> 
         return outlook
     message = handover.sentence(found, spec, estimates)
     begun = scene.decide(Reason.HANDOVER, outlook.state, message, BeginHandover(attempt.token))
-    return replace(begun, handed_over=True)
+    return replace(begun, handed_over=True, ends_at=job_ends_at)
 
 
 def _starting(scene: Scene, attempt: Attempt, job: Job) -> Outlook:

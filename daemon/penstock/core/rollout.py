@@ -39,11 +39,11 @@ class Counts:
 
 
 def plan_counts(
-    deployment: Deployment, replicas: Sequence[Replica], handed_over: frozenset[str] = frozenset()
+    deployment: Deployment, replicas: Sequence[Replica], handed_over: Sequence[str] = ()
 ) -> Counts:
     """Counts `replicas` (all of the deployment that are not removed, in their states of now) against the spec.
 
-    `handed_over`: uids of replicas that a successor is to take over from.
+    `handed_over`: uids of replicas that a successor is to take over from, the one whose job ends first before others.
     """
     fleet = _Fleet.of(deployment, replicas, handed_over)
     if deployment.deleted_at is not None:
@@ -102,7 +102,7 @@ class _Fleet:
 
     deployment: Deployment
     ending: list[Replica] = field(default_factory=list)
-    """Handed over, of whichever revision."""
+    """Handed over, of whichever revision; the one whose job ends first before others."""
     current: list[Replica] = field(default_factory=list)
     base: list[Replica] = field(default_factory=list)
     """Of the stable revision, where that is another than the current one."""
@@ -113,7 +113,7 @@ class _Fleet:
     after them, so that a spec that is edited again and again has no more jobs than surge allows."""
 
     @classmethod
-    def of(cls, deployment: Deployment, replicas: Sequence[Replica], handed_over: frozenset[str]) -> _Fleet:
+    def of(cls, deployment: Deployment, replicas: Sequence[Replica], handed_over: Sequence[str]) -> _Fleet:
         ending: list[Replica] = []
         current: list[Replica] = []
         base: list[Replica] = []
@@ -128,6 +128,7 @@ class _Fleet:
                 current.append(one)
             else:
                 (base if one.revision == deployment.rollout.stable_revision else stale).append(one)
+        ending.sort(key=lambda one: handed_over.index(one.uid))
         return cls(deployment, ending, current, base, stale, unborn)
 
     @property
@@ -168,12 +169,13 @@ class _Fleet:
     def relieved(self, but: Sequence[Replica] = ()) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
 
-        One that serves nobody is ending by itself, and what it still finishes is left to it.
+        The one whose job ends first goes first: the others can wait for their successors, and it cannot. One that serves
+        nobody is ending by itself, and what it still finishes is left to it.
         """
         gone = {one.uid for one in but}
         ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
         serving = [one for one in self.ending if one in ready]
-        return sorted(serving, key=lambda one: one.number)[: max(0, len(ready) - self.want)]
+        return serving[: max(0, len(ready) - self.want)]
 
     @property
     def stable_is_old(self) -> bool:
@@ -220,7 +222,7 @@ class _Step:
 def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
     """Towards `new` replicas of the current revision and `base` of the stable one; those of others go."""
     surplus = [
-        *(one for one in _least_worth(fleet.outdated) if not (base and one.revision == fleet.base_revision)),
+        *(one for one in fleet.outdated if not (base and one.revision == fleet.base_revision)),
         *_least_worth(fleet.stale),
         *_least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
         *_least_worth(fleet.current)[: max(0, len(fleet.current) - new)],

@@ -234,6 +234,15 @@ ROWS = [
         handed_over=("r1", "r2"),
     ),
     Row(
+        "handover of all at once: first the one whose job ends first",
+        deployment(replicas=2),
+        these((1, READY), (1, READY), (1, READY), (1, QUEUED)),
+        Reason.HANDOVER,
+        "2 of 4 replicas handed over; 1 to go",
+        leave=["r2"],
+        handed_over=("r2", "r1"),
+    ),
+    Row(
         "handover: another one has died meanwhile, so it stays",
         deployment(replicas=2),
         these((1, READY), (1, WAITING), (1, READY)),
@@ -287,6 +296,15 @@ ROWS = [
         handed_over=("r2",),
     ),
     Row(
+        "rollout with two handovers: first the one whose job ends first",
+        deployment(replicas=2, revision=2),
+        these((1, READY), (1, READY), (2, READY), (2, STARTING)),
+        Reason.ROLLOUT_RETIRE,
+        "2 of 2 run revision 2, 2 an old one; 1 to go",
+        leave=["r1"],
+        handed_over=("r1", "r2"),
+    ),
+    Row(
         "recreate: the old ones go",
         deployment(replicas=2, revision=2, rollout=RECREATE),
         these((1, READY), (1, READY)),
@@ -314,7 +332,7 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_counts(row: Row) -> None:
-    counts = plan_counts(row.of, row.replicas, frozenset(row.handed_over))
+    counts = plan_counts(row.of, row.replicas, row.handed_over)
     assert counts.leaving == frozenset(row.leave)
     if row.reason is None:
         assert counts.decision is None
