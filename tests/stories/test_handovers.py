@@ -101,8 +101,8 @@ async def test_handover_after_somebody_altered_the_limit(stage: Stage) -> None:
 
 
 async def test_handover_of_two(stage: Stage) -> None:
-    stage.tell("""Two replicas are handed over at once, and the younger one's job ends a minute earlier. So it is the one
-        that goes when the first successor is ready; the other one has the time to wait for its own.""")
+    stage.tell("""Two replicas are handed over at once, and the younger one's job ends a minute earlier. So it is the
+        one that goes when the first successor is ready; the other one has the time to wait for its own.""")
     await serve(stage, 2)
     stage.alter_limit(2, 3540)
     await stage.tick(5)

@@ -169,8 +169,8 @@ class _Fleet:
     def relieved(self, but: Sequence[Replica] = ()) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
 
-        The one whose job ends first goes first: the others can wait for their successors, and it cannot. One that serves
-        nobody is ending by itself, and what it still finishes is left to it.
+        The one whose job ends first goes first: the others can wait for their successors, and it cannot. One that
+        serves nobody is ending by itself, and what it still finishes is left to it.
         """
         gone = {one.uid for one in but}
         ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
