@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 CORE = sorted((ROOT / "daemon" / "penstock" / "core").glob("**/*.py"))
 RUNTIME = sorted((ROOT / "runtime" / "penstock_runtime").glob("**/*.py"))
+CLIENT = sorted((ROOT / "daemon" / "penstock" / "client").glob("**/*.py"))
 
 # What the standard library offers and a pure function must not take: the clock, chance, and the world outside.
 IMPURE = frozenset(
@@ -84,9 +85,9 @@ def test_base_install_stays_what_a_job_needs() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
-def test_the_runtime_needs_the_base_install_only(path: Path) -> None:
-    """On a compute node nothing else is there: an import from the server extra would fail in the job."""
+@pytest.mark.parametrize("path", RUNTIME + CLIENT, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_runtime_and_client_need_the_base_install_only(path: Path) -> None:
+    """On a compute node, and beside a service, nothing else is there: an import from the server extra would fail."""
     base = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "job.lock").read_text(), re.MULTILINE))
     providers = importlib.metadata.packages_distributions()
     outside = (
@@ -96,6 +97,12 @@ def test_the_runtime_needs_the_base_install_only(path: Path) -> None:
         assert base & {_normal(provider) for provider in providers.get(name, [])}, (
             f"{name} is not in the base install"
         )
+
+
+def test_importing_penstock_brings_no_grpc_along() -> None:
+    code = "import sys, penstock; assert 'grpc' not in sys.modules; penstock.Client; assert 'grpc' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("lock", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda lock: lock.name)

@@ -1,0 +1,164 @@
+"""Conversations and tools in OpenAI's shape, written as the contract's messages. Pure.
+
+The rule guarded here: what a caller gave is passed on or refused by name, never dropped. A key whose value is None
+counts as absent, as in dumps of OpenAI's own types.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from google.protobuf.struct_pb2 import Struct
+
+from penstock.client.errors import invalid
+from penstock.v1 import inference_pb2 as pb
+
+Conversation: TypeAlias = "str | Sequence[pb.Message | Mapping[str, Any]]"
+"""A text is one message of the user. A dict: role, content (a text, or parts), tool_calls, tool_call_id."""
+Tool: TypeAlias = "pb.Tool | Mapping[str, Any]"
+ToolChoice: TypeAlias = "str | pb.ToolChoice | Mapping[str, Any]"
+
+_ROLES = {
+    "system": pb.ROLE_SYSTEM,
+    "developer": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+    "tool": pb.ROLE_TOOL,
+}
+
+
+def conversation(messages: Conversation) -> list[pb.Message]:
+    """Raises InvalidRequest for what has no place in the contract."""
+    if isinstance(messages, str):
+        return [pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=messages)])]
+    return [
+        each if isinstance(each, pb.Message) else _message(each, f"messages[{index}]")
+        for index, each in enumerate(messages)
+    ]
+
+
+def tools(given: Iterable[Tool]) -> list[pb.Tool]:
+    """Each {"type": "function", "function": {name, description, parameters, strict}}, or its inner part alone."""
+    return [
+        each if isinstance(each, pb.Tool) else _tool(each, f"tools[{index}]")
+        for index, each in enumerate(given)
+    ]
+
+
+def tool_choice(given: ToolChoice | None) -> pb.ToolChoice | None:
+    """auto, none, required, or {"type": "function", "function": {"name": ...}}."""
+    if given is None or isinstance(given, pb.ToolChoice):
+        return given
+    if isinstance(given, str):
+        return pb.ToolChoice(mode=given)
+    function = _function(given, "tool_choice")
+    _only(function, {"name"}, "tool_choice.function")
+    return pb.ToolChoice(name=_text(function, "name", "tool_choice.function"))
+
+
+def struct(given: Mapping[str, Any], path: str) -> Struct:
+    """JSON as protobuf has it."""
+    made = Struct()
+    try:
+        made.update(dict(given))
+    except (TypeError, ValueError) as error:
+        raise invalid(path, f"must be JSON: {error}") from error
+    return made
+
+
+def _message(given: Mapping[str, Any], path: str) -> pb.Message:
+    _only(given, {"role", "content", "tool_calls", "tool_call_id"}, path)
+    role = given.get("role")
+    if role not in _ROLES:
+        raise invalid(f"{path}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
+    content, calls = given.get("content"), given.get("tool_calls") or ()
+    return pb.Message(
+        role=_ROLES[role],
+        content=_content(content, f"{path}.content"),
+        tool_calls=[
+            each if isinstance(each, pb.ToolCall) else _call(each, index, f"{path}.tool_calls[{index}]")
+            for index, each in enumerate(calls)
+        ],
+        tool_call_id=given.get("tool_call_id") or "",
+    )
+
+
+def _content(content: Any, path: str) -> list[pb.ContentPart]:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [pb.ContentPart(text=content)]
+    if not isinstance(content, (list, tuple)):
+        raise invalid(path, f"must be a text or a list of parts, not {type(content).__name__}")
+    return [
+        each if isinstance(each, pb.ContentPart) else _part(each, f"{path}[{index}]")
+        for index, each in enumerate(content)
+    ]
+
+
+def _part(given: Any, path: str) -> pb.ContentPart:
+    if not isinstance(given, Mapping):
+        raise invalid(path, f"must be a dict, not {type(given).__name__}")
+    match given.get("type"):
+        case "text":
+            _only(given, {"type", "text"}, path)
+            return pb.ContentPart(text=_text(given, "text", path))
+        case "image_url":
+            _only(given, {"type", "image_url"}, path)
+            image = given.get("image_url")
+            if not isinstance(image, Mapping):
+                return pb.ContentPart(image_url=_text(given, "image_url", path))
+            _only(image, {"url"}, f"{path}.image_url")
+            return pb.ContentPart(image_url=_text(image, "url", f"{path}.image_url"))
+        case other:
+            raise invalid(f"{path}.type", f"must be text or image_url, not {other!r}")
+
+
+def _call(given: Mapping[str, Any], index: int, path: str) -> pb.ToolCall:
+    _only(given, {"id", "type", "index", "function"}, path)
+    function = _function(given, path)
+    _only(function, {"name", "arguments"}, f"{path}.function")
+    return pb.ToolCall(
+        index=index,
+        id=given.get("id") or "",
+        name=_text(function, "name", f"{path}.function"),
+        arguments=_text(function, "arguments", f"{path}.function"),
+    )
+
+
+def _tool(given: Mapping[str, Any], path: str) -> pb.Tool:
+    if "function" in given or "type" in given:
+        _only(given, {"type", "function"}, path)
+        given, path = _function(given, path), f"{path}.function"
+    _only(given, {"name", "description", "parameters", "strict"}, path)
+    parameters = given.get("parameters")
+    return pb.Tool(
+        name=_text(given, "name", path),
+        description=given.get("description") or "",
+        parameters=None if parameters is None else struct(parameters, f"{path}.parameters"),
+        strict=given.get("strict"),
+    )
+
+
+def _function(given: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    if given.get("type", "function") != "function":
+        raise invalid(f"{path}.type", f"must be function, not {given['type']!r}")
+    function = given.get("function")
+    if not isinstance(function, Mapping):
+        raise invalid(f"{path}.function", f"must be a dict, not {type(function).__name__}")
+    return function
+
+
+def _text(given: Mapping[str, Any], key: str, path: str) -> str:
+    value = given.get(key)
+    if not isinstance(value, str):
+        raise invalid(f"{path}.{key}", f"must be text, not {json.dumps(value, default=repr)}")
+    return value
+
+
+def _only(given: Mapping[str, Any], accepted: set[str], path: str) -> None:
+    unknown = sorted(key for key, value in given.items() if key not in accepted and value is not None)
+    if unknown:
+        raise invalid(f"{path}.{unknown[0]}", f"is not accepted; there are {', '.join(sorted(accepted))}")
