@@ -166,7 +166,7 @@ class TestGet:
             ["b", "0/1", "0", "New"],
         ]
         wide = (await penstock("get", "deployments", "-o", "wide")).stdout.splitlines()
-        assert wide[1].split()[5:] == ["1", "gpu", "/models/a"]
+        assert wide[1].split()[5:] == ["1", "gpu", "/models/a", "0"]
         shown = (await penstock("get", "replicas", "a")).stdout.splitlines()
         assert shown[1].split()[:6] == ["a-1", "Waiting", "1", "-", "-", "1"]
         assert (await penstock("get", "replicas", "a-1")).stdout.splitlines()[1].split()[0] == "a-1"
