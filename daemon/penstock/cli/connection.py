@@ -17,11 +17,11 @@ import grpc
 
 from penstock.cli.failures import INTERRUPTED, USAGE, Failure, failure_of
 from penstock.cli.output import say
+from penstock.client import AsyncClient, PenstockError, Retry
 from penstock.v1 import (
     cluster_pb2_grpc,
     decision_pb2_grpc,
     deployment_pb2_grpc,
-    inference_pb2_grpc,
     replica_pb2_grpc,
 )
 
@@ -44,14 +44,14 @@ _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The stubs of one channel."""
+    """The stubs of one channel, and a client of the inference API."""
 
     address: str
     deployments: deployment_pb2_grpc.DeploymentServiceStub
     replicas: replica_pb2_grpc.ReplicaServiceStub
     decisions: decision_pb2_grpc.DecisionServiceStub
     cluster: cluster_pb2_grpc.ClusterServiceStub
-    inference: inference_pb2_grpc.InferenceServiceStub
+    client: AsyncClient
 
 
 def config_path() -> Path:
@@ -97,7 +97,7 @@ def run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:
     """Runs a command's calls to their end. Raises Failure for whatever the server or the way to it says no with."""
     try:
         return asyncio.run(_interruptible(_run(address, command)))
-    except grpc.aio.AioRpcError as error:
+    except (grpc.aio.AioRpcError, PenstockError) as error:
         raise failure_of(error, address) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise Failure("", INTERRUPTED) from None
@@ -158,7 +158,9 @@ async def _interruptible(command: Coroutine[object, object, Result]) -> Result:
 
 async def _run(address: str, command: Callable[[Server], Awaitable[Result]]) -> Result:
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    # A person hears at once what is wrong, and asks again as it suits.
+    client = AsyncClient(address, retry=Retry(attempts=1))
+    async with client, grpc.aio.insecure_channel(address, options=options) as channel:
         return await command(
             Server(
                 address=address,
@@ -166,6 +168,6 @@ async def _run(address: str, command: Callable[[Server], Awaitable[Result]]) -> 
                 replicas=replica_pb2_grpc.ReplicaServiceStub(channel),
                 decisions=decision_pb2_grpc.DecisionServiceStub(channel),
                 cluster=cluster_pb2_grpc.ClusterServiceStub(channel),
-                inference=inference_pb2_grpc.InferenceServiceStub(channel),
+                client=client,
             )
         )

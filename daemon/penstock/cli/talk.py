@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
@@ -15,6 +16,8 @@ from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import USAGE, Failure
 from penstock.cli.options import address, complete_deployment
 from penstock.cli.output import DataFormat, clean, data, say, table
+from penstock.client import Answer
+from penstock.client.requests import GenerateOptions
 from penstock.v1 import inference_pb2 as pb
 
 ModelName = Annotated[
@@ -72,9 +75,7 @@ def chat(
 
       penstock chat smollm2 "Where is the Louvre?" --json-schema city.json
     """
-    asked = pb.StreamChatRequest(model=name, sampling=_sampling(max_tokens, temperature), tools=_tools(tools))
-    if json_schema is not None:
-        asked.output.json_schema_text = _read(json_schema)
+    options, known_tools = _options(max_tokens, temperature, json_schema), _tools(tools)
     messages = [_message(pb.ROLE_SYSTEM, system)] if system else []
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
@@ -83,10 +84,14 @@ def chat(
 
     where = address(context)
 
+    async def command(server: Server) -> str:
+        printer = _Printer(usage)
+        return await printer.show(
+            server.client.stream_chat(name, messages, tools=known_tools, on_wait=printer.wait, **options)
+        )
+
     def answer() -> str:
-        del asked.messages[:]
-        asked.messages.extend(messages)
-        return run(where, lambda server: _answer(server, asked, usage))
+        return run(where, command)
 
     if prompt is not None:
         messages.append(_message(pb.ROLE_USER, prompt))
@@ -113,22 +118,11 @@ def generate(
 
       penstock generate smollm2 "Once upon a time" --max-tokens 50
     """
+    options = _options(max_tokens, temperature, json_schema)
 
     async def command(server: Server) -> None:
-        request = pb.StreamGenerateRequest(
-            model=name, prompt=prompt, sampling=_sampling(max_tokens, temperature)
-        )
-        if json_schema is not None:
-            request.output.json_schema_text = _read(json_schema)
         printer = _Printer(usage)
-        try:
-            async for chunk in server.inference.StreamGenerate(request):
-                printer.wait(chunk.waiting)
-                for choice in chunk.choices:
-                    printer.add(choice.text, choice.finish_reason)
-                printer.count(chunk)
-        finally:
-            printer.end()
+        await printer.show(server.client.stream_generate(name, prompt, on_wait=printer.wait, **options))
 
     run(address(context), command)
 
@@ -146,8 +140,7 @@ def embed(
     """
 
     async def command(server: Server) -> None:
-        request = pb.EmbedRequest(model=name, inputs=texts)
-        answer = await server.inference.Embed(request, timeout=TIMEOUT_S)
+        answer = await server.client.embed(name, texts, timeout=TIMEOUT_S)
         print(json.dumps([[round(number, 7) for number in each.values] for each in answer.embeddings]))
 
     run(address(context), command)
@@ -167,7 +160,7 @@ def models(
     """
 
     async def command(server: Server) -> None:
-        found = (await server.inference.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+        found = await server.client.models(timeout=TIMEOUT_S)
         if output is not DataFormat.TABLE:
             data(found, output, is_list=True)
         elif found:
@@ -178,8 +171,9 @@ def models(
     run(address(context), command)
 
 
-def _sampling(max_tokens: int | None, temperature: float | None) -> pb.SamplingParameters:
-    return pb.SamplingParameters(max_tokens=max_tokens, temperature=temperature)
+def _options(max_tokens: int | None, temperature: float | None, json_schema: Path | None) -> GenerateOptions:
+    schema = None if json_schema is None else _read(json_schema)
+    return {"max_tokens": max_tokens, "temperature": temperature, "json_schema": schema}
 
 
 def _tools(path: Path | None) -> list[pb.Tool]:
@@ -213,21 +207,6 @@ def _ask() -> str:
         return ""
 
 
-async def _answer(server: Server, request: pb.StreamChatRequest, usage: bool) -> str:
-    printer = _Printer(usage)
-    try:
-        async for chunk in server.inference.StreamChat(request):
-            printer.wait(chunk.waiting)
-            for choice in chunk.choices:
-                printer.add(choice.content, choice.finish_reason)
-                for call in choice.tool_calls:
-                    printer.call(call)
-            printer.count(chunk)
-    finally:
-        printer.end()
-    return printer.text
-
-
 class _Printer:
     """Shows the first choice as it comes: its words, then what it calls. `usage`: at the end also the counts."""
 
@@ -238,32 +217,36 @@ class _Printer:
         self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
         self._waiting = ""
 
+    async def show(self, answers: AsyncIterator[Answer[Any]]) -> str:
+        """Returns the text."""
+        try:
+            async for answer in answers:
+                self._add(answer)
+        finally:
+            self._end()
+        return self.text
+
     def wait(self, progress: pb.WaitProgress) -> None:
-        """Says what is new while no replica can answer; nothing for a chunk without progress."""
-        said = f"waiting, position {progress.position}: {progress.message}" if progress.position else ""
-        if said and said != self._waiting:
+        """Says what is new while no replica can answer."""
+        said = f"waiting, position {progress.position}: {progress.message}"
+        if said != self._waiting:
             self._waiting = said
             say(said, style="dim", stderr=True)
 
-    def add(self, text: str, reason: pb.FinishReason.ValueType) -> None:
-        self.text += text
+    def _add(self, answer: Answer[Any]) -> None:
+        self.text += answer.text
         # To a file or a pipe a model's words go as they are.
-        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(clean(answer.text) if sys.stdout.isatty() else answer.text)
         sys.stdout.flush()
-        self._reason = reason or self._reason
+        self._reason = answer.finish_reason or self._reason
+        for part in answer.tool_calls:
+            whole = self._calls.setdefault(part.index, pb.ToolCall())
+            whole.name += part.name
+            whole.arguments += part.arguments
+        if self._usage is not None and answer.usage is not None:
+            self._usage = answer.usage
 
-    def call(self, part: pb.ToolCall) -> None:
-        """The next part of a tool call."""
-        whole = self._calls.setdefault(part.index, pb.ToolCall())
-        whole.name += part.name
-        whole.arguments += part.arguments
-
-    def count(self, chunk: pb.StreamChatResponse | pb.StreamGenerateResponse) -> None:
-        """The counts, which come in the last chunk."""
-        if self._usage is not None and chunk.HasField("usage"):
-            self._usage.CopyFrom(chunk.usage)
-
-    def end(self) -> None:
+    def _end(self) -> None:
         if self.text and not self.text.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()

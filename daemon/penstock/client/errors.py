@@ -94,7 +94,7 @@ class DeadlineExceeded(PenstockError):
 
 
 class Cancelled(PenstockError):
-    """The call was cancelled, by the server or by closing the client."""
+    """The call was cancelled, by the server, or by closing a `Client`; with asyncio the latter is a CancelledError."""
 
 
 class ServerError(PenstockError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
@@ -129,6 +130,14 @@ def test_an_answer_is_the_first_choices_and_goes_on() -> None:
         role=pb.ROLE_ASSISTANT, content=[pb.ContentPart(text="one")], tool_calls=[call]
     )
     assert Answer(pb.StreamGenerateResponse(usage=pb.Usage(prompt_tokens=1))).text == ""
+
+
+def test_the_two_clients_are_one() -> None:
+    def calls(client: type) -> dict[str, list[inspect.Parameter]]:
+        named = {name for name in vars(client) if not name.startswith("_")} | {"__init__"}
+        return {name: list(inspect.signature(getattr(client, name)).parameters.values()) for name in named}
+
+    assert calls(Client) == calls(AsyncClient)
 
 
 async def test_every_call_reaches_its_method() -> None:
