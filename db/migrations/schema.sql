@@ -186,8 +186,10 @@ CREATE TABLE public.replicas (
     created_at timestamp with time zone NOT NULL,
     removed_at timestamp with time zone,
     burst boolean DEFAULT false NOT NULL,
+    placement integer DEFAULT 0 NOT NULL,
     CONSTRAINT replicas_failures_check CHECK ((failures >= 0)),
     CONSTRAINT replicas_number_check CHECK ((number >= 1)),
+    CONSTRAINT replicas_placement_check CHECK ((placement >= 0)),
     CONSTRAINT replicas_removed_at_check CHECK (((state = 'removed'::text) = (removed_at IS NOT NULL))),
     CONSTRAINT replicas_state_check CHECK ((state = ANY (ARRAY['waiting'::text, 'submitting'::text, 'queued'::text, 'starting'::text, 'ready'::text, 'draining'::text, 'stopping'::text, 'removed'::text])))
 );

@@ -209,6 +209,21 @@ async def test_cancelling_a_waiting_job(lane: Lane) -> None:
     assert lane.signals(wanted) == []
 
 
+async def test_withdrawing_spares_what_has_nodes(lane: Lane) -> None:
+    running = lane.submission("obey")
+    job_id = await lane.slurm.submit(running)
+    await lane.ready(running)
+    await lane.slurm.cancel(job_id, name=running.name, only_waiting=True)
+    waiting = lane.submission("stay", partition="short", time_limit_s=3600)
+    waits_as = await lane.slurm.submit(waiting)
+    await lane.slurm.cancel(waits_as, name=waiting.name, only_waiting=True)
+    ended = await job_when(lane, waiting.name, lambda job: job.ended, "has ended")
+    assert ended.state is JobState.CANCELLED
+    (still,) = await lane.slurm.find(running.name)
+    assert still.state is JobState.RUNNING
+    assert lane.signals(running) == []
+
+
 async def test_a_job_of_another_name_is_left_alone(lane: Lane) -> None:
     wanted = lane.submission("stay")
     job_id = await lane.slurm.submit(wanted)

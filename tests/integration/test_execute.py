@@ -47,7 +47,7 @@ class Floor:
         """As the recorder leaves them."""
         async with self.database.transaction() as conn:
             made = await deployments.create(conn, "a", {}, Spec(Model(path="/m")), NOW)
-            new = await replicas.create_many(conn, {(made.uid, 1): count}, NOW)
+            new = await replicas.create_many(conn, {(made.uid, 1, False): count}, NOW)
             tokens = [f"token{one.number}" for one in new]
             await attempts.insert_many(
                 conn,

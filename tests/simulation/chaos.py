@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.core.changes import with_count_and_policies_of
 from penstock.core.jobs import JobState, Submission
 from penstock.core.model import job_comment, job_name
-from penstock.core.spec import Canary, Engine, Rollout, RolloutStrategy
+from penstock.core.spec import Burst, Canary, Engine, OutsideChanges, Placement, Rollout, RolloutStrategy
 from penstock.store.queries import deployments, replicas, revisions
 from tests.simulation.rules import Violation
 from tests.simulation.world import CALM, INSTALLATION, SPEC, STORMY, Process, Risk, World
 
 NAMES = ("chat", "code")
+SPOT = Placement(partition="spot", time_limit="8h", time_limit_s=28_800)
 SETTLE_TICKS = 150
 """With faults off everything is as wanted after at most so many passes, five seconds apart: the longest back-off,
 start-up time-out, drain and orphan's grace of SPEC, one after the other."""
@@ -106,6 +107,8 @@ async def calm(world: World) -> Process:
         if agent.exit_code:
             agent.ends_at, agent.exit_code = None, 0
     world.ghosts.clear()
+    # What somebody cancelled or holds is to stay so only until they say otherwise; now they do.
+    await world.admin.execute("UPDATE deployments SET spec = spec - 'outside_changes'")
     for name in await names(world, "paused AND deleted_at IS NULL"):
         await pause(world, name, False)
     for name in await names(world, "rollout_paused AND deleted_at IS NULL"):
@@ -239,6 +242,17 @@ async def job_changes(world: World) -> None:
     world.say(f"job {job_id} is changed from outside: {kind}")
 
 
+async def preemption(world: World) -> None:
+    """Somebody more important needs nodes: many of our jobs go at once, by requeue or for good."""
+    for job in world.jobs(JobState.RUNNING):
+        if world.chance(0.6):
+            if world.chance(0.5):
+                world.slurm.requeue(job.job_id)
+            else:
+                world.slurm.end(job.job_id, JobState.PREEMPTED)
+            world.say(f"job {job.job_id} is preempted, and is now {job.state}")
+
+
 async def node_changes(world: World) -> None:
     node = world.random.choice(("node1", "node2", "node3"))
     kind = world.random.choice(("fail", "restore", "restore", "drain"))
@@ -297,11 +311,32 @@ async def apply(world: World) -> None:
         canary=canary if strategy is RolloutStrategy.CANARY else None,
     )
     spec = replace(SPEC, replicas=count, rollout=rollout)
+    if world.chance(0.3):
+        spec = replace(spec, fallbacks=(SPOT,), placement=replace(spec.placement, patience_s=20))
+    if world.chance(0.3):
+        spec = replace(spec, burst=Burst(world.random.randint(0, 2), (SPOT,)))
+    if world.chance(0.3):
+        spec = replace(spec, outside_changes=OutsideChanges.RESPECT)
 
     async def create(conn: AsyncConnection) -> None:
         await deployments.create(conn, name, {}, spec, world.now)
 
     await world.people(f"someone creates {name} with {count} replicas", create)
+
+
+async def change_burst(world: World) -> None:
+    """The base moves; that is no new revision."""
+    for name in (await names(world))[:1]:
+        base = world.random.randint(0, 3)
+
+        async def change(conn: AsyncConnection, name: str = name, base: int = base) -> None:
+            old = (await deployments.get(conn, name)).spec
+            new = replace(old, burst=Burst(base, (SPOT,)))
+            await deployments.update_spec(
+                conn, name, new, None, world.now, new_revision=False, expected_version=None
+            )
+
+        await world.people(f"someone gives {name} a base of {base}", change)
 
 
 async def edit(world: World) -> None:
@@ -429,6 +464,7 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     slurm_outage: 2,
     reset: 0.7,
     job_changes: 5,
+    preemption: 1,
     node_changes: 2,
     foreign_job: 2,
     apply: 3,
@@ -436,6 +472,7 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     undo: 1,
     promote: 1,
     pause_rollout: 1.5,
+    change_burst: 0.7,
     scale: 4,
     pause: 1.5,
     delete: 1.5,

@@ -23,7 +23,7 @@ from penstock.core import backoff, model, orphans, plan, replicas, rollout
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
-from penstock.core.model import Listing
+from penstock.core.model import Listing, ReplicaState
 from penstock.slurm.port import SlurmError, SlurmUnavailable
 from penstock.store.queries import attempts, decisions
 from tests.simulation.world import CALM, STORMY, Risk
@@ -245,6 +245,30 @@ def _silence_without_ears(patch: Patch) -> None:
     patch.setattr(replicas, "_silent_since", since)
 
 
+def _no_pace(patch: Patch) -> None:
+    patch.setattr(replicas, "PACE_S", 0)
+
+
+def _nothing_respected(patch: Patch) -> None:
+    patch.setattr(replicas, "_respects", lambda scene: False)
+
+
+def _placement_left_at_once(patch: Patch) -> None:
+    """The next placement is tried without the job of the last one having ended."""
+
+    def left(scene: Any, attempt: Any, job: Job) -> Any:
+        end = acts.EndAttempt(
+            scene.replica.uid, attempt.token, None, job, 0, None, "given up", False, attempt.placement + 1
+        )
+        return scene.decide(Reason.PLACEMENT_GIVEN_UP, ReplicaState.WAITING, "given up", end)
+
+    patch.setattr(replicas, "_given_up", left)
+
+
+def _kinds_forgotten(patch: Patch) -> None:
+    patch.setattr(plan, "misplaced", lambda *given: ())
+
+
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
@@ -258,6 +282,10 @@ BUSY = replace(CALM, steps={"edit": 15, "scale": 15, "delete": 0, "pause": 0})
 FULL = replace(CALM, steps={"job_changes": 20, "node_changes": 15, "long_wait": 8})
 FORGETFUL = replace(CALM, steps={"reset": 12, "scale": 10})
 DEAF = replace(CALM, steps={"control_outage": 10, "long_wait": 8, "delete": 0})
+
+HANDS = replace(CALM, steps={"job_changes": 40, "preemption": 10, "tick": 120})
+SCARCE = replace(CALM, steps={"node_changes": 20, "long_wait": 20, "apply": 10, "delete": 5})
+MOVING = replace(CALM, steps={"change_burst": 15, "apply": 10})
 
 MUTANTS = (
     Mutant("the intent is written after the submission", ("6",), _intent_after_the_submission),
@@ -284,5 +312,11 @@ MUTANTS = (
     Mutant("a state nobody knows is taken for an end", ("1", "2"), _unknown_state_is_an_end),
     Mutant("a decision that stands is written each time", ("4",), _said_each_time),
     Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names, FORGETFUL),
+    Mutant("whoever cancels in a loop makes a storm", ("pace",), _no_pace, HANDS),
+    Mutant(
+        "outside changes are repaired where they are to be respected", ("respect",), _nothing_respected, HANDS
+    ),
+    Mutant("a placement is left before its job is gone", ("1", "2"), _placement_left_at_once, SCARCE),
+    Mutant("what is of the wrong kind stays", ("4",), _kinds_forgotten, MOVING),
     Mutant("silence counts while nobody listens", ("5",), _silence_without_ears, DEAF),
 )

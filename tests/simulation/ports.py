@@ -114,12 +114,13 @@ class SlurmPort:
         await self._process.point("submitted")
         return job_id
 
-    async def cancel(self, job_id: int, *, name: str) -> None:
-        await self._world.rules.effect(self._process, "cancel", name, job_id)
+    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+        kind = "withdraw" if only_waiting else "cancel"
+        await self._world.rules.effect(self._process, kind, name, job_id)
         await self._process.point("cancel")
         self._reach("cancel")
-        await self._world.slurm.cancel(job_id, name=name)
-        self._world.say(f"{self._process.name} cancels job {job_id}")
+        await self._world.slurm.cancel(job_id, name=name, only_waiting=only_waiting)
+        self._world.say(f"{self._process.name} {kind}s job {job_id}")
         self._reach("cancel's reply")
         await self._process.point("cancelled")
 

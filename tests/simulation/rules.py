@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.core.decisions import Reason
 from penstock.core.jobs import JobState
 from penstock.core.rollout import available_floor
-from penstock.core.spec import RolloutStrategy, Spec, share
+from penstock.core.spec import OutsideChanges, RolloutStrategy, Spec, share
 from penstock.store.documents import decode
 from penstock.testing.slurm import FakeJob
 
@@ -81,6 +81,8 @@ SERVING = (JobState.UNKNOWN, JobState.RESIZING, JobState.SIGNALING)
 TIMEOUTS = (Reason.STARTUP_TIMEOUT.word, Reason.REPORT_TIMEOUT.word)
 PATIENCE = 0.74
 """Of the doubled back-off at least this share must be waited: the rest may be jitter."""
+PACE_S = 59
+"""At least so long after an attempt that somebody else ended was written down the next one is."""
 GRACE_S = 55
 """No job is younger than this when it is cancelled as nobody's."""
 
@@ -237,13 +239,17 @@ class Rules:
                 return f"{row.name} is not gone"
             want = row.spec["replicas"]
             made = await self._all(
-                "SELECT r.state, r.revision, r.message FROM replicas r"
+                "SELECT r.state, r.revision, r.message, r.burst FROM replicas r"
                 " WHERE r.deployment_uid = %s AND r.removed_at IS NULL",
                 row.uid,
             )
             for one in made:
                 if one.state != "ready" or one.revision != row.revision:
                     return f"a replica of {row.name} is {one.state}: {one.message}"
+            spec = decode(Spec, row.spec)
+            base = want if spec.burst is None else min(spec.burst.base, want)
+            if (guaranteed := sum(not one.burst for one in made)) != base:
+                return f"{row.name} has {guaranteed} of {base} guaranteed replicas"
             if len(made) != want:
                 return f"{row.name} has {len(made)} of {want} replicas"
         owned = {row.token for row in await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")}
@@ -273,6 +279,7 @@ class Rules:
             raise Violation("6", f"{what}, though Slurm has refused it")
         self._replica_of[token] = row.replica_uid
         await self._backed_off(row, what)
+        await self._minded(row, what)
 
     async def _backed_off(self, row: Any, what: str) -> None:
         earlier = await self._all(
@@ -299,8 +306,31 @@ class Rules:
                     f"{what} {waited_s:.1f} s after failure {failures} in a row; {due_s} s were due",
                 )
 
+    async def _minded(self, row: Any, what: str) -> None:
+        """What somebody else ended is respected where the deployment says so, and makes no storm where not."""
+        earlier = await self._all(
+            "SELECT job, job_id, cancelled_at, intended_at FROM attempts"
+            " WHERE replica_uid = %s AND number = %s AND ended_at IS NOT NULL",
+            row.replica_uid,
+            row.number - 1,
+        )
+        if self._restored or self._world.skewed or not earlier or earlier[0].job is None:
+            return
+        (last,) = earlier
+        outside = last.job["state"] == JobState.CANCELLED and last.cancelled_at is None
+        if not outside and last.job["state"] != JobState.PREEMPTED:
+            return
+        if outside and await self._intent(["withdraw"], [f"job {last.job_id}"]):
+            return
+        waited_s = (row.intended_at - last.intended_at).total_seconds()
+        if waited_s < PACE_S:
+            raise Violation("pace", f"{what} {waited_s:.0f} s after an attempt that somebody ended")
+        spec = decode(Spec, (await self._all(DEPLOYMENTS + " WHERE uid = %s", row.uid))[0].spec)
+        if outside and spec.outside_changes is OutsideChanges.RESPECT:
+            raise Violation("respect", f"{what}, and somebody cancelled job {last.job_id}")
+
     async def _mutation(self, process: Process, kind: str, name: str, job_id: int, what: str) -> None:
-        action = ["drain"] if kind == "signal" else ["cancel", "cancel-orphan"]
+        action = {"signal": ["drain"], "withdraw": ["withdraw"]}.get(kind, ["cancel", "cancel-orphan"])
         intent = await self._intent(action, [f"job {job_id}"])
         if intent is None:
             raise Violation("6", f"{what}, and no decision says so")

@@ -70,7 +70,7 @@ SPEC = Spec(
     drain_timeout_s=20,
 )
 NODES = tuple(
-    Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu",))
+    Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu", "spot"))
     for name in ("node1", "node2", "node3")
 )
 TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases")
@@ -305,7 +305,7 @@ class World:
         self.slurm = FakeSlurm(
             clock=lambda: self.now,
             nodes=nodes,
-            limits={"gpu": (None, 28_800)},
+            limits={"gpu": (None, 28_800), "spot": (None, 28_800)},
             kill_wait_s=10.0,
             keeps_history=self.random.random() < 0.5,
             on_start=self._started,

@@ -247,14 +247,17 @@ class Stage:
             await deployments.set_rollout_paused(conn, name, paused)
 
     async def change_policy(self, restart: RestartPolicy, name: str = "chat") -> None:
-        """Applies a spec that differs in its restart policy only: the revision stays."""
+        await self.change_unrevised(name, "restart policy", restart=restart)
+
+    async def change_unrevised(self, name: str = "chat", what: str = "burst", **changes: Any) -> None:
+        """Applies a spec that differs in what makes no revision."""
         async with self.database.transaction() as conn:
             old = await deployments.get(conn, name)
-            spec = replace(old.spec, restart=restart)
+            spec = replace(old.spec, **changes)
             await deployments.update_spec(
                 conn, name, spec, None, self.now, new_revision=False, expected_version=None
             )
-        self.say(f"someone applies {name} with another restart policy")
+        self.say(f"someone applies {name} with another {what}")
 
     async def scale(self, count: int, name: str = "chat") -> None:
         self.say(f"someone scales {name} to {count}")

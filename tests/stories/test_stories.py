@@ -10,7 +10,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Engine, OutsideChanges, Placement, RestartPolicy
+from penstock.core.spec import Burst, Engine, OutsideChanges, Placement, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -727,3 +727,99 @@ async def test_altered_in_slurm(stage: Stage) -> None:
     await stage.tick(1)
     await stage.tick(1)
     await stage.quiet_tick()
+
+
+GPU, LONG = Placement(partition="gpu", patience_s=300), Placement(partition="cpu", qos="long", patience_s=120)
+
+
+async def test_placements_in_order(stage: Stage) -> None:
+    stage.tell("""A deployment has two placements. The first one is full; when its job has waited there for five
+        minutes, it is withdrawn, and the next attempt goes to the second one, where it waits for good. Waiting is
+        no failure: nothing is counted, and nothing backs off.""")
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.apply(placement=GPU, fallbacks=(LONG,))
+    await stage.tick()
+    await stage.tick(1)
+    await stage.quiet_tick(299)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.quiet_tick(7200)
+    stage.tell("It becomes ready there; so when its job ends, the first placement is tried again.")
+    stage.slurm.restore_node("node1")
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await stage.tick()
+    await stage.ended("chat-1", JobState.PREEMPTED)
+    await stage.tick()
+    await stage.tick(1)
+    assert [job.submission.partition for job in stage.slurm.jobs()][-2:] == ["cpu", "gpu"]
+    stage.tell("A job that starts in the moment of its withdrawal is left alone.")
+    stage.slurm.drain_node("node1")
+    await stage.apply("code", placement=GPU, fallbacks=(LONG,))
+    await stage.tick()
+    await stage.tick(1)
+
+    async def start(call: str) -> None:
+        if call == "cancel":
+            stage.slurm.restore_node("node1")
+            stage.pass_time(2)
+
+    stage.slurm.before_call = start
+    await stage.tick(301)
+    stage.slurm.before_call = None
+    await stage.tick(1)
+    await stage.becomes_ready("code-1")
+    await stage.tick()
+
+
+async def test_base_and_burst(stage: Stage) -> None:
+    stage.tell("""Two guaranteed replicas, and whatever is beyond them in a partition where it may be preempted. Scaled
+        down, the burst replicas go first.""")
+    burst = Burst(base=2, placements=(Placement(partition="short"),))
+    await stage.apply(replicas=3, burst=burst, placement=Placement(partition="gpu"))
+    await stage.tick()
+    assert [job.submission.partition for job in stage.slurm.jobs()] == ["gpu", "gpu", "short"]
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1", "chat-2", "chat-3")
+    await stage.tick()
+    stage.ready_at_least = 2
+    await stage.scale(2)
+    await stage.tick(1)
+    await stage.finish("chat-3")
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.quiet_tick()
+    stage.tell(
+        "A guaranteed replica is drained by hand while there are three: a guaranteed one takes its place."
+    )
+    await stage.scale(3)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-4")
+    await stage.tick()
+    await stage.drain("chat-1")
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-5")
+    await stage.finish("chat-1")
+    await stage.tick()
+    await stage.tick(1)
+    stage.tell(
+        "The base grows to three: the new one is made, and only when it is ready the burst replica goes."
+    )
+    stage.ready_at_least = 3
+    await stage.change_unrevised(burst=Burst(base=3, placements=burst.placements))
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.tick(1)
+    await stage.becomes_ready("chat-6")
+    await stage.tick(1)
+    await stage.finish("chat-4")
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.quiet_tick()
+    live = [job.submission.partition for job in stage.slurm.jobs() if not job.ended]
+    assert live == ["gpu", "gpu", "gpu"]

@@ -166,7 +166,7 @@ class Executor:
                 return await self._resubmit(effect, launch)
             case acts.Drain() as drain, _:
                 return await self._drain(effect, drain)
-            case (acts.Cancel() | acts.CancelOrphan()) as cancel, _:
+            case (acts.Cancel() | acts.Withdraw() | acts.CancelOrphan()) as cancel, _:
                 return await self._cancel(effect, cancel)
             case _:
                 raise TypeError(f"{effect.intent.action} is no effect")
@@ -241,13 +241,16 @@ class Executor:
             effect.intent, DONE, write=lambda conn: attempts.mark_signalled(conn, drain.token, now)
         )
 
-    async def _cancel(self, effect: _Effect, cancel: acts.Cancel | acts.CancelOrphan) -> Outcome:
+    async def _cancel(
+        self, effect: _Effect, cancel: acts.Cancel | acts.Withdraw | acts.CancelOrphan
+    ) -> Outcome:
         await self._may_call(effect)
+        only_waiting = isinstance(cancel, acts.Withdraw)
         try:
-            await self._slurm.cancel(cancel.job_id, name=cancel.name)
+            await self._slurm.cancel(cancel.job_id, name=cancel.name, only_waiting=only_waiting)
         except NoSuchJob as gone:
             return Outcome(effect.intent, f"nothing to cancel: {gone}")
-        if isinstance(cancel, acts.CancelOrphan):
+        if not isinstance(cancel, acts.Cancel):
             return Outcome(effect.intent, DONE)
         token, now = cancel.token, self._clock()
         return Outcome(effect.intent, DONE, write=lambda conn: attempts.mark_cancelled(conn, token, now))

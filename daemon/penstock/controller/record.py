@@ -12,7 +12,7 @@ import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
@@ -23,6 +23,7 @@ from penstock.core import decisions as acts
 from penstock.core.decisions import EFFECTS, Action, Decision
 from penstock.core.jobs import Job, Submission
 from penstock.core.model import Deployment, Replica
+from penstock.core.placements import placement_of
 from penstock.core.plan import Plan
 from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
@@ -95,16 +96,16 @@ class _Standing:
 class _Batch:
     """What a tick writes of many at once: a thousand replicas take as many statements as one."""
 
-    replicas: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """Deployment's uid and revision -> how many are made."""
+    replicas: Counter[tuple[str, int, bool]] = field(default_factory=Counter)
+    """Deployment's uid, revision and whether they are burst replicas -> how many are made."""
     attempts: list[attempts.NewAttempt] = field(default_factory=list)
     jobs: list[tuple[str, Job, datetime | None]] = field(default_factory=list)
 
     def takes(self, action: Action) -> bool:
         """Whether the action is written with the batch."""
         match action:
-            case acts.CreateReplica(deployment_uid, revision):
-                self.replicas[deployment_uid, revision] += 1
+            case acts.CreateReplica(deployment_uid, revision, burst):
+                self.replicas[deployment_uid, revision, burst] += 1
             case acts.RecordJob(token, job, running_since):
                 self.jobs.append((token, job, running_since))
             case _:
@@ -116,7 +117,9 @@ class _Batch:
         if isinstance(intent.action, acts.Submit) and intent.launch is not None:
             script, secret_hash = intent.launch.submission.script, _hash(intent.launch.secret)
             self.attempts.append(
-                attempts.NewAttempt(intent.action.replica_uid, intent.token, script, secret_hash)
+                attempts.NewAttempt(
+                    intent.action.replica_uid, intent.token, script, secret_hash, intent.action.placement
+                )
             )
 
     async def write(self, connection: AsyncConnection, now: datetime) -> None:
@@ -273,6 +276,11 @@ class Recorder:
         spec = deployment.spec
         if replica.revision != deployment.revision:
             spec = (await revisions.get(connection, deployment.uid, replica.revision)).spec
+        # Where burst replicas run is no part of a revision. What is submitted again goes where it went.
+        again = replica.live_attempt if isinstance(action, acts.Resubmit) else None
+        index = action.placement if isinstance(action, acts.Submit) else again.placement if again else 0
+        chosen = placement_of(replace(spec, burst=deployment.spec.burst), replica, index)
+        spec = replace(spec, placement=chosen, fallbacks=())
         folder = PurePosixPath(self._folders.path(token))
         job = JobPlan(
             self._installation, deployment.name, replica.name, replica.revision, token, folder, self._python
@@ -310,6 +318,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
                 next_attempt_at=end.next_attempt_at,
                 now=now,
                 failed=end.failed,
+                placement=end.placement,
             )
         case acts.Leave(replica_uid):
             await replicas.mark_leaving(connection, replica_uid)

@@ -92,6 +92,10 @@ class Reason(enum.Enum):
         "MaintenanceAhead",
         "The job asks for so long that it would wait out a maintenance; it is replaced by one that ends before.",
     )
+    PLACEMENT_GIVEN_UP = (
+        "PlacementGivenUp",
+        "The job waited for longer than its placement's patience; it is withdrawn, and the next placement is tried.",
+    )
     SUSPENDED = (
         "Suspended",
         "Slurm has halted the job; it serves nobody until it is let go on. Not a failure, and no time-out runs.",
@@ -117,6 +121,10 @@ class Reason(enum.Enum):
     )
     REPORT_TIMEOUT = ("ReportTimeout", "The agent has been silent for too long; the job is cancelled.")
     JOB_ENDED = ("JobEnded", "The job ended although nobody asked it to; the replica will be started again.")
+    PREEMPTING = (
+        "Preempting",
+        "Slurm ends the job after a grace time to make room for another one; it takes no new requests.",
+    )
     PREEMPTED = ("Preempted", "Slurm ended the job to make room for another one. No failure.")
     NODE_FAILED = (
         "NodeFailed",
@@ -170,6 +178,7 @@ class CreateReplica:
 
     deployment_uid: str
     revision: int
+    burst: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,8 @@ class Submit:
     """Names of nodes that it must not run on."""
     bounds: Bounds = NO_BOUNDS
     """What its time limit must keep."""
+    placement: int = 0
+    """Which of the replica's placements it is submitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +255,8 @@ class EndAttempt:
     message: str
     failed: bool = False
     """Whether the revision or the node may be to blame: then it counts as a `Failure`."""
+    placement: int = 0
+    """Which of the replica's placements the next attempt is submitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +272,15 @@ class Drain:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Write that the job is to end; then scancel it."""
+
+    token: str
+    job_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """scancel the job if it still waits; one that has started meanwhile is left alone."""
 
     token: str
     job_id: int
@@ -326,6 +348,7 @@ Action = (
     | EndAttempt
     | Drain
     | Cancel
+    | Withdraw
     | CancelOrphan
     | Leave
     | RemoveReplica
@@ -334,7 +357,7 @@ Action = (
     | RemoveDeployment
 )
 
-EFFECTS = (Submit, Resubmit, Drain, Cancel, CancelOrphan)
+EFFECTS = (Submit, Resubmit, Drain, Cancel, Withdraw, CancelOrphan)
 """The actions that mutate Slurm. All others are done once the decision is committed."""
 
 

@@ -12,13 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from penstock.core.slurm_words import ENDED_STATES, WAITING_STATES
 from penstock.core.slurm_words import JobState as JobState
 
 MESSAGE_TIMEOUT_S = 10
 """Slurm's own default of MessageTimeout, which stands for it until Slurm has said."""
+
+
+NO_LIMIT_S = 364 * 86_400
+"""Slurm gives a job without a limit an end that is a year after its start."""
+EARLY_S = 10
+"""An end that much before the limit is no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,14 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in ENDED_STATES
+
+    @property
+    def taken_early(self) -> bool:
+        """Whether the job runs and Slurm will end it before its time limit: so a preemption's grace time shows."""
+        if self.state is not JobState.RUNNING or self.started_at is None or self.ends_at is None:
+            return False
+        limit_s = NO_LIMIT_S if self.time_limit_s is None else self.time_limit_s
+        return self.ends_at < self.started_at + timedelta(seconds=limit_s - EARLY_S)
 
     @property
     def waiting(self) -> bool:

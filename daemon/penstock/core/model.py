@@ -126,6 +126,8 @@ class Replica:
     next_attempt_at: datetime | None = None
     burst: bool = False
     """It is one of those beyond the guaranteed base, and runs in `Spec.burst.placements`."""
+    placement: int = 0
+    """Which of its placements the next attempt is submitted to, from 0."""
     leaving: bool = False
     """It is to go and not to come back: scaled away, replaced, or its deployment deleted."""
     removed_at: datetime | None = None

@@ -45,12 +45,14 @@ from penstock.core.model import (
     marked_token,
 )
 from penstock.core.orphans import plan_orphans
+from penstock.core.placements import misplaced, placed, with_kinds
 from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
 from penstock.core.rollout import Counts, failed, plan_counts
 from penstock.core.sentences import clock
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect, avoided, suspects
+from penstock.core.walltime import Bounds
 
 _REMEDIES = (*EFFECTS, EndAttempt)
 """What mends by itself what is said to be in the way."""
@@ -162,16 +164,24 @@ def _plan_deployment(
         attempt is None or attempt.job_id is None
         for attempt in (replica.live_attempt for replica in replicas)
     )
-    avoiding = avoided(deployment.spec, suspected, observation.cluster) if may_submit else ()
     jobs = {
         replica.uid: None if (attempt := replica.live_attempt) is None else jobs_of(attempt, jobs_by_token)
         for replica in replicas
     }
     estimates = _estimates(observation, deployment, replicas, jobs.values())
-    limits = bounds(deployment.spec, observation.cluster, estimates, observation.now)
+    at_placements: dict[tuple[bool, int], tuple[tuple[Suspect, ...], Bounds]] = {}
+
+    def at_placement(replica: Replica, index: int) -> tuple[tuple[Suspect, ...], Bounds]:
+        if (replica.burst, index) not in at_placements:
+            spec = placed(deployment.spec, replica, index)
+            avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
+            limits = bounds(spec, observation.cluster, estimates, observation.now)
+            at_placements[replica.burst, index] = avoiding, limits
+        return at_placements[replica.burst, index]
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
+        avoiding, limits = at_placement(replica, replica.placement if attempt is None else attempt.placement)
         return plan_replica(
             Scene(
                 now=observation.now,
@@ -199,7 +209,16 @@ def _plan_deployment(
     handed_over = _by_their_end(outlooks)
     recorded = deployment.rollout
     deployment = replace(deployment, rollout=rollout_record(deployment, seen, held, observation.now))
-    counts = _counts(deployment, seen, handed_over)
+    wrong = misplaced(deployment, seen, handed_over)
+    idle = [replica for replica in wrong if replica.state is not ReplicaState.READY]
+    moving = [*handed_over, *(replica.uid for replica in wrong if replica.uid not in handed_over)]
+    gone = {replica.uid for replica in idle}
+    counts = _counts(
+        deployment,
+        [replace(one, leaving=True) if one.uid in gone else one for one in seen],
+        [uid for uid in moving if uid not in gone],
+    )
+    counts = with_kinds(deployment, seen, moving, idle, counts)
     for replica in replicas:
         if replica.uid in counts.leaving:
             outlooks[replica.uid] = look(replace(replica, leaving=True))

@@ -30,10 +30,12 @@ from penstock.core.decisions import (
     RemoveReplica,
     Resubmit,
     Submit,
+    Withdraw,
 )
 from penstock.core.estimates import Estimates
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Attempt, Deployment, Phase, Replica, ReplicaState, job_name
+from penstock.core.placements import named, placed
 from penstock.core.sentences import clock, job_end, queue_wait, why_blocked
 from penstock.core.slurm_words import (
     ENDING_STATES,
@@ -165,9 +167,10 @@ def _without_attempt(scene: Scene) -> Outlook:
     if scene.held_back is not None:
         return _held_back(scene, scene.held_back)
     number = last.number + 1 if last is not None else 1
-    message = f"attempt {number} of revision {replica.revision} is submitted"
+    where = named(scene.deployment.spec, replica, replica.placement)
+    message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
     message += told(scene.avoiding, now) + scene.bounds.told
-    submit = Submit(replica.uid, _names(scene.avoiding), scene.bounds)
+    submit = Submit(replica.uid, _names(scene.avoiding), scene.bounds, replica.placement)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
 
 
@@ -351,6 +354,8 @@ def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     wait = waits_for(job.state, job.reason)
     if wait in (Wait.HELD, Wait.HELD_BY_SLURM):
         return _held(scene, attempt, job, wait)
+    if wait is not Wait.ITS_TURN and not scene.deployment.paused and _patience_is_over(scene, attempt):
+        return _given_up(scene, attempt, job)
     if wait is Wait.SOMEBODY:
         return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
     if _would_wait_out_maintenance(scene, attempt, job):
@@ -366,8 +371,40 @@ def _would_wait_out_maintenance(scene: Scene, attempt: Attempt, job: Job) -> boo
     if deployment.paused or replica.revision != deployment.revision:
         return False  # Of an older spec's limits nothing is known here; that one goes soon anyway.
     number = job_number(replica, attempt.number)
-    unbounded = unbounded_s(deployment.spec, number, scene.bounds.partition_s)
+    unbounded = unbounded_s(
+        placed(deployment.spec, replica, attempt.placement), number, scene.bounds.partition_s
+    )
     return maintenance.waits_for_nothing(job, unbounded, scene.bounds)
+
+
+def _patience_is_over(scene: Scene, attempt: Attempt) -> bool:
+    """Whether the job has waited for as long as is waited at its placement, and there is another one.
+
+    Counted from when it was first seen to wait in this run, by our clock. What runs, or ran, is not waiting: whoever
+    registered has had nodes.
+    """
+    spec, replica = scene.deployment.spec, scene.replica
+    listed = spec.placements_of(burst=replica.burst)
+    if attempt.placement + 1 >= len(listed) or replica.state is not ReplicaState.QUEUED:
+        return False
+    patience = timedelta(seconds=listed[attempt.placement].patience_s)
+    return attempt.phase is Phase.NONE and scene.now >= replica.since + patience
+
+
+def _given_up(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    spec, replica = scene.deployment.spec, scene.replica
+    here = named(spec, replica, attempt.placement)
+    after = named(spec, replica, attempt.placement + 1)
+    message = (
+        f"job {job.job_id} waits at {here} since {clock(replica.since, scene.now)}; {after} is tried next"
+    )
+    withdraw = Withdraw(attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token))
+    return scene.decide(Reason.PLACEMENT_GIVEN_UP, ReplicaState.QUEUED, message, withdraw)
+
+
+def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
+    """Whether a cancellation was the withdrawal that was due. Somebody else's in that very moment counts as ours."""
+    return _cancelled_by_somebody(attempt, job) and _patience_is_over(scene, attempt)
 
 
 def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
@@ -397,7 +434,8 @@ def _respects(scene: Scene) -> bool:
 
 
 def _stays_cancelled(scene: Scene, last: Attempt) -> bool:
-    return _respects(scene) and _cancelled_by_somebody(last, last.job)
+    withdrawn = scene.replica.placement > last.placement
+    return _respects(scene) and _cancelled_by_somebody(last, last.job) and not withdrawn
 
 
 def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
@@ -405,7 +443,11 @@ def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
 
 
 def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    if _cancelled_by_somebody(attempt, job) and not scene.replica.leaving:
+    given_up = _was_given_up(scene, attempt, job)
+    if given_up:
+        where = named(scene.deployment.spec, scene.replica, attempt.placement)
+        message = f"job {job.job_id} was withdrawn from {where}"
+    elif _cancelled_by_somebody(attempt, job) and not scene.replica.leaving:
         message = f"somebody cancelled job {job.job_id}"
     else:
         message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
@@ -414,6 +456,8 @@ def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     reason = _ENDS.get(_blame(attempt, job), Reason.JOB_ENDED)
     if job.state is JobState.PREEMPTED:
         reason = Reason.PREEMPTED
+    if given_up:
+        reason = Reason.PLACEMENT_GIVEN_UP
     return _end(scene, attempt, job, reason, message, failed=not scene.replica.leaving)
 
 
@@ -437,7 +481,8 @@ def _end(
 ) -> Outlook:
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
-    blame = _blame(attempt, job)
+    blame, given_up = _blame(attempt, job), _was_given_up(scene, attempt, job)
+    placement = 0 if attempt.ready_at is not None else attempt.placement + given_up
     if failed:
         ended_at = _ended_at(scene, attempt, job)
         served = backoff.has_served(attempt, ended_at, policy)
@@ -447,14 +492,18 @@ def _end(
         else:
             failures = 0 if served else replica.failures
             next_attempt_at = max(scene.now, attempt.intended_at + timedelta(seconds=PACE_S))
+            if given_up:  # There are only so many placements.
+                next_attempt_at = scene.now
         blamed = blame is Blame.NODE or (blame is Blame.REVISION and not served)
-        if _respects(scene) and _cancelled_by_somebody(attempt, job):
+        if _respects(scene) and _cancelled_by_somebody(attempt, job) and not given_up:
             then = f"; {_LEFT}"
         elif not scene.deployment.paused:
             at_once = next_attempt_at <= scene.now
             then = f"; next attempt {'at once' if at_once else clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
-    end = EndAttempt(replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message, blamed)
+    end = EndAttempt(
+        replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message, blamed, placement
+    )
     if replica.leaving:
         return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, message, end, RemoveReplica(replica.uid))
     return scene.decide(reason, ReplicaState.WAITING, message + then, end)
@@ -510,6 +559,8 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """The job runs and is to go on."""
     if attempt.phase in (Phase.FAILED, Phase.ENDED):
         return _after_agent(scene, attempt, job)
+    if attempt.phase is not Phase.NONE and attempt.ready_at is not None and job.taken_early:
+        return _preempted_soon(scene, attempt, job)
     if silent_since := _silent_since(scene, attempt):
         limit_s = scene.deployment.spec.probes.report_timeout_s
         message = (
@@ -527,6 +578,17 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         message = f"takes requests at {attempt.endpoint} (job {job.job_id})"
         return _handed_over(scene, attempt, job, scene.decide(Reason.READY, ReplicaState.READY, message))
     return _starting(scene, attempt, job)
+
+
+def _preempted_soon(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    """Slurm has brought the job's end forward: it preempts it after a grace time, and tells the batch shell nothing of
+    that (unless PreemptParameters has send_user_signal). What it has to finish it can finish only now."""
+    message = f"Slurm takes the nodes of job {job.job_id} for another one; it finishes its requests"
+    if attempt.signalled_at is not None:
+        return scene.decide(Reason.PREEMPTING, ReplicaState.DRAINING, message)
+    name = job_name(scene.deployment.name, attempt.token)
+    drain = Drain(scene.replica.uid, attempt.token, job.job_id, name)
+    return scene.decide(Reason.PREEMPTING, ReplicaState.DRAINING, message, drain)
 
 
 def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> Outlook:

@@ -83,6 +83,11 @@ def available_floor(rollout: Rollout, want: int) -> int:
     return max(0, want - unavailable)
 
 
+def keeps_old(deployment: Deployment) -> bool:
+    """Whether replicas of an old revision are meant to stay beside the current one's, for now."""
+    return deployment.rollout_paused or is_stopped(deployment) or is_canary(deployment)
+
+
 def is_stopped(deployment: Deployment) -> bool:
     """Whether the current revision's rollout is over because it failed.
 
@@ -186,7 +191,7 @@ class _Fleet:
         """Which revision replaces an old replica that is missing: the stable one, else the newest there is."""
         if self.stable_is_old:
             return self.deployment.rollout.stable_revision
-        return max((one.revision for one in self.stale), default=self.deployment.revision)
+        return max((one.revision for one in (*self.stale, *self.outdated)), default=self.deployment.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +228,9 @@ def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
     """Towards `new` replicas of the current revision and `base` of the stable one; those of others go."""
     surplus = [
         *(one for one in fleet.outdated if not (base and one.revision == fleet.base_revision)),
-        *_least_worth(fleet.stale),
-        *_least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
-        *_least_worth(fleet.current)[: max(0, len(fleet.current) - new)],
+        *least_worth(fleet.stale),
+        *least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
+        *least_worth(fleet.current)[: max(0, len(fleet.current) - new)],
     ]
     # Those that serve nobody are no loss, whatever the others do.
     idle = [replica for replica in surplus if replica.state is not ReplicaState.READY]
@@ -248,7 +253,7 @@ def _delete(deployment: Deployment, replicas: Sequence[Replica], staying: Sequen
 
 def _scale(fleet: _Fleet) -> Counts:
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.current)
-    surplus = _least_worth(fleet.current)[: max(0, have - want)]
+    surplus = least_worth(fleet.current)[: max(0, have - want)]
     made = min(max(0, want - have), max(0, fleet.most - fleet.unborn - have))
     if fleet.ending and not surplus:
         return _hand_over(fleet, made)
@@ -333,7 +338,7 @@ def _stand_still(fleet: _Fleet) -> Counts:
     """Nothing is rolled; only the number is kept, with replicas of the revision that was there before."""
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
     most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
-    retired = _least_worth(fleet.fresh)[: max(0, have - most)]
+    retired = least_worth(fleet.fresh)[: max(0, have - most)]
     retired += fleet.relieved(but=retired)
     made = max(0, min(want - have, fleet.most - fleet.unborn - have))
     message = (
@@ -355,6 +360,8 @@ def _is_unborn(replica: Replica) -> bool:
     return attempt is not None and attempt.ready_at is None
 
 
-def _least_worth(replicas: Sequence[Replica]) -> list[Replica]:
-    """Those that serve nobody first; among equals the youngest."""
-    return sorted(replicas, key=lambda replica: (_WORTH.get(replica.state, 0), -replica.number))
+def least_worth(replicas: Sequence[Replica]) -> list[Replica]:
+    """Those that serve nobody first; among equals burst replicas, and of them the youngest."""
+    return sorted(
+        replicas, key=lambda replica: (_WORTH.get(replica.state, 0), not replica.burst, -replica.number)
+    )

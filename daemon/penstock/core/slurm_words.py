@@ -86,6 +86,10 @@ _WAIT = (
     "Waits: no time-out runs, and no failure is counted. After a placement's patience the next one is tried."
 )
 _HELD = "As for a held job, see JobHeldUser."
+_LISTENS = (
+    "Listens to its agent. Where Slurm has brought its end forward, which is how a preemption's grace time shows, it"
+    " drains at once."
+)
 _LET = "Nothing: it goes on."
 _ANEW = "Submits anew at once, but at most once a minute."
 _BACK_OFF = "Submits anew after the back-off."
@@ -101,7 +105,7 @@ STATES: Mapping[JobState, StateRow] = {
     JobState.CONFIGURING: StateRow(
         Kind.HAS_NODES, "It has its nodes, and Slurm boots or configures them.", "Waits.", "starting"
     ),
-    JobState.RUNNING: StateRow(Kind.HAS_NODES, "It runs.", "Listens to its agent.", "starting, then ready"),
+    JobState.RUNNING: StateRow(Kind.HAS_NODES, "It runs.", _LISTENS, "starting, then ready"),
     JobState.SUSPENDED: StateRow(
         Kind.HALTED,
         "Its processes are stopped: preempted by suspension, time-sliced, or suspended by an administrator.",

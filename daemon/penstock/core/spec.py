@@ -260,6 +260,10 @@ class Spec:
     outside_changes: OutsideChanges = OutsideChanges.REPAIR
     admission: Admission = Admission()
 
+    def placements_of(self, *, burst: bool) -> tuple[Placement, ...]:
+        """Those of burst replicas or of guaranteed ones, in the order in which they are tried; at least one."""
+        return self.burst.placements if burst and self.burst is not None else self.placements
+
     @property
     def placements(self) -> tuple[Placement, ...]:
         """Those of guaranteed replicas, in the order in which they are tried; at least one."""

@@ -9,6 +9,7 @@ partition lists does not count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from penstock.contract import quoted
 from penstock.core.jobs import Cluster, Node, Partition
@@ -19,29 +20,38 @@ from penstock.rpc.refusals import Fault, Violation
 MAX_NAMES = 20
 """How many names of partitions, accounts and the like a sentence lists."""
 
-PLACEMENT = "spec.placements[0]"
-
 
 def check(spec: Spec, cluster: Cluster) -> list[Violation]:
-    """What this cluster can never give the spec; empty: all is well."""
+    """What this cluster can never give the spec at one of its placements; empty: all is well."""
+    paths = {f"spec.placements[{index}]": one for index, one in enumerate(spec.placements)}
+    if spec.burst is not None:
+        paths |= {f"spec.burst.placements[{index}]": one for index, one in enumerate(spec.burst.placements)}
     found: list[Violation] = []
-    partitions = _partitions(spec, cluster, found)
+    for path, placement in paths.items():
+        found += _check_one(replace(spec, placement=placement), cluster, path)
+    return list(dict.fromkeys(found))
+
+
+def _check_one(spec: Spec, cluster: Cluster, path: str) -> list[Violation]:
+    """The same for `spec.placement`, which stands at `path`."""
+    found: list[Violation] = []
+    partitions = _partitions(spec, cluster, path, found)
     if partitions:
-        found += _time(spec, partitions)
+        found += _time(spec, path, partitions)
         found += _margin(spec, partitions)
-        found += _accounts(spec, cluster, partitions)
-        found += _nodes(spec, cluster, partitions)
+        found += _accounts(spec, cluster, path, partitions)
+        found += _nodes(spec, cluster, path, partitions)
     return found
 
 
-def _partitions(spec: Spec, cluster: Cluster, found: list[Violation]) -> list[Partition]:
+def _partitions(spec: Spec, cluster: Cluster, path: str, found: list[Violation]) -> list[Partition]:
     by_name = {partition.name: partition for partition in cluster.partitions}
     if not spec.placement.partition:
         if default := [partition for partition in cluster.partitions if partition.is_default]:
             return default
         found.append(
             _cannot(
-                f"{PLACEMENT}.partition",
+                f"{path}.partition",
                 f"must be given: the cluster has no default partition; it has {_list(by_name)}",
             )
         )
@@ -51,21 +61,21 @@ def _partitions(spec: Spec, cluster: Cluster, found: list[Violation]) -> list[Pa
         if name not in by_name:
             found.append(
                 _cannot(
-                    f"{PLACEMENT}.partition",
+                    f"{path}.partition",
                     f"the cluster has no partition {quoted(name)}; it has {_list(by_name)}",
                 )
             )
     return [by_name[name] for name in wanted if name in by_name]
 
 
-def _time(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
+def _time(spec: Spec, path: str, partitions: list[Partition]) -> Iterable[Violation]:
     wanted_s = spec.placement.time_limit_s
     limits = [partition.max_time_s for partition in partitions]
     if wanted_s is None or any(limit is None or wanted_s <= limit for limit in limits):
         return
     best = max(partitions, key=lambda partition: partition.max_time_s or 0)
     yield _cannot(
-        f"{PLACEMENT}.time_limit",
+        f"{path}.time_limit",
         f"{quoted(spec.placement.time_limit)} is longer than partition {best.name} allows,"
         f" {as_time(best.max_time_s or 0)}",
     )
@@ -91,7 +101,7 @@ def _margin(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
             return
 
 
-def _accounts(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterable[Violation]:
+def _accounts(spec: Spec, cluster: Cluster, path: str, partitions: list[Partition]) -> Iterable[Violation]:
     account, qos = spec.placement.account, spec.placement.qos
     if account and cluster.accounts is not None and account not in cluster.accounts:
         may = (
@@ -99,16 +109,14 @@ def _accounts(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iter
             if cluster.accounts
             else "this user may charge none"
         )
-        yield _cannot(f"{PLACEMENT}.account", f"there is no account {quoted(account)} for this user; {may}")
+        yield _cannot(f"{path}.account", f"there is no account {quoted(account)} for this user; {may}")
         return
     allowed = _allowed(account, partitions, lambda partition: partition.allowed_accounts)
     if allowed is not None:
-        yield _cannot(
-            f"{PLACEMENT}.account", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(account)}"
-        )
+        yield _cannot(f"{path}.account", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(account)}")
     allowed = _allowed(qos, partitions, lambda partition: partition.allowed_qos)
     if allowed is not None:
-        yield _cannot(f"{PLACEMENT}.qos", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(qos)}")
+        yield _cannot(f"{path}.qos", f"{_of(partitions)} takes {_list(allowed)}, not {quoted(qos)}")
 
 
 def _allowed(
@@ -124,12 +132,12 @@ def _allowed(
     return sorted(set(taken))
 
 
-def _nodes(spec: Spec, cluster: Cluster, partitions: list[Partition]) -> Iterable[Violation]:
+def _nodes(spec: Spec, cluster: Cluster, path: str, partitions: list[Partition]) -> Iterable[Violation]:
     wanted = spec.resources
     names = {partition.name for partition in partitions}
     nodes = [node for node in cluster.nodes if names & set(node.partitions)]
     if not nodes:
-        yield _cannot(f"{PLACEMENT}.partition", f"{_of(partitions)} has no node")
+        yield _cannot(f"{path}.partition", f"{_of(partitions)} has no node")
         return
     most = max(min(len(_in(nodes, partition)), partition.max_nodes or len(nodes)) for partition in partitions)
     if wanted.nodes > most:

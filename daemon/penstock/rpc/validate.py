@@ -124,18 +124,28 @@ def warnings(deployment: deployment_pb2.Deployment) -> list[str]:
     said = []
     spec = deployment.spec
     startup_s = spec.probes.startup_timeout_s or 1800
-    for index, placement in enumerate(spec.placements):
+    for path, placement in placements_of(spec):
         if placement.time_limit and time_limit_s(placement.time_limit) <= startup_s:
             said.append(
-                f"spec.placements[{index}].time_limit: {quoted(placement.time_limit)} is not longer than the"
+                f"{path}.time_limit: {quoted(placement.time_limit)} is not longer than the"
                 f" {startup_s} s that a replica may take to become ready (spec.probes.startup_timeout_s)"
             )
         said += [
-            f"spec.placements[{index}].options[{quoted(option)}]: is no option of sbatch that this release knows of"
+            f"{path}.options[{quoted(option)}]: is no option of sbatch that this release knows of"
             for option in sorted(placement.options)
             if option not in KNOWN_OPTIONS
         ]
     return said
+
+
+def placements_of(spec: spec_pb2.DeploymentSpec) -> Iterator[tuple[str, spec_pb2.Placement]]:
+    """Every placement of the spec, with its path."""
+    for listed, path in (
+        (spec.placements, "spec.placements"),
+        (spec.burst.placements, "spec.burst.placements"),
+    ):
+        for index, placement in enumerate(listed):
+            yield f"{path}[{index}]", placement
 
 
 def _field_rules(message: Message) -> Iterator[Violation]:
@@ -167,8 +177,7 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
                 f"spec.environment.{kind}",
                 "is for the engine vllm; the stand-in is Penstock's own program and runs in no container",
             )
-    for index, placement in enumerate(spec.placements):
-        path = f"spec.placements[{index}]"
+    for path, placement in placements_of(spec):
         if placement.time_limit:
             try:
                 time_limit_s(placement.time_limit)
@@ -304,21 +313,9 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
         "spec.model.adapters": bool(spec.model.adapters),
-        "spec.burst": spec.HasField("burst"),
         "spec.node_spread": bool(spec.node_spread),
         "spec.scaling": spec.HasField("scaling"),
     }
     for path, is_present in present.items():
         if is_present:
             yield Violation(path, "not supported yet", Fault.NOT_SUPPORTED_YET)
-    if len(spec.placements) > 1:
-        yield _later(
-            "spec.placements", f"more than one is not supported yet; {len(spec.placements)} were given"
-        )
-    for index, placement in enumerate(spec.placements):
-        if placement.HasField("patience_s"):
-            yield _later(f"spec.placements[{index}].patience_s", "not supported yet")
-
-
-def _later(path: str, message: str) -> Violation:
-    return Violation(path, message, Fault.NOT_SUPPORTED_YET)

@@ -132,11 +132,12 @@ class CommandLine:
             raise SubmissionUnknown(f"submitting job {submission.name}: sbatch: {outcome.complaint}")
         raise SubmissionRefused(refusal)
 
-    async def cancel(self, job_id: int, *, name: str) -> None:
+    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
         job = await self._look_up(job_id, name)
-        if job.ended:
+        if job.ended or (only_waiting and not job.waiting):
             return
-        outcome = await self._change("scancel", f"--name={name}", str(job_id))
+        waiting = ["--state=PENDING"] if only_waiting else []
+        outcome = await self._change("scancel", *waiting, f"--name={name}", str(job_id))
         if outcome.status != 0 and not _already_over(outcome):
             raise SlurmUnavailable(f"cancelling job {job_id}: scancel: {outcome.complaint}")
 

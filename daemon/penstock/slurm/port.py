@@ -89,9 +89,11 @@ class Slurm(Protocol):
         """
         ...
 
-    async def cancel(self, job_id: int, *, name: str) -> None:
+    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
         """Cancel the job with this id if it bears this name. Idempotent: an ended job stays as it is, without error.
 
+        `only_waiting`: one that has nodes is left alone, without error. Slurm has no such request: it is looked at
+        right before, and a job that starts in that moment may be hit all the same.
         Sends SIGTERM to the batch shell and its steps, then SIGKILL after KillWait.
         Raises NoSuchJob (also when the name differs) and SlurmUnavailable.
         """

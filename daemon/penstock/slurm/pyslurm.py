@@ -109,8 +109,8 @@ class PySlurm:
                 raise SubmissionUnknown(f"{about}: {message}")
         raise SubmissionUnknown(f"{about}: pyslurm's answer cannot be read: {parse.quote(str(answer))}")
 
-    async def cancel(self, job_id: int, *, name: str) -> None:
-        await self._value("cancel", job_id=job_id, name=name)
+    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+        await self._value("cancel", job_id=job_id, name=name, only_waiting=only_waiting)
 
     async def signal(self, job_id: int, signal: str, *, name: str) -> None:
         await self._value("signal", job_id=job_id, name=name, signal=signal)

@@ -164,9 +164,11 @@ def signal(pyslurm: Any, job_id: int, name: str, signal: str) -> None:
             raise
 
 
-def cancel(pyslurm: Any, job_id: int, name: str) -> None:
+def cancel(pyslurm: Any, job_id: int, name: str, only_waiting: bool = False) -> None:
     """Slurm's own cancelling: SIGTERM, then SIGKILL after KillWait."""
     job = look_up(pyslurm, job_id, name)
+    if only_waiting and job.state != "PENDING":
+        return
     try:
         job.cancel()
     except pyslurm.RPCError as error:

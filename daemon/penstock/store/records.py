@@ -162,6 +162,8 @@ def decided(action: core.Action, names: Mapping[str, str] | None = None) -> Deci
             return DecidedAction("drain", f"job {job_id}")
         case core.Cancel(job_id=job_id):
             return DecidedAction("cancel", f"job {job_id}")
+        case core.Withdraw(job_id=job_id):
+            return DecidedAction("withdraw", f"job {job_id}")
         case core.CancelOrphan(job_id=job_id):
             return DecidedAction("cancel-orphan", f"job {job_id}")
         case core.Leave(replica_uid=uid):

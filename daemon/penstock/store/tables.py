@@ -147,6 +147,7 @@ replicas = Table(
     Column("created_at", MOMENT, nullable=False),
     Column("removed_at", MOMENT, index=True),
     Column("burst", Boolean, nullable=False, server_default=false()),
+    Column("placement", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("deployment_uid", "number"),
     # No cascade of its own: a revision goes with its deployment, or when no replica runs it.
     ForeignKeyConstraint(["deployment_uid", "revision"], ["revisions.deployment_uid", "revisions.number"]),
@@ -154,6 +155,7 @@ replicas = Table(
     CheckConstraint(_one_of("state", ReplicaState), name="state"),
     CheckConstraint("(state = 'removed') = (removed_at IS NOT NULL)", name="removed_at"),
     CheckConstraint("failures >= 0", name="failures"),
+    CheckConstraint("placement >= 0", name="placement"),
 )
 
 attempts = Table(

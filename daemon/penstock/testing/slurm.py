@@ -233,10 +233,10 @@ class FakeSlurm:
             raise SubmissionUnknown(f"submitting job {submission.name}: the reply was lost (injected)")
         return job.job_id
 
-    async def cancel(self, job_id: int, *, name: str) -> None:
+    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
         await self._begin("cancel")
         job = self._named(job_id, name)
-        if not job.ended:
+        if not job.ended and not (only_waiting and job.active):
             self._terminate(job, JobState.CANCELLED)
         await self._end("cancel")
 

@@ -1084,3 +1084,28 @@ def test_an_altered_job_is_told_of_once(before: dict[str, object], now: dict[str
     assert outlook.decision.reason is R.JOB_ALTERED
     assert outlook.decision.message == f"job 7 was altered in Slurm: {says}; it counts as it is now"
     assert plan_replica(Scene(NOW, CHAT, served(is_now), is_now, 10, None)).decision.reason is R.READY
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "ends_s", "early"),
+    [(3600, 3540, False), (3600, 3535, False), (3600, 5, True), (None, None, False), (None, 5, True),
+     (None, 365 * 86_400, False)],
+)  # fmt: skip
+def test_a_preempted_job_uses_its_grace_to_drain(
+    limit_s: int | None, ends_s: float | None, early: bool
+) -> None:
+    listed = job(time_limit_s=limit_s, ends_at=None if ends_s is None else at(ends_s))
+    assert listed.taken_early is early
+    if not early:
+        return
+    outlook = plan_replica(Scene(NOW, CHAT, served(listed), listed, 10, None))
+    assert (outlook.decision.reason, outlook.state, outlook.decision.actions) == (
+        R.PREEMPTING,
+        S.DRAINING,
+        (DRAIN,),
+    )
+    told = served(listed, S.DRAINING, drain_at=at(-1), signalled_at=at(-1), phase=Phase.DRAINING)
+    again = plan_replica(Scene(NOW, CHAT, told, listed, 10, None))
+    assert (again.decision.reason, again.decision.actions) == (R.PREEMPTING, ())
+    starting = known(listed, phase=Phase.STARTING, running_since=at(-60))
+    assert plan_replica(Scene(NOW, CHAT, starting, listed, 10, None)).decision.reason is R.STARTING

@@ -266,6 +266,7 @@ def test_effects_are_what_mutates_slurm() -> None:
         "Resubmit",
         "Drain",
         "Cancel",
+        "Withdraw",
         "CancelOrphan",
     }
 

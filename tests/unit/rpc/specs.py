@@ -103,7 +103,7 @@ specs = st.builds(
     rollout=rollouts(),
     restart=restarts(),
     drain_timeout_s=st.integers(0, 86400),
-    admission=st.builds(core.Admission, st.integers(0, 10000), st.integers(0, 3600)),
+    admission=st.builds(core.Admission, st.integers(1, 100000), st.integers(0, 10000), st.integers(0, 3600)),
 ).filter(
     lambda spec: spec.engine.name == "vllm" or not (spec.environment.apptainer or spec.environment.pyxis)
 )

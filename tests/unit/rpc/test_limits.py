@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.core.jobs import Cluster, Node, Partition
-from penstock.core.spec import Model, Placement, Resources, Spec
+from penstock.core.spec import Burst, Model, Placement, Resources, Spec
 from penstock.rpc.limits import check
 from penstock.rpc.refusals import Fault
 
@@ -164,3 +164,17 @@ def test_a_node_that_is_down_now_counts() -> None:
 def test_a_long_list_of_names_is_cut() -> None:
     many = replace(CLUSTER, partitions=tuple(partition(f"p{number:02}") for number in range(30)))
     assert str(check(spec(Placement(partition="x")), many)[0]).endswith("p18, p19 and 10 more")
+
+
+def test_every_placement_is_looked_at() -> None:
+    wanted = replace(
+        spec(),
+        fallbacks=(Placement(partition="mixed"), Placement(partition="debug")),
+        burst=Burst(1, (Placement(partition="spot"),)),
+    )
+    found = [f"{one.field}: {one.message}" for one in check(wanted, CLUSTER)]
+    assert len(found) == 2
+    assert found[0].startswith('spec.placements[2].partition: the cluster has no partition "debug"; it has ')
+    assert found[1].startswith(
+        'spec.burst.placements[0].partition: the cluster has no partition "spot"; it has '
+    )

@@ -130,6 +130,11 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         'spec.resources.gpu_type: is "a100", but spec.resources.gpus is 0',
     ),
     ({"placements": [{"time_limit": "soon"}]}, f'spec.placements[0].time_limit: {TIME}, not "soon"'),
+    ({"placements": [{}, {"time_limit": "soon"}]}, f'spec.placements[1].time_limit: {TIME}, not "soon"'),
+    (
+        {"burst": {"placements": [{"options": {"job-name": "x"}}]}},
+        'spec.burst.placements[0].options["job-name"]: cannot be given here: Penstock finds its jobs by it',
+    ),
     (
         {"placements": [{"time_limit": "1:75"}]},
         "spec.placements[0].time_limit: has more minutes, seconds or hours than its place holds: "
@@ -222,8 +227,6 @@ def bare() -> deployment_pb2.Deployment:
 
 LATER: list[tuple[dict[str, Any], str]] = [
     ({"model": {"path": "/a", "adapters": [{"name": ""}]}}, "spec.model.adapters: not supported yet"),
-    ({"placements": [{}, {}]}, "spec.placements: more than one is not supported yet; 2 were given"),
-    ({"placements": [{"patience_s": 1}]}, "spec.placements[0].patience_s: not supported yet"),
     ({"scaling": {}}, "spec.scaling: not supported yet"),
 ]
 
@@ -242,7 +245,6 @@ def test_each_part_marked_so_in_the_contract_is_refused() -> None:
     }
     assert names >= {
         "adapters",
-        "patience_s",
         "scaling",
     }
 

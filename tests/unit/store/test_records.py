@@ -20,6 +20,7 @@ SHOWN: dict[core.Action, DecidedAction] = {
     core.EndAttempt("r", "t", 1, None, 1, None, ""): DecidedAction("end-attempt", "attempt t"),
     core.Drain("r", "t", 7, "n"): DecidedAction("drain", "job 7"),
     core.Cancel("t", 7, "n"): DecidedAction("cancel", "job 7"),
+    core.Withdraw("t", 7, "n"): DecidedAction("withdraw", "job 7"),
     core.CancelOrphan(7, "n"): DecidedAction("cancel-orphan", "job 7"),
     core.Adopt("t", JOB): DecidedAction("adopt", "job 7"),
     core.RecordJob("t", JOB): DecidedAction("record-job", "job 7"),

@@ -89,7 +89,7 @@ END = _LIVE.values(
 RECORD_FAILURES = (
     update(replicas)
     .where(replicas.c.uid == bindparam("at"))
-    .values(failures=bindparam("in_a_row"), next_attempt_at=bindparam("due"))
+    .values(failures=bindparam("in_a_row"), next_attempt_at=bindparam("due"), placement=bindparam("goes_to"))
 )
 LIST_FOR = (
     select(*rows.ATTEMPT)
@@ -146,6 +146,7 @@ class NewAttempt:
     token: str
     script: str = dataclasses.field(repr=False)
     secret_hash: str = dataclasses.field(repr=False)
+    placement: int = 0
 
 
 async def insert(
@@ -276,9 +277,10 @@ async def end(
     next_attempt_at: datetime | None,
     now: datetime,
     failed: bool = False,
+    placement: int = 0,
 ) -> bool:
     """Writes that the attempt is over, whether it counts as a failure of its revision or node, and the failures in a
-    row and the back-off of its replica.
+    row, the back-off and the next placement of its replica.
 
     `exit_code` and `job` None: what the agent and the last listing said stays.
     """
@@ -296,7 +298,10 @@ async def end(
     replica_uid = ended.scalar_one_or_none()
     if replica_uid is None:
         return False
-    await conn.execute(RECORD_FAILURES, {"at": replica_uid, "in_a_row": failures, "due": next_attempt_at})
+    await conn.execute(
+        RECORD_FAILURES,
+        {"at": replica_uid, "in_a_row": failures, "due": next_attempt_at, "goes_to": placement},
+    )
     await notify.changed_attempt(conn, token)
     return True
 

@@ -129,26 +129,27 @@ PRUNE = delete(replicas).where(
 
 async def create(conn: AsyncConnection, deployment_uid: str, revision: int, now: datetime) -> Replica:
     """A new replica, waiting. Raises NotFound."""
-    (made,) = await create_many(conn, {(deployment_uid, revision): 1}, now)
+    (made,) = await create_many(conn, {(deployment_uid, revision, False): 1}, now)
     return made
 
 
 async def create_many(
-    conn: AsyncConnection, wanted: Mapping[tuple[str, int], int], now: datetime
+    conn: AsyncConnection, wanted: Mapping[tuple[str, int, bool], int], now: datetime
 ) -> tuple[Replica, ...]:
-    """So many new replicas of each (deployment's uid, revision), waiting, in as many statements as one takes.
+    """So many new replicas of each (deployment's uid, revision, burst or not), waiting, in as many statements as one
+    takes.
 
     Raises NotFound.
     """
     if not wanted:
         return ()
     counts: Counter[str] = Counter()
-    for (uid, _), count in wanted.items():
+    for (uid, _, _), count in wanted.items():
         counts[uid] += count
     given = {"uids": list(counts), "counts": list(counts.values())}
     taken = {row.uid: row for row in await conn.execute(TAKE_NUMBERS, given)}
     values = []
-    for (uid, revision), count in wanted.items():
+    for (uid, revision, burst), count in wanted.items():
         if uid not in taken:
             raise NotFound("deployment", uid)
         first = taken[uid].next_replica_number - counts[uid]
@@ -160,6 +161,7 @@ async def create_many(
                 "number": number,
                 "name": f"{taken[uid].name}-{number}",
                 "revision": revision,
+                "burst": burst,
                 "since": now,
                 "created_at": now,
             }

@@ -105,6 +105,7 @@ def replica(row: AnyRow, its_attempt: Attempt | None) -> Replica:
         failures=row.r_failures,
         next_attempt_at=row.r_next_attempt_at,
         burst=row.r_burst,
+        placement=row.r_placement,
         leaving=row.r_leaving,
         removed_at=row.r_removed_at,
     )

@@ -65,6 +65,9 @@ REGISTER = (
         registered_at=bindparam("now"),
         reported_at=bindparam("now"),
         ready_at=None,
+        # An earlier run may have been told to drain; a replica that is to go is told again.
+        drain_at=None,
+        signalled_at=None,
         exit_code=None,
         last_words="",
     )
