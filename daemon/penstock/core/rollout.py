@@ -96,7 +96,7 @@ def is_stopped(deployment: Deployment) -> bool:
     """
     return (
         deployment.rollout.failed_revision == deployment.revision
-        and deployment.rollout.stable_revision != 0
+        and deployment.rollout.stable_revision not in (0, deployment.revision)
         and deployment.spec.rollout.strategy is not RolloutStrategy.RECREATE
     )
 
