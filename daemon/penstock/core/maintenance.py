@@ -42,7 +42,9 @@ def threats(job: Job, spec: Spec, cluster: Cluster | None, leaving: frozenset[st
     for one in cluster.maintenance:
         taken = sorted(mine & set(one.nodes))
         starts_later = job.started_at is not None and one.begins_at > job.started_at
-        if taken and starts_later and _enough(spec, cluster, frozenset(one.nodes)):
+        # One that its own limit ends before is in nobody's way; its successor would be threatened in its turn.
+        outlives = job.time_limit_s is None or job.ends_at is None or job.ends_at > one.begins_at
+        if taken and starts_later and outlives and _enough(spec, cluster, frozenset(one.nodes)):
             found.append(Threat(f"maintenance {one.name} takes node {', '.join(taken)}", one.begins_at))
     return tuple(found)
 

@@ -63,6 +63,24 @@ def test_maintenance_threatens_where_there_is_another_node() -> None:
     )  # It was there before the job: somebody means it so.
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "ends_s", "threatened"),
+    [
+        (None, 365 * 86_400, True),
+        (3600, 3600, True),
+        (3600, None, True),
+        (900, 900, False),
+        (600, 600, False),
+    ],
+)
+def test_maintenance_after_a_jobs_own_end_threatens_nobody(
+    limit_s: int | None, ends_s: int | None, threatened: bool
+) -> None:
+    runs = job(nodes="gpu1", time_limit_s=limit_s, ends_at=None if ends_s is None else at(ends_s))
+    seen = cluster(firmware(900, "gpu1"))
+    assert bool(threats(runs, HOUR, seen, seen.leaving)) is threatened
+
+
 def test_a_job_ends_before_the_maintenance_of_all_nodes() -> None:
     found = bounds(HOUR, cluster(firmware(1860)), TAKES, NOW)
     assert found == Bounds(None, 1800, 270, "; it must end before maintenance firmware at 14:31:00")
