@@ -83,7 +83,11 @@ def _failure(deployment: Deployment, replica: Replica, held: HeldBack | None, no
         lost = f"{held.failed} of the {held.allowed} failures an hour that the revision may lose are spent"
         return f"{lost}{how}{last_lines(attempt)}"
     attempt = replica.live_attempt
-    if attempt is None or replica.state is not ReplicaState.STARTING or attempt.running_since is None:
+    if attempt is None or attempt.running_since is None:
+        return ""
+    # The start-up time-out may have given it up in this very tick: what it is judged by is that it was never ready.
+    given_up = replica.state is ReplicaState.STOPPING and attempt.ready_at is None
+    if replica.state is not ReplicaState.STARTING and not given_up:
         return ""
     limit_s = deadline_s(deployment)
     if now < attempt.running_since + timedelta(seconds=limit_s):

@@ -9,13 +9,13 @@ import pytest
 
 from penstock.core.budget import HeldBack
 from penstock.core.canary import canary_counts, failed_as_canary, is_canary, request_weights
-from penstock.core.decisions import CreateReplica, GoBack, Leave, Reason
+from penstock.core.decisions import CreateReplica, GoBack, Leave, Reason, RecordRollout
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
 from penstock.core.plan import plan
 from penstock.core.progress import rollout_record
 from penstock.core.rollout import plan_counts
 from penstock.core.spec import Canary, Rollout, RolloutStrategy
-from tests.worlds import NOW, at, attempt, deployment, replica, world
+from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica, world
 
 READY, STARTING, QUEUED, WAITING = (
     ReplicaState.READY,
@@ -253,3 +253,17 @@ def test_it_goes_back_by_itself_where_that_is_asked_for() -> None:
     for held in ({"paused": True}, {"rollout_paused": True}, {"deleted_at": at(-1)}):
         found = plan(world([replace(asked, **held)], [], [])).decisions[0]
         assert found.reason is not Reason.ROLLED_BACK
+
+
+def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
+    """Both end at the same second, and the tick that gives the job up must not hide that it was late."""
+    of = deployment(replicas=1, revision=2)
+    serving, late = job(token="tok2", job_id=8), job(started_at=at(-600))
+    mine = [
+        replica(1, state=READY, its=ready_attempt(token="tok2", job_id=8, job=serving)),
+        replica(2, revision=2, state=STARTING, its=attempt(phase=Phase.STARTING, job=late)),
+    ]
+    own, *_ = plan(world([of], mine, [serving, late])).decisions
+    assert own.reason is Reason.ROLLOUT_FAILED
+    recorded = next(one for one in own.actions if isinstance(one, RecordRollout))
+    assert recorded.rollout.failed_message == "chat-2: job 7 generated no token within 600 s of its start"
