@@ -103,13 +103,15 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def GetDeployment(
         self, request: pb.GetDeploymentRequest, context: Context
     ) -> pb.GetDeploymentResponse:
+        seen = self._view.seen
+        cluster = seen.cluster if seen else None
         async with self._db.snapshot() as conn:
             found, copies = await whole(conn, request.name)
             starts = await attempts.starts(conn, found.uid)
             held = self._deps.held_requests().get(found.name, 0)
             return pb.GetDeploymentResponse(
                 deployment=deployment_out(found, await _counts(conn, found.uid), held),
-                handover=forecast_out(found, copies, starts.get(found.uid, ()), self._deps.clock()),
+                handover=forecast_out(found, copies, starts.get(found.uid, ()), self._deps.clock(), cluster),
             )
 
     async def ListDeployments(

@@ -4,14 +4,17 @@ it. Changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from penstock.core.decisions import Decision
+from penstock.core.estimates import Start
 from penstock.core.jobs import MESSAGE_TIMEOUT_S, Cluster
 from penstock.core.model import Deployment, Listing, Observation, Replica, Unknown
 from penstock.core.plan import plan
 from penstock.rpc.avoided import recent_failures
 from penstock.rpc.deps import Deps
 from penstock.slurm.port import SlurmUnavailable
-from penstock.store.queries import members, replicas
+from penstock.store.queries import attempts, members, replicas
 
 MAX_REPLICAS = 10_000
 """The most that a deployment may want."""
@@ -22,9 +25,11 @@ async def forecast(
 ) -> tuple[Decision, ...]:
     """The decisions about this deployment and its replicas that the next tick would make. `cluster`: if it is known."""
     own: tuple[Replica, ...] = ()
+    starts: Mapping[str, tuple[Start, ...]] = {}
     async with deps.db.snapshot() as conn:
         if not is_new:
             own = await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
+            starts = await attempts.starts(conn, wished.uid)
         open_since = await members.reports_open_since(conn)
         now = deps.clock()
         failures = await recent_failures(conn, now)
@@ -42,6 +47,8 @@ async def forecast(
             slurm=slurm,
             reports_open_since=open_since,
             failures=failures,
+            starts=starts,
+            cluster=cluster,
             message_timeout_s=cluster.message_timeout_s if cluster else MESSAGE_TIMEOUT_S,
         )
     )

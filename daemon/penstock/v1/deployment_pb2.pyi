@@ -420,7 +420,7 @@ class HandoverForecast(_message.Message):
     """The wait is what Slurm estimates of a job that waits now."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaHandover]:
-        """Those whose jobs have an end, the first that is due first; at most 100."""
+        """Those whose jobs have an end or whose nodes are drained, the first that is due first; at most 100."""
 
     def __init__(
         self,
@@ -451,11 +451,11 @@ class ReplicaHandover(_message.Message):
     """The replica's name."""
     @_builtins.property
     def ends_at(self) -> _timestamp_pb2.Timestamp:
-        """When its job reaches its time limit."""
+        """When its job ends: at its time limit, or where a maintenance takes its nodes. Unset: its node is drained, and nothing ends it."""
 
     @_builtins.property
     def due_at(self) -> _timestamp_pb2.Timestamp:
-        """When its successor is due by these estimates. A drained node or a maintenance may bring it earlier."""
+        """When its successor is due by these estimates. Where its node is drained that is as soon as its job runs."""
 
     @_builtins.property
     def begun_at(self) -> _timestamp_pb2.Timestamp:

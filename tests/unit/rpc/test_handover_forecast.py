@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.core.estimates import Start
-from penstock.core.jobs import JobState
+from penstock.core.jobs import Cluster, JobState, Maintenance, Node, Partition
 from penstock.rpc.convert.handover import REPLICAS_MAX, forecast_out
 from penstock.rpc.convert.time import time_out
 from tests.worlds import NOW, at, deployment, job, ready_attempt, replica
@@ -32,6 +32,28 @@ def test_when_and_what_it_rests_on() -> None:
     assert not first.HasField("begun_at")
     # The end, less the warning of 90 and 30 s, the wait, the cold start and the margin.
     assert (first.ends_at, first.due_at) == (time_out(at(3540)), time_out(at(3540 - 120 - 300 - 90 - 120)))
+
+
+def test_drained_nodes_and_maintenance_are_foreseen() -> None:
+    def cluster(state: str, *maintenance: Maintenance) -> Cluster:
+        nodes = tuple(
+            Node(name, its, 8, 16000, {"": 2}, ("gpu",)) for name, its in (("gpu1", state), ("gpu2", "IDLE"))
+        )
+        gpu = Partition("gpu", True, True, 86_400, 7200, None, 2, 16, ("gpu1", "gpu2"))
+        return Cluster("test", "26.05.5", (gpu,), nodes, maintenance=maintenance)
+
+    runs = replace(RUNS, nodes="gpu1")
+    copies = [replica(1, its=ready_attempt(job=runs))]
+    unlimited = [replica(1, its=ready_attempt(job=replace(runs, time_limit_s=None)))]
+    firmware = Maintenance("firmware", at(1800), at(5400), ("gpu1",))
+
+    (row,) = forecast_out(deployment(), copies, [ENDED], NOW, cluster("IDLE", firmware)).replicas
+    assert (row.ends_at, row.due_at) == (time_out(at(1800)), time_out(at(1800 - 300 - 90 - 120)))
+
+    (row,) = forecast_out(deployment(), unlimited, [ENDED], NOW, cluster("MIXED+DRAIN")).replicas
+    assert not row.HasField("ends_at")
+    assert row.due_at.ToDatetime() <= NOW.replace(tzinfo=None)
+    assert not forecast_out(deployment(), unlimited, [ENDED], NOW, cluster("IDLE")).replicas
 
 
 def test_the_answer_stays_short() -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from penstock.core.estimates import Start, estimate, start_of
-from penstock.core.handover import due, handed_over, limit_at
-from penstock.core.jobs import JobState
+from penstock.core.handover import due, end_of, handed_over
+from penstock.core.jobs import Cluster, JobState
+from penstock.core.maintenance import threats
 from penstock.core.model import Deployment, Replica
+from penstock.core.placements import placed
 from penstock.rpc.convert.time import time_out
 from penstock.v1 import deployment_pb2
 
@@ -17,9 +19,13 @@ REPLICAS_MAX = 100
 
 
 def forecast_out(
-    deployment: Deployment, replicas: Sequence[Replica], starts: Iterable[Start], now: datetime
+    deployment: Deployment,
+    replicas: Sequence[Replica],
+    starts: Iterable[Start],
+    now: datetime,
+    cluster: Cluster | None = None,
 ) -> deployment_pb2.HandoverForecast:
-    """`starts`: of its attempts that have ended."""
+    """`starts`: of its attempts that have ended. `cluster`: its drained nodes and maintenance; None: not known."""
     live = [attempt for replica in replicas if (attempt := replica.live_attempt) is not None]
     own = [start_of(attempt.running_since, attempt.ready_at, attempt.job) for attempt in live]
     jobs = [attempt.job for attempt in live if attempt.job is not None]
@@ -30,17 +36,19 @@ def forecast_out(
         measured_starts=found.measured,
         wait_is_slurms=found.slurm_says,
     )
+    leaving = frozenset[str]() if cluster is None else cluster.leaving
     rows: list[deployment_pb2.ReplicaHandover] = []
     for replica in replicas:
         attempt = replica.live_attempt
         job = None if attempt is None else attempt.job
         if attempt is None or job is None or job.state is not JobState.RUNNING or replica.leaving:
             continue
-        when = due(deployment.spec, attempt, job, found, now)
+        threatened = threats(job, placed(deployment.spec, replica, attempt.placement), cluster, leaving)
+        when = due(deployment.spec, attempt, job, found, now, threatened)
         if when is not None:
             row = deployment_pb2.ReplicaHandover(
                 replica=replica.name,
-                ends_at=time_out(limit_at(attempt, job)),
+                ends_at=time_out(end_of(attempt, job, threatened)),
                 due_at=time_out(when.at),
                 begun_at=time_out(attempt.handover_at) if handed_over(attempt) else None,
             )
