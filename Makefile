@@ -60,6 +60,10 @@ test-fast: env ## The tests that start no server: unit, stories, properties
 sim: env ## Play the simulation: fresh seeds until stopped (SECONDS=...: for so long), or one again (SEED=...)
 	@SEED=$(SEED) SECONDS_TO_PLAY=$(SECONDS) .venv/bin/python -m tests.simulation.seeds
 
+.PHONY: sim-day
+sim-day: env ## Play a day of 50 deployments: walltime, drains, a maintenance, preemptions (some minutes)
+	@PENSTOCK_DAY=1 $(PYTEST) -n 0 -s -k test_a_day tests/simulation/test_day.py
+
 .PHONY: quickstart
 quickstart: env ## A cluster, Penstock and a model on this machine; ends with a streamed answer
 	@deploy/dev/system-packages.sh quickstart

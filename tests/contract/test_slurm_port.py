@@ -402,8 +402,12 @@ async def test_a_requeued_job_keeps_its_id(lane: Lane) -> None:
     wanted = lane.submission("stay")
     job_id = await lane.slurm.submit(wanted)
     await lane.ready(wanted)
+    before = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
     lane.requeue(job_id)
     waiting = await job_when(lane, wanted.name, lambda job: job.waiting, "waits again")
+    assert before.submitted_at is not None
+    assert waiting.submitted_at is not None
+    assert waiting.submitted_at > before.submitted_at
     assert (waiting.job_id, waiting.restarts, waiting.nodes) == (job_id, 1, "")
     again = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs again")
     assert (again.job_id, again.restarts) == (job_id, 1)

@@ -343,7 +343,8 @@ class Rules:
         if reason in TIMEOUTS and job_id in self._waiting and not process.stale_s:
             raise Violation("9", f"{what}: {reason}, and job {job_id} waits in the queue")
         age_s = (self._world.now - job.submitted_at).total_seconds()
-        if reason == Reason.ORPHAN_CANCELLED.word and age_s < GRACE_S and not self._world.skewed:
+        is_young = age_s < GRACE_S and job.restarts == 0  # A requeue submits it anew.
+        if reason == Reason.ORPHAN_CANCELLED.word and is_young and not self._world.skewed:
             raise Violation("2", f"{what}: nobody's for {age_s:.0f} s only")
         token = name.rpartition("-")[2]
         if token in self._serving and not process.disturbed and not process.stale_s:

@@ -277,6 +277,7 @@ class Agent:
     silent_from: datetime | None = None
     drain_s: float | None = 5.0
     """None: SIGTERM is not heeded."""
+    draining: bool = False
     ghost: bool = False
     """Slurm has forgotten the job, and the processes run on."""
     phase: Phase = Phase.NONE
@@ -534,7 +535,8 @@ class World:
         agent = self.agents.get(job.job_id)
         if agent is None:
             return False
-        if agent.drain_s is not None:
+        if agent.drain_s is not None and not agent.draining:
+            agent.draining = True  # A second signal puts nothing off.
             agent.ends_at, agent.exit_code = self.now + timedelta(seconds=agent.drain_s), 0
         return True
 

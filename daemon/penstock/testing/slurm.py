@@ -250,11 +250,12 @@ class FakeSlurm:
 
     async def cluster(self) -> Cluster:
         await self._begin("cluster")
+        holders = self._holders()
         cluster = Cluster(
             name=self._name,
             slurm_version=self._slurm_version,
             partitions=tuple(self._partitions.values()),
-            nodes=tuple(self._described(node) for node in self._nodes.values()),
+            nodes=tuple(self._described(node, holders.get(node.name, ())) for node in self._nodes.values()),
             accounts=self._accounts,
             message_timeout_s=self._message_timeout_s,
             maintenance=tuple(sorted(self._maintenance, key=lambda one: (one.begins_at, one.name))),
@@ -324,6 +325,8 @@ class FakeSlurm:
         self._gone(job)
         job.state, job.reason = JobState.PENDING, "BeginTime"
         job.restarts += 1
+        # Slurm counts it as submitted anew, never at the second of the time before: accounting tells runs apart by it.
+        job.submitted_at = max(self._now, job.submitted_at + timedelta(seconds=1))
         job.eligible_at = self._now + self._requeue_delay
         job.started_at = job.kill_at = job.ending = None
         job.nodes, job.warned, job.shown = (), False, None
@@ -575,34 +578,42 @@ class FakeSlurm:
 
     def _room(self, job: FakeJob, limit_s: int | None) -> tuple[str, ...] | None:
         """The first nodes that have what the job needs free for so long; None when they are too few."""
+        holders = self._holders()
         free = [
             name
             for name, node in self._nodes.items()
             if node.usable
             and job.partition.name in node.partitions
-            and self._free(job.submission, self._described(node))
+            and self._free(job.submission, node, holders.get(name, ()))
             and not self._runs_into_maintenance(job, name, limit_s)
         ]
         return tuple(free[: job.submission.nodes]) if len(free) >= job.submission.nodes else None
 
-    def _free(self, submission: Submission, node: Node) -> bool:
-        others = [job for job in self._jobs.values() if job.active and node.name in job.nodes]
+    def _holders(self) -> dict[str, list[FakeJob]]:
+        """The jobs that hold each node that any job holds. Asked for once for all nodes: each asks all jobs."""
+        holders: dict[str, list[FakeJob]] = {}
+        for job in self._jobs.values():
+            for name in job.nodes if job.active else ():
+                holders.setdefault(name, []).append(job)
+        return holders
+
+    def _free(self, submission: Submission, node: Node, others: Sequence[FakeJob]) -> bool:
         if others and (submission.exclusive or any(job.submission.exclusive for job in others)):
             return False
         taken: Counter[str] = Counter()
         for job in others:
             taken.update(_take_gpus(_gpus(job.submission), node.gpus))
+        holds = self._described(node, others)
         left = replace(
             node,
-            cpus=node.cpus - node.cpus_allocated,
-            memory_mib=node.memory_mib - node.memory_allocated_mib,
+            cpus=node.cpus - holds.cpus_allocated,
+            memory_mib=node.memory_mib - holds.memory_allocated_mib,
             gpus={kind: count - taken[kind] for kind, count in node.gpus.items()},
         )
         return _fits(submission, left)
 
-    def _described(self, node: Node) -> Node:
+    def _described(self, node: Node, jobs: Sequence[FakeJob]) -> Node:
         """The node with what its jobs hold, and the state that follows from it."""
-        jobs = [job for job in self._jobs.values() if job.active and node.name in job.nodes]
         cpus = sum(node.cpus if job.submission.exclusive else _cpus(job.submission) for job in jobs)
         state = node.state
         if state.startswith("IDLE") and jobs:
