@@ -276,10 +276,11 @@ class Recorder:
         spec = deployment.spec
         if replica.revision != deployment.revision:
             spec = (await revisions.get(connection, deployment.uid, replica.revision)).spec
-        # Where burst replicas run is no part of a revision. What is submitted again goes where it went.
+        # Where fallbacks and burst replicas run is no part of a revision. What is submitted again goes where it went.
         again = replica.live_attempt if isinstance(action, acts.Resubmit) else None
         index = action.placement if isinstance(action, acts.Submit) else again.placement if again else 0
-        chosen = placement_of(replace(spec, burst=deployment.spec.burst), replica, index)
+        wanted = deployment.spec
+        chosen = placement_of(replace(spec, fallbacks=wanted.fallbacks, burst=wanted.burst), replica, index)
         spec = replace(spec, placement=chosen, fallbacks=())
         folder = PurePosixPath(self._folders.path(token))
         job = JobPlan(

@@ -13,7 +13,7 @@ def needs_revision(old: Spec, new: Spec) -> bool:
     """Whether a running replica depends on the difference.
 
     How many there are, and how they are rolled out, restarted, spread and handed over, is the controller's affair; whom
-    they let in, the gateway's.
+    they let in, the gateway's. So is how long their jobs wait and where they go then, which no running one depends on.
     """
     return with_count_and_policies_of(new, old) != new
 
@@ -25,6 +25,8 @@ def with_count_and_policies_of(spec: Spec, other: Spec) -> Spec:
         replicas=spec.replicas,
         rollout=spec.rollout,
         restart=spec.restart,
+        placement=replace(other.placement, patience_s=spec.placement.patience_s),
+        fallbacks=spec.fallbacks,
         burst=spec.burst,
         node_spread=spec.node_spread,
         handover=spec.handover,

@@ -182,7 +182,7 @@ class DeploymentServiceServicer:
 
     def RollbackDeployment(self, request, context):
         """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-        replicas, rollout, restart policy) stays. Does nothing for the current revision.
+        replicas, rollout, restart policy, patience, the placements after the first, burst) stays. Does nothing for the current revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class DeploymentServiceStub:
     """Replaces every replica by a fresh one of the same spec. Not idempotent: each call replaces them once."""
     RollbackDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse]
     """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-    replicas, rollout, restart policy) stays. Does nothing for the current revision.
+    replicas, rollout, restart policy, patience, the placements after the first, burst) stays. Does nothing for the current revision.
     """
     PromoteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PromoteDeploymentRequest, _deployment_pb2.PromoteDeploymentResponse]
     """Promotes the canary: the current revision is rolled out to all replicas. Does nothing for a revision that was promoted before.
@@ -145,7 +145,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse],
     ) -> _abc.Awaitable[_deployment_pb2.RollbackDeploymentResponse]:
         """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-        replicas, rollout, restart policy) stays. Does nothing for the current revision.
+        replicas, rollout, restart policy, patience, the placements after the first, burst) stays. Does nothing for the current revision.
         """
 
     @_abc_1.abstractmethod

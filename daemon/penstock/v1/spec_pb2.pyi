@@ -145,7 +145,9 @@ class DeploymentSpec(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]:
-        """Where the job may run, tried in order. Unset: the cluster's default partition."""
+        """Where the job may run, tried in order. Unset: the cluster's default partition. Another patience, and
+        other placements after the first, replace no replica.
+        """
 
     @_builtins.property
     def probes(self) -> Global___Probes: ...

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.core.changes import needs_revision, with_count_and_policies_of
 from penstock.core.decisions import CreateReplica, EndAttempt, Leave, Reason, Withdraw
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
@@ -71,6 +72,16 @@ def test_where_the_next_attempt_goes(one: Replica, ends_as: JobState, goes_to: i
     assert (outlook.decision.reason, end.placement) == (reason, goes_to)
     if reason is Reason.PLACEMENT_GIVEN_UP:
         assert (end.failures, end.failed, end.next_attempt_at) == (0, False, NOW)
+
+
+def test_patience_and_fallbacks_are_no_part_of_a_revision() -> None:
+    old = TWO.spec
+    patient = replace(old, placement=replace(FIRST, patience_s=900))
+    assert not needs_revision(old, patient)
+    assert not needs_revision(old, replace(old, fallbacks=()))
+    assert needs_revision(old, replace(old, placement=replace(FIRST, partition="cpu")))
+    kept = with_count_and_policies_of(replace(patient, fallbacks=()), old)
+    assert kept.placements == (replace(FIRST, patience_s=900),)
 
 
 def test_names_and_places() -> None:
