@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,8 @@ from penstock.controller import execute
 from penstock.controller.execute import GROUP, PROOF_STANDS_FOR, Executor
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
-from penstock.controller.record import Intent, Launch
-from penstock.core.decisions import Decision, Reason, Submit
+from penstock.controller.record import Intent, Launch, hash_of
+from penstock.core.decisions import Decision, Reason, Resubmit, Submit
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
 from penstock.store.database import Database
@@ -141,6 +142,24 @@ async def test_a_folder_that_cannot_be_made(floor: Floor) -> None:
     assert rows["token2"].refusal.startswith("the attempt's folder cannot be made: ")
     assert rows["token2"].submitted_at is None
     assert len(floor.slurm.jobs()) == 2
+
+
+async def test_an_agent_of_the_first_call_and_one_of_the_second_are_let_in(floor: Floor) -> None:
+    """The second call's secret is new, and the folder's is what an agent reads."""
+    first = await floor.intents(3)
+    folders = Folders(floor.folder)
+    for token in ("token1", "token2"):
+        folders.prepare(token, {}, f"of {token}")
+    await floor.slurm.submit(job("token1"))
+    await floor.carry_out([dataclasses.replace(one, action=Resubmit("", one.token)) for one in first])
+    hashes = {token: row.secret_hash for token, row in (await floor.rows()).items()}
+    assert hashes == {
+        "token1": "0" * 64,  # Its job was found: what is known of it is left alone.
+        "token2": hash_of("of token2"),
+        "token3": hash_of("s3cret"),
+    }
+    assert folders.prepare("token2", {}, "") == "of token2"
+    assert folders.prepare("token3", {}, "") == "s3cret"
 
 
 async def test_doubt_counts_from_a_mark_that_is_fresh(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:

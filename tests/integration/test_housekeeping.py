@@ -76,7 +76,8 @@ async def test_a_round_forgets_what_is_old_in_batches(
                 conn, token, message="", exit_code=0, job=None, failures=0, next_attempt_at=None, now=when
             )
             await replicas.remove(conn, replica.uid, when)
-            folder = folders.prepare(token, {}, "secret")
+            folders.prepare(token, {}, "secret")
+            folder = folders.path(token)
             long_ago = folder.stat().st_mtime - 31 * DAY_S
             os.utime(folder, (long_ago, long_ago))
     (tmp_path / "not-an-attempts").mkdir()

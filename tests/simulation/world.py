@@ -31,7 +31,7 @@ from penstock.controller.housekeeping import Housekeeping
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
-from penstock.controller.record import TOKEN_ALPHABET, TOKEN_LENGTH, Recorder
+from penstock.controller.record import TOKEN_ALPHABET, TOKEN_LENGTH, Recorder, hash_of
 from penstock.core.jobs import Job, JobState, Node, Submission
 from penstock.core.model import Phase
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Rollout, Spec
@@ -115,11 +115,14 @@ class Fate(enum.Enum):
     OUTAGE = "loses the database"
 
 
+@dataclass(frozen=True)
 class MemoryFolders(Folders):
     """Attempts' folders without a disk."""
 
-    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> Path:
-        return self.path(token)
+    secrets: dict[str, str]
+
+    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> str:
+        return self.secrets.setdefault(token, secret)
 
     def older_than(self, timestamp: float) -> list[str]:
         return []
@@ -154,7 +157,7 @@ class Process:
         self._taken = asyncio.Event()
         db = DatabasePort(world.database, self)
         slurm = SlurmPort(self)
-        folders = MemoryFolders(Path("/simulated"))
+        folders = MemoryFolders(Path("/simulated"), world.secrets)
         self.clock = DatabaseClock(zone=UTC, host=self._host_time, elapsed_s=lambda: world.elapsed_s)
         self.lease = Lease(
             LeasePort(world.database, self), name, clock=self.clock, elapsed_s=lambda: world.elapsed_s
@@ -267,6 +270,8 @@ class Agent:
     job_id: int
     restarts: int
     node: str
+    secret: str
+    """What lay in the attempt's folder when it started."""
     register_at: datetime
     ready_at: datetime | None
     """None: the engine never gets there."""
@@ -318,6 +323,8 @@ class World:
         """Whether some host's clock was ever off: then times of two hosts cannot be compared."""
         self.processes: list[Process] = []
         self.agents: dict[int, Agent] = {}
+        self.secrets: dict[str, str] = {}
+        """What lies in the attempts' folders, by token."""
         self.ghosts: list[Agent] = []
         self.lines: list[str] = []
         self.steps = 0
@@ -510,6 +517,7 @@ class World:
             job_id=job.job_id,
             restarts=job.restarts,
             node=job.nodes[0],
+            secret=self.secrets[job.submission.name.rpartition("-")[2]],
             register_at=self.now + timedelta(seconds=soon(0.5, 6)),
             ready_at=self.now + timedelta(seconds=soon(6, 25)),
         )
@@ -575,6 +583,11 @@ class World:
 
     async def _register(self, agent: Agent) -> None:
         async def words(conn: AsyncConnection) -> None:
+            known = await runtime.authenticate(conn, agent.token)
+            if known is not None and known.secret_hash != hash_of(agent.secret):
+                raise Violation(
+                    "2", f"the agent of job {agent.job_id} is refused with its attempt's own secret"
+                )
             await runtime.register(
                 conn,
                 agent.token,

@@ -25,7 +25,7 @@ from penstock.controller import outcomes
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
 from penstock.controller.outcomes import Outcome
-from penstock.controller.record import Intent, Launch
+from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core import decisions as acts
 from penstock.slurm.port import (
     NoSuchJob,
@@ -70,6 +70,8 @@ class _Effect:
     intent: Intent
     obstacle: str = ""
     """Why the attempt's folder cannot be made."""
+    secret: str = ""
+    """What lies in the folder of a submission."""
     proven_at: datetime | None = None
     """When the lease was last ours by the database's clock, and a submission marked as about to be made."""
 
@@ -181,7 +183,7 @@ class Executor:
     def _make_folders(self, submissions: Sequence[tuple[_Effect, Launch]]) -> None:
         for effect, launch in submissions:
             try:
-                self._folders.prepare(effect.intent.token, launch.config, launch.secret)
+                effect.secret = self._folders.prepare(effect.intent.token, launch.config, launch.secret)
             except OSError as error:
                 effect.obstacle = f"the attempt's folder cannot be made: {error}"
 
@@ -196,6 +198,10 @@ class Executor:
         ]
         async with self._db.transaction() as connection:
             await attempts.mark_submitting(connection, submitted, now)
+            for effect in effects:
+                # Only who knows what the folder holds may say what opens the door to the agent that reads it.
+                if isinstance(effect.intent.action, acts.Resubmit) and effect.secret:
+                    await attempts.rekey(connection, effect.intent.token, hash_of(effect.secret))
             # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
             await self._lease.fence(connection)
         for effect in effects:

@@ -7,6 +7,7 @@ database.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -76,13 +77,19 @@ class Folders:
         """Where this attempt's folder is or will be."""
         return self.root / token
 
-    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> Path:
-        """Makes the folder with its two files, readable by their owner only. Idempotent. Raises OSError."""
+    def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> str:
+        """Makes the folder with its two files, readable by their owner only. Idempotent. Raises OSError.
+
+        Returns the secret that lies there: an earlier one stays, because an agent may have read it already.
+        """
         folder = self.path(token)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_private(folder / "agent.json", json.dumps(config, indent=1))
+        with contextlib.suppress(FileNotFoundError):
+            if there := (folder / SECRET_NAME).read_text(errors="replace").strip():
+                return there
         _write_private(folder / SECRET_NAME, secret + "\n")
-        return folder
+        return secret
 
     def older_than(self, timestamp: float) -> list[str]:
         """Tokens of the attempts' folders that were last changed before this time (seconds of the epoch).

@@ -46,6 +46,7 @@ class Launch:
     submission: Submission
     config: Mapping[str, object]
     secret: str = field(repr=False)
+    """For the attempt's folder, unless one lies there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class _Batch:
     def attempt_of(self, intent: Intent) -> None:
         """With the intent of a first submission its attempt is written."""
         if isinstance(intent.action, acts.Submit) and intent.launch is not None:
-            script, secret_hash = intent.launch.submission.script, _hash(intent.launch.secret)
+            script, secret_hash = intent.launch.submission.script, hash_of(intent.launch.secret)
             self.attempts.append(
                 attempts.NewAttempt(
                     intent.action.replica_uid, intent.token, script, secret_hash, intent.action.placement
@@ -254,7 +255,6 @@ class Recorder:
                 return Intent(row, position, action, token, launch)
             case acts.Resubmit(token=token):
                 launch = await self._launch(connection, world, action, token)
-                await attempts.rekey(connection, token, _hash(launch.secret))
                 return Intent(row, position, action, token, launch)
             case acts.Drain(token=token):
                 await attempts.mark_draining(connection, token, now)
@@ -342,5 +342,6 @@ def draw_token() -> str:
     return "".join(TOKEN_ALPHABET[byte % len(TOKEN_ALPHABET)] for byte in secrets.token_bytes(TOKEN_LENGTH))
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What the database keeps of an attempt's secret."""
     return hashlib.sha256(secret.encode()).hexdigest()

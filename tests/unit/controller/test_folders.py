@@ -11,7 +11,8 @@ from penstock.controller.folders import Folders
 
 def test_only_attempts_folders_are_ever_old(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
-    made = folders.prepare("a" * 20, {}, "s3cret")
+    folders.prepare("a" * 20, {}, "s3cret")
+    made = folders.path("a" * 20)
     (tmp_path / "somebody-elses").mkdir()
     (tmp_path / "link").symlink_to(made)
     for entry in tmp_path.iterdir():
@@ -23,3 +24,13 @@ def test_only_attempts_folders_are_ever_old(tmp_path: Path) -> None:
         "agent.json": 0o600,
         "secret": 0o600,
     }
+
+
+def test_a_secret_that_an_agent_may_have_read_stays(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    assert folders.prepare("a" * 20, {}, "first") == "first"
+    assert folders.prepare("a" * 20, {"attempt": "2"}, "second") == "first"
+    assert (tmp_path / ("a" * 20) / "secret").read_text() == "first\n"
+    assert (tmp_path / ("a" * 20) / "agent.json").read_text() == '{\n "attempt": "2"\n}'
+    (tmp_path / ("a" * 20) / "secret").write_text("")  # As a power cut may leave it.
+    assert folders.prepare("a" * 20, {}, "third") == "third"

@@ -198,8 +198,8 @@ async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bo
 
 
 async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
-    """Gives an attempt that nobody has registered for another secret: the first one may have died with its
-    controller."""
+    """Gives an attempt that nobody has registered for the secret that lies in its folder: the first one may have died
+    with its controller."""
     return await _write(conn, notify.telling(REKEY.values(secret_hash=secret_hash)), token)
 
 
