@@ -14,13 +14,16 @@ from penstock.core.model import job_comment, job_name
 from penstock.core.spec import Burst, Canary, Engine, OutsideChanges, Placement, Rollout, RolloutStrategy
 from penstock.store.queries import deployments, replicas, revisions
 from tests.simulation.rules import Violation
-from tests.simulation.world import CALM, INSTALLATION, SPEC, STORMY, Process, Risk, World
+from tests.simulation.world import CALM, INSTALLATION, NODES, SPEC, STORMY, Process, Risk, World
 
 NAMES = ("chat", "code")
 SPOT = Placement(partition="spot", time_limit="8h", time_limit_s=28_800)
 SETTLE_TICKS = 150
 """With faults off everything is as wanted after at most so many passes, five seconds apart: the longest back-off,
 start-up time-out, drain and orphan's grace of SPEC, one after the other."""
+
+ALONE_TICKS = 40
+"""About two minutes and a half: a start, the longest progress deadline of `apply` and SPEC, and a drain."""
 
 OUTAGE_ENDS = 0.3
 """With each tick an outage ends this likely, and a process that is held still wakes."""
@@ -300,7 +303,7 @@ async def apply(world: World) -> None:
     name = world.random.choice(NAMES)
     count = world.random.randint(0, 3)
     surge, unavailable = world.random.choice((("1", "0"), ("2", "1"), ("0", "1"), ("50%", "0"), ("0", "0")))
-    (strategy,) = world.random.choices(list(RolloutStrategy), weights=(55, 15, 30))
+    (strategy,) = world.random.choices(list(RolloutStrategy), weights=world.risk.strategies)
     canary = Canary(world.random.choice((1, 50, 99)), world.random.choice((None, 40)))
     rollout = Rollout(
         strategy,
@@ -351,6 +354,34 @@ async def edit(world: World) -> None:
             )
 
         await world.people(f"someone edits {name}: a new revision", change)
+
+
+async def roll_out(world: World) -> None:
+    """Somebody edits a deployment, and then nobody touches it: its rollout is through, or stops, or stands.
+
+    Some begin while the cluster has no room, and wait in the queue longer than their progress deadline.
+    """
+    if world.chance(0.5):
+        await leave_alone(world)  # There is something to roll from.
+    full = world.chance(0.4)
+    if full:
+        world.say("no node takes new jobs")
+        for node in NODES:
+            world.slurm.drain_node(node.name)
+    await edit(world)
+    await leave_alone(world)
+    if full:
+        world.say("every node takes jobs again")
+        for node in NODES:
+            world.slurm.restore_node(node.name)
+
+
+async def leave_alone(world: World) -> None:
+    """Until everything is as wanted, or for ALONE_TICKS."""
+    for _ in range(ALONE_TICKS):
+        await tick(world)
+        if not await world.rules.unsettled():
+            return
 
 
 async def undo(world: World) -> None:
@@ -469,6 +500,7 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     foreign_job: 2,
     apply: 3,
     edit: 2.5,
+    roll_out: 0,  # Where a weather asks for it.
     undo: 1,
     promote: 1,
     pause_rollout: 1.5,

@@ -19,7 +19,7 @@ from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.record import Intent, Recorder
-from penstock.core import backoff, model, orphans, plan, replicas, rollout
+from penstock.core import backoff, model, orphans, plan, progress, replicas, rollout
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
@@ -269,6 +269,26 @@ def _kinds_forgotten(patch: Patch) -> None:
     patch.setattr(plan, "misplaced", lambda *given: ())
 
 
+def _canary_rolled_out_unasked(patch: Patch) -> None:
+    patch.setattr(rollout, "is_canary", lambda deployment: False)
+
+
+def _deadline_from_the_queue(patch: Patch) -> None:
+    def failure(deployment: Any, replica: Any, held: Any, now: Any) -> str:
+        attempt = replica.live_attempt
+        if attempt is None or attempt.submitted_at is None or replica.state is model.ReplicaState.READY:
+            return ""
+        limit_s = progress.deadline_s(deployment)
+        late = (now - attempt.submitted_at).total_seconds() >= limit_s
+        return f"job {attempt.job_id} generated no token within {limit_s} s of its start" if late else ""
+
+    patch.setattr(progress, "_failure", failure)
+
+
+def _unborn_not_counted(patch: Patch) -> None:
+    patch.setattr(rollout, "_is_unborn", lambda replica: False)
+
+
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
@@ -281,6 +301,16 @@ CROWDED = replace(STORMY, crash=0.0, steps={"foreign_job": 20, "long_wait": 8})
 BUSY = replace(CALM, steps={"edit": 15, "scale": 15, "delete": 0, "pause": 0})
 FULL = replace(CALM, steps={"job_changes": 20, "node_changes": 15, "long_wait": 8})
 FORGETFUL = replace(CALM, steps={"reset": 12, "scale": 10})
+ROLLING = replace(
+    CALM,
+    steps={"tick": 20, "roll_out": 6, "apply": 8, "delete": 2, "pause": 0, "promote": 0, "pause_rollout": 0},
+)
+CAREFUL = replace(ROLLING, strategies=(0, 0, 100))
+FLAPPING = replace(
+    CALM,
+    strategies=(100, 0, 0),
+    steps={"edit": 30, "apply": 10, "job_changes": 0, "scale": 0, "pause": 0, "pause_rollout": 0},
+)
 DEAF = replace(CALM, steps={"control_outage": 10, "long_wait": 8, "delete": 0})
 
 HANDS = replace(CALM, steps={"job_changes": 40, "preemption": 10, "tick": 120})
@@ -318,5 +348,8 @@ MUTANTS = (
     ),
     Mutant("a placement is left before its job is gone", ("1", "2"), _placement_left_at_once, SCARCE),
     Mutant("what is of the wrong kind stays", ("4",), _kinds_forgotten, MOVING),
+    Mutant("a canary is rolled out unasked", ("canary",), _canary_rolled_out_unasked, CAREFUL),
+    Mutant("the progress deadline runs in the queue", ("9",), _deadline_from_the_queue, ROLLING),
+    Mutant("what never got ready and has not ended is forgotten", ("surge",), _unborn_not_counted, FLAPPING),
     Mutant("silence counts while nobody listens", ("5",), _silence_without_ears, DEAF),
 )

@@ -39,7 +39,7 @@ SELECT id, reason, action->>'outcome' FROM decisions, jsonb_array_elements(actio
 WHERE action->>'action' = ANY(%(actions)s) AND action->>'target' = ANY(%(targets)s) ORDER BY id DESC LIMIT 1
 """
 NEW_DECISIONS = """
-SELECT id, deployment, replica, reason, message, actions FROM decisions WHERE id > %s ORDER BY id
+SELECT id, deployment, replica, reason, message FROM decisions WHERE id > %s ORDER BY id
 """
 OPEN_ENDS = """
 SELECT action->>'action' AS action FROM decisions, jsonb_array_elements(actions) AS action
@@ -63,6 +63,10 @@ SELECT revision, coalesce((rollout->>'stable_revision')::bigint, 0) AS stable,
        coalesce((rollout->>'failed_revision')::bigint, 0) AS failed,
        greatest(promoted_revision, (rollout->>'baked_revision')::bigint) AS trusted
 FROM deployments WHERE uid = %s
+"""
+FAILED = """
+SELECT name, (rollout->>'failed_revision')::bigint AS revision, rollout->>'failed_message' AS message
+FROM deployments WHERE (rollout->>'failed_revision')::bigint > 0 ORDER BY name
 """
 LEASE = "SELECT holder, term, expires_at FROM leases"
 DEPLOYMENTS = "SELECT uid, name, spec, revision, paused, deleted_at, force_delete FROM deployments"
@@ -107,6 +111,8 @@ class Rules:
         self._last_decision = self._before = 0
         self.failed: set[str] = set()
         """Tokens of attempts whose job ended with an error of its own."""
+        self._failures: set[tuple[Any, ...]] = set()
+        """Failed revisions that were judged: deployment, revision, message."""
         self._revisions: Mapping[str, int] = {}
         """When the running pass looked: token of each live attempt -> its replica's revision."""
         self._serving: Mapping[str, str] = {}
@@ -405,8 +411,15 @@ class Rules:
                     "canary", f"{new} replicas of {name} run the canary, of {spec.replicas} wanted"
                 )
 
-    def _deadline(self, process: Process, message: str, said: str) -> None:
+    async def _deadlines(self, process: Process) -> None:
         """Rule 9: the progress deadline is counted from the job's start."""
+        for row in await self._all(FAILED):
+            if tuple(row) not in self._failures:
+                self._failures.add(tuple(row))
+                said = f"{process.name} calls revision {row.revision} of {row.name} failed"
+                self._deadline(process, row.message, said)
+
+    def _deadline(self, process: Process, message: str, said: str) -> None:
         found = re.search(r"job (\d+) generated no token within (\d+) s of its start", message)
         jobs = [] if found is None else [one for one in self._ours() if one.job_id == int(found[1])]
         if found is None or not jobs or self._world.skewed or process.stale_s or process.disturbed:
@@ -427,11 +440,8 @@ class Rules:
         for row in await self._all(NEW_DECISIONS, self._last_decision):
             self._last_decision = row.id
             subject = row.replica or row.deployment or "cluster"
-            said = f"{process.name} on {subject}: {row.reason}"
-            self._world.say(f"{said}: {row.message}")
-            is_new = any(one["action"] == "record-rollout" for one in row.actions)
-            if row.reason == Reason.ROLLOUT_FAILED.word and is_new:
-                self._deadline(process, row.message, said)
+            self._world.say(f"{process.name} on {subject}: {row.reason}: {row.message}")
+        await self._deadlines(process)
 
     def _ours(self) -> list[FakeJob]:
         return [job for job in self._world.slurm.jobs() if self._world.is_ours(job)]

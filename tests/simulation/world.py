@@ -95,6 +95,8 @@ class Risk:
     """Pauses happen at this place only; empty: anywhere."""
     oldest: float = 0.5
     """Of stale listings so many are as old as they may be."""
+    strategies: tuple[int, ...] = (55, 15, 30)
+    """Of the deployments that are made so many in 100 roll, are recreated, or try a canary first."""
     mute: bool = False
     """No agent gets through to the control API."""
     steps: Mapping[str, float] = field(default_factory=dict)
