@@ -823,3 +823,19 @@ async def test_base_and_burst(stage: Stage) -> None:
     await stage.quiet_tick()
     live = [job.submission.partition for job in stage.slurm.jobs() if not job.ended]
     assert live == ["gpu", "gpu", "gpu"]
+
+
+async def test_comment_rewritten(stage: Stage) -> None:
+    stage.tell("""Someone rewrites the comment of a running job. It does not bear the mark any more, so it is not
+    touched; it is there, so no other takes its place.""")
+    await serve(stage)
+    number = await stage.job_of("chat-1")
+    stage.slurm.comment(number, "an analysis")
+    stage.say(f"someone writes another comment to job {number}")
+    await stage.tick(1)
+    await stage.show("Blocked")
+    await stage.quiet_tick(3600)
+    stage.slurm.comment(number, None)
+    stage.say(f"someone puts the comment of job {number} back")
+    await stage.tick(1)
+    await stage.quiet_tick()

@@ -11,7 +11,7 @@ from datetime import datetime
 from penstock.core.decisions import Decision, Reason
 from penstock.core.model import Attempt, Condition, ConditionStatus, Deployment, Replica, ReplicaState
 
-BLOCKING = frozenset({Reason.QUEUE_BLOCKED, Reason.HELD, Reason.CANCELLED_OUTSIDE})
+BLOCKING = frozenset({Reason.QUEUE_BLOCKED, Reason.HELD, Reason.CANCELLED_OUTSIDE, Reason.JOB_UNMARKED})
 """Reasons that stand until a human does something, where the decision has no action of its own."""
 
 LOOP_FAILURES = 3

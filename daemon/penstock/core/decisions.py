@@ -113,6 +113,11 @@ class Reason(enum.Enum):
         "JobAltered",
         "Somebody, or Slurm, altered the job; it is left so, and counts as it is now.",
     )
+    JOB_UNMARKED = (
+        "JobUnmarked",
+        "Somebody, or Slurm, rewrote the job's comment or name, so that it does not bear our mark; it is neither"
+        " touched nor replaced until it does. Said as a condition, too. Not now.",
+    )
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
     STARTUP_TIMEOUT = (

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from penstock.core.altered import Altered, Unmarked, altered_job, unmarked
 from penstock.core.budget import held_back
 from penstock.core.conditions import BLOCKING, conditions_of
 from penstock.core.decisions import (
@@ -93,7 +94,7 @@ def plan(observation: Observation) -> Plan:
         replicas_by_deployment.setdefault(replica.deployment_uid, []).append(replica)
     if isinstance(observation.slurm, Unknown):
         return _blind(observation, observation.slurm, replicas_by_deployment)
-    jobs_by_token = _jobs_by_token(observation.slurm, observation.installation)
+    jobs_by_token, others = _jobs_by_token(observation.slurm, observation.installation)
     suspected = suspects(observation.failures, observation.now)
     leaving = observation.cluster.leaving if observation.cluster is not None else frozenset[str]()
     failures_by_name: dict[str, list[Failure]] = {}
@@ -107,7 +108,7 @@ def plan(observation: Observation) -> Plan:
         replicas = replicas_by_deployment.get(deployment.uid, [])
         failures = failures_by_name.get(deployment.name, [])
         outcome = _plan_deployment(
-            observation, deployment, replicas, jobs_by_token, known_ids, failures, suspected, leaving
+            observation, deployment, replicas, jobs_by_token, others, known_ids, failures, suspected, leaving
         )
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
@@ -116,13 +117,17 @@ def plan(observation: Observation) -> Plan:
     return Plan(tuple(decisions), tuple(replica_statuses), tuple(deployment_statuses))
 
 
-def _jobs_by_token(listing: Listing, installation: str) -> Mapping[str, tuple[Job, ...]]:
+def _jobs_by_token(listing: Listing, installation: str) -> tuple[Mapping[str, tuple[Job, ...]], Unmarked]:
+    """The jobs that bear our mark, by their token; and the others."""
     jobs: dict[str, tuple[Job, ...]] = {}
+    others: list[Job] = []
     for job in listing.jobs:
         token = marked_token(job, installation)
         if token is not None:
             jobs[token] = (*jobs.get(token, ()), job)
-    return jobs
+        else:
+            others.append(job)
+    return jobs, unmarked(others)
 
 
 def _known_ids(replicas: Sequence[Replica]) -> Mapping[int, str]:
@@ -149,6 +154,7 @@ def _plan_deployment(
     deployment: Deployment,
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
+    others: Unmarked,
     known_ids: Mapping[int, str],
     failures: Sequence[Failure],
     suspected: tuple[Suspect, ...],
@@ -164,10 +170,16 @@ def _plan_deployment(
         attempt is None or attempt.job_id is None
         for attempt in (replica.live_attempt for replica in replicas)
     )
-    jobs = {
-        replica.uid: None if (attempt := replica.live_attempt) is None else jobs_of(attempt, jobs_by_token)
-        for replica in replicas
-    }
+    jobs: dict[str, Job | None] = {}
+    altered: dict[str, Altered] = {}
+    for replica in replicas:
+        attempt = replica.live_attempt
+        job = None if attempt is None else jobs_of(attempt, jobs_by_token)
+        if attempt is not None and job is None:
+            found = altered_job(attempt, deployment.name, observation.installation, others)
+            if found is not None:
+                job, altered[replica.uid] = found.job, found
+        jobs[replica.uid] = job
     estimates = _estimates(observation, deployment, replicas, jobs.values())
     at_placements: dict[tuple[bool, int], tuple[tuple[Suspect, ...], Bounds]] = {}
 
@@ -188,6 +200,7 @@ def _plan_deployment(
                 deployment=deployment,
                 replica=replica,
                 job=job,
+                altered=altered.get(replica.uid),
                 message_timeout_s=observation.message_timeout_s,
                 reports_open_since=observation.reports_open_since,
                 past=None if attempt is None else observation.history.get(attempt.token),

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from penstock.core import backoff, handover, maintenance
+from penstock.core.altered import Altered
 from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
+    EFFECTS,
     Action,
     Adopt,
     BeginHandover,
@@ -116,6 +118,8 @@ class Scene:
     """What will take the job's nodes from it, besides its time limit."""
     bounds: Bounds = NO_BOUNDS
     """What the time limit of a submission must keep."""
+    altered: Altered | None = None
+    """`job` does not bear our mark any more."""
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
@@ -140,7 +144,19 @@ def plan_replica(scene: Scene) -> Outlook:
         return _unconfirmed(scene, attempt)
     if scene.job is None:
         return _missing(scene, attempt)
-    return _with_job(scene, attempt, scene.job)
+    outlook = _with_job(scene, attempt, scene.job)
+    if scene.altered is not None and not scene.job.ended:
+        return _untouched(scene, scene.altered, outlook)
+    return outlook
+
+
+def _untouched(scene: Scene, altered: Altered, outlook: Outlook) -> Outlook:
+    """The job is the attempt's and does not bear our mark: what is seen of it is written down, and no more."""
+    decided = outlook.decision.actions
+    actions = tuple(action for action in decided if not isinstance(action, EFFECTS))
+    state = outlook.state if actions == decided else scene.replica.state
+    left = scene.decide(Reason.JOB_UNMARKED, state, altered.message, *actions)
+    return replace(left, handed_over=outlook.handed_over, ends_at=outlook.ends_at)
 
 
 def _without_attempt(scene: Scene) -> Outlook:

@@ -90,6 +90,8 @@ class FakeJob:
     kill_at: datetime | None = None
     shown: tuple[JobState, str] | None = None
     """What a listing calls its state, where that is not `state`; see `FakeSlurm.show`."""
+    comment: str | None = None
+    """What somebody wrote over the submission's."""
 
     @property
     def limit_at(self) -> datetime | None:
@@ -315,6 +317,10 @@ class FakeSlurm:
         release knows: then `state` is UNKNOWN and `text` is Slurm's word.
         """
         self._jobs[job_id].shown = None if state is None else (state, text or state.value)
+
+    def comment(self, job_id: int, text: str | None) -> None:
+        """As `scontrol update Comment=`; None: as it was submitted."""
+        self._jobs[job_id].comment = text
 
     def requeue(self, job_id: int) -> None:
         """Slurm takes the job off its nodes and queues it again: same id, one restart more. So ends a preemption."""
@@ -680,7 +686,7 @@ class FakeSlurm:
         return Job(
             job_id=job.job_id,
             name=job.submission.name,
-            comment=job.submission.comment,
+            comment=job.submission.comment if job.comment is None else job.comment,
             state=state,
             state_text=state_text,
             reason=job.reason,

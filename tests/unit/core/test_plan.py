@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 from penstock.core.decisions import (
+    EFFECTS,
     CancelOrphan,
     CreateReplica,
     Drain,
+    EndAttempt,
     Leave,
     Reason,
+    RecordMissing,
     RemoveDeployment,
     Submit,
 )
 from penstock.core.jobs import Job, JobState
-from penstock.core.model import ConditionStatus, Observation, Replica, ReplicaState
+from penstock.core.model import Attempt, ConditionStatus, Observation, Replica, ReplicaState
 from penstock.core.plan import Plan, plan
 from penstock.core.states import IllegalMove
 from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica, world
@@ -134,6 +137,78 @@ def test_a_state_that_cannot_be_is_a_bug() -> None:
     its = replica(its=ready_attempt(), state=ReplicaState.WAITING)
     with pytest.raises(IllegalMove, match="chat-1: waiting -> ready"):
         plan(world([deployment()], [its], [job()]))
+
+
+# Jobs without their mark ----------------------------------------------------------------------------------------------
+
+UNMARKED = (
+    "job 7's comment is no longer ours; put it back with scontrol update JobId=7 Comment='penstock/1 here tok1';"
+    " until then it is neither touched nor replaced"
+)
+
+
+def its_decision(observation: Observation) -> tuple[Reason, str, tuple[object, ...]]:
+    decision = next(one for one in plan(observation).decisions if one.replica == "chat-1")
+    return decision.reason, decision.message, decision.actions
+
+
+@pytest.mark.parametrize(
+    ("altered", "message"),
+    [
+        ({"comment": "an analysis"}, UNMARKED),
+        ({"comment": ""}, UNMARKED),
+        (
+            {"name": "analysis"},
+            UNMARKED.replace("comment", "name").replace(
+                "Comment='penstock/1 here tok1'", "JobName=penstock-chat-tok1"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "its",
+    [ready_attempt(missing_since=at(-60)), ready_attempt(reported_at=at(-3600)), attempt()],
+    ids=["serves", "is silent", "never starts"],
+)
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_job_whose_mark_was_rewritten_is_left_and_not_replaced(
+    altered: dict[str, Any], message: str, its: Attempt, leaving: bool
+) -> None:
+    """Another one would run beside it, and without its mark it is not ours to touch."""
+    listed = job(**altered)
+    known = replica(
+        its=replace(its, job=listed, running_since=at(-3600)), state=ReplicaState.READY, leaving=leaving
+    )
+    made = plan(world([deployment(replicas=0 if leaving else 1)], [known], [listed]))
+    assert not [one for decision in made.decisions for one in decision.actions if isinstance(one, EFFECTS)]
+    decision = next(one for one in made.decisions if one.replica == "chat-1")
+    assert (decision.reason, decision.message) == (Reason.JOB_UNMARKED, message)
+    if its.missing_since is not None:
+        assert decision.actions == (RecordMissing("tok1", None),)
+    (status,) = made.deployment_statuses
+    blocked = next(one for one in status.conditions if one.type == "Blocked")
+    assert (blocked.status, blocked.message) == (ConditionStatus.TRUE, f"chat-1: {message}")
+
+
+def test_a_job_without_its_mark_that_has_ended_ends_its_attempt() -> None:
+    listed = job(JobState.FAILED, comment="an analysis", exit_code=1)
+    its = replica(its=ready_attempt(job=job()), state=ReplicaState.READY)
+    reason, message, actions = its_decision(world([deployment()], [its], [listed]))
+    assert reason is Reason.JOB_ENDED
+    assert message.startswith("job 7 ended as FAILED with exit code 1")
+    assert isinstance(actions[0], EndAttempt)
+
+
+def test_a_lost_reply_and_a_lost_mark_are_found_by_the_name() -> None:
+    listed = job(JobState.PENDING, comment="an analysis")
+    its = replica(its=attempt(job_id=None), state=ReplicaState.SUBMITTING)
+    assert its_decision(world([deployment()], [its], [listed]))[0] is Reason.ADOPT
+
+
+def test_of_a_strangers_job_only_the_id_agrees() -> None:
+    listed = job(name="analysis", comment="an analysis")
+    its = replica(its=ready_attempt(reported_at=at(-60), job=job()), state=ReplicaState.READY)
+    assert its_decision(world([deployment()], [its], [listed]))[0] is Reason.JOB_MISSING
 
 
 # Orphans -------------------------------------------------------------------------------------------------------------
