@@ -10,7 +10,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Burst, Engine, OutsideChanges, Placement, RestartPolicy
+from penstock.core.spec import Burst, Engine, NodeSpread, OutsideChanges, Placement, RestartPolicy
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -839,3 +839,26 @@ async def test_comment_rewritten(stage: Stage) -> None:
     stage.say(f"someone puts the comment of job {number} back")
     await stage.tick(1)
     await stage.quiet_tick()
+
+
+async def test_spread_over_nodes(stage: Stage) -> None:
+    stage.tell("""Three replicas on two nodes, to be spread. They are submitted one after the other, each away from the
+        nodes that run one already; the third finds none without, and shares one.""")
+    await stage.look_around()
+    await stage.apply(replicas=3, node_spread=NodeSpread.SPREAD)
+    await stage.tick()
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(2)
+    await stage.quiet_tick(2)
+    nodes = [job.nodes for job in stage.slurm.jobs()]
+    assert sorted(nodes) == [("node1",), ("node1",), ("node2",)]
+    stage.tell(
+        "A queue is not waited for: after a quarter of a minute the next one is submitted all the same."
+    )
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.apply("code", replicas=2, node_spread=NodeSpread.SPREAD)
+    await stage.tick()
+    await stage.tick(5)
+    await stage.tick(10)

@@ -80,6 +80,10 @@ class Reason(enum.Enum):
         "Paced",
         "The last attempt ended through no fault of its own; the next one waits a minute at most. Not now.",
     )
+    SPREADING = (
+        "Spreading",
+        "It is submitted when another replica's job has its node, so that it can be on another one. Not now.",
+    )
     SUBMISSION_DOUBTFUL = (
         "SubmissionDoubtful",
         "It is not known whether Slurm took the submission; it is looked up first. Not now.",

@@ -51,6 +51,7 @@ from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
 from penstock.core.rollout import Counts, failed, plan_counts
 from penstock.core.sentences import clock
+from penstock.core.spread import crowded, occupied, one_by_one, spreads
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect, avoided, suspects
 from penstock.core.walltime import Bounds
@@ -181,19 +182,23 @@ def _plan_deployment(
                 job, altered[replica.uid] = found.job, found
         jobs[replica.uid] = job
     estimates = _estimates(observation, deployment, replicas, jobs.values())
-    at_placements: dict[tuple[bool, int], tuple[tuple[Suspect, ...], Bounds]] = {}
+    there = occupied(jobs.values()) if may_submit and spreads(deployment) else {}
+    at_placements: dict[tuple[bool, int], tuple[tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
 
-    def at_placement(replica: Replica, index: int) -> tuple[tuple[Suspect, ...], Bounds]:
+    def at_placement(replica: Replica, index: int) -> tuple[tuple[Suspect, ...], tuple[str, ...], Bounds]:
         if (replica.burst, index) not in at_placements:
             spec = placed(deployment.spec, replica, index)
             avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
+            crowd = crowded(spec, there, observation.cluster, [one.node for one in avoiding])
             limits = bounds(spec, observation.cluster, estimates, observation.now)
-            at_placements[replica.burst, index] = avoiding, limits
+            at_placements[replica.burst, index] = avoiding, crowd, limits
         return at_placements[replica.burst, index]
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
-        avoiding, limits = at_placement(replica, replica.placement if attempt is None else attempt.placement)
+        avoiding, crowd, limits = at_placement(
+            replica, replica.placement if attempt is None else attempt.placement
+        )
         return plan_replica(
             Scene(
                 now=observation.now,
@@ -206,6 +211,7 @@ def _plan_deployment(
                 past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),
                 avoiding=avoiding,
+                crowded=crowd,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
                 threats=() if job is None else threats(job, deployment.spec, observation.cluster, leaving),
@@ -215,6 +221,8 @@ def _plan_deployment(
 
     # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
     outlooks = {replica.uid: look(replica) for replica in replicas}
+    if spreads(deployment):
+        outlooks |= one_by_one(deployment, replicas, jobs, outlooks, observation.now)
     seen = [
         replica if replica.state is (state := outlooks[replica.uid].state) else replace(replica, state=state)
         for replica in replicas

@@ -48,7 +48,7 @@ from penstock.core.slurm_words import (
     waits_for,
 )
 from penstock.core.spec import OutsideChanges
-from penstock.core.suspects import Suspect, told
+from penstock.core.suspects import NAMED, Suspect, told
 from penstock.core.walltime import NO_BOUNDS, Bounds, job_number, unbounded_s
 
 DOUBT_FACTOR = 3
@@ -110,6 +110,8 @@ class Scene:
     """The deployment's budget of failures does not allow this replica another attempt now."""
     avoiding: tuple[Suspect, ...] = ()
     """Nodes that a submission stays away from."""
+    crowded: tuple[str, ...] = ()
+    """Further ones that run replicas of the deployment already."""
     id_taken: bool = False
     """The job's id is another attempt's too. Slurm gives ids again after it has lost its state."""
     estimates: Estimates | None = None
@@ -185,8 +187,8 @@ def _without_attempt(scene: Scene) -> Outlook:
     number = last.number + 1 if last is not None else 1
     where = named(scene.deployment.spec, replica, replica.placement)
     message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
-    message += told(scene.avoiding, now) + scene.bounds.told
-    submit = Submit(replica.uid, _names(scene.avoiding), scene.bounds, replica.placement)
+    message += told(scene.avoiding, now) + _elsewhere(scene) + scene.bounds.told
+    submit = Submit(replica.uid, _names(scene), scene.bounds, replica.placement)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
 
 
@@ -203,8 +205,16 @@ def _held_back(scene: Scene, held: HeldBack) -> Outlook:
     return scene.decide(Reason.BUDGET_SPENT, ReplicaState.WAITING, f"{lost}{how}; {then}")
 
 
-def _names(avoiding: tuple[Suspect, ...]) -> tuple[str, ...]:
-    return tuple(suspect.node for suspect in avoiding)
+def _names(scene: Scene) -> tuple[str, ...]:
+    return (*(suspect.node for suspect in scene.avoiding), *scene.crowded)
+
+
+def _elsewhere(scene: Scene) -> str:
+    """Why a submission keeps clear of further nodes."""
+    if not scene.crowded:
+        return ""
+    more = f" and {len(scene.crowded) - NAMED} more" if len(scene.crowded) > NAMED else ""
+    return f"; not on {', '.join(scene.crowded[:NAMED])}{more}, with replicas of it already"
 
 
 def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
@@ -235,8 +245,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         message = f"attempt {attempt.number} never reached Slurm"
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
     message = f"Slurm does not have attempt {attempt.number}; it is submitted again under the same token"
-    message += told(scene.avoiding, scene.now) + scene.bounds.told
-    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene.avoiding), scene.bounds)
+    message += told(scene.avoiding, scene.now) + _elsewhere(scene) + scene.bounds.told
+    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
 
 

@@ -18,7 +18,7 @@ from penstock.core.jobs import Cluster, Node
 from penstock.core.model import Failure
 from penstock.core.sentences import clock, count
 from penstock.core.slurm_words import ACCUSING_STATES
-from penstock.core.spec import Spec
+from penstock.core.spec import Placement, Spec
 
 FAILURES = 3
 """On one node within the window: once is chance, and twice may be."""
@@ -86,15 +86,7 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
     """Those of the suspects that a submission of this spec stays away from."""
     if not found or cluster is None:
         return ()
-    placement = spec.placement
-    if placement.reservation or placement.options.keys() & {
-        "nodelist",
-        "nodefile",
-        "constraint",
-        "partition",
-    }:
-        return ()
-    if placement.constraint and not _PLAIN_FEATURE.fullmatch(placement.constraint):
+    if chosen_by_hand(spec.placement):
         return ()
     able = {node.name for node in cluster.nodes if could_run(spec, node, cluster)}
     usable = {node.name for node in cluster.nodes if node.name in able and node.usable}
@@ -109,6 +101,18 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
             left_out.append(suspect)
             usable.discard(suspect.node)
     return tuple(left_out)
+
+
+def chosen_by_hand(placement: Placement) -> bool:
+    """Whether a person has chosen the nodes, or Slurm alone can read which ones may be used."""
+    if placement.reservation or placement.options.keys() & {
+        "nodelist",
+        "nodefile",
+        "constraint",
+        "partition",
+    }:
+        return True
+    return bool(placement.constraint) and not _PLAIN_FEATURE.fullmatch(placement.constraint)
 
 
 def could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
