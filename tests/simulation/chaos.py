@@ -11,16 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.core.changes import with_count_and_policies_of
 from penstock.core.jobs import JobState, Submission
 from penstock.core.model import job_comment, job_name
-from penstock.core.spec import (
-    Burst,
-    Canary,
-    Engine,
-    NodeSpread,
-    OutsideChanges,
-    Placement,
-    Rollout,
-    RolloutStrategy,
-)
+from penstock.core.spec import Burst, Canary, Engine, OutsideChanges, Placement, Rollout, RolloutStrategy
 from penstock.store.queries import deployments, replicas, revisions
 from tests.simulation.rules import Violation
 from tests.simulation.world import CALM, INSTALLATION, NODES, SPEC, STORMY, Process, Risk, World
@@ -329,9 +320,6 @@ async def apply(world: World) -> None:
         spec = replace(spec, burst=Burst(world.random.randint(0, 2), (SPOT,)))
     if world.chance(0.3):
         spec = replace(spec, outside_changes=OutsideChanges.RESPECT)
-
-    if world.chance(0.2):
-        spec = replace(spec, node_spread=NodeSpread.SPREAD)
 
     async def create(conn: AsyncConnection) -> None:
         await deployments.create(conn, name, {}, spec, world.now)
