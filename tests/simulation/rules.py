@@ -52,7 +52,7 @@ JOIN deployments d ON d.name = decisions.deployment
 WHERE decisions.id > %s AND action->>'action' = 'create-replica' GROUP BY d.uid
 """
 THERE = """
-SELECT r.revision, r.leaving, r.revision <> d.revision AS other, a.token IS NOT NULL AS live,
+SELECT r.revision, r.burst, r.leaving, r.revision <> d.revision AS other, a.token IS NOT NULL AS live,
        a.ready_at IS NOT NULL AS served
 FROM replicas r JOIN deployments d ON d.uid = r.deployment_uid
 LEFT JOIN attempts a ON a.replica_uid = r.uid AND a.ended_at IS NULL
@@ -398,6 +398,10 @@ class Rules:
             most = spec.replicas + share(spec.rollout.max_surge, spec.replicas, up=True)
             there = await self._all(THERE, made.uid)
             found = [one for one in there if not one.leaving or (one.live and not one.served and one.other)]
+            if spec.burst is not None:  # What is of the wrong kind is handed over, as at a time limit.
+                guaranteed = min(spec.burst.base, spec.replicas)
+                kinds = Counter(one.burst for one in found)
+                most += max(0, kinds[False] - guaranteed) + max(0, kinds[True] - spec.replicas + guaranteed)
             if len(found) > most:
                 raise Violation("surge", f"{name} has {len(found)} replicas; {most} may be")
             (record,) = await self._all(CANARY, made.uid)
