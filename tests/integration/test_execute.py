@@ -21,6 +21,7 @@ from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core.decisions import Decision, Reason, Resubmit, Submit
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
+from penstock.slurm.port import SubmissionUnknown
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas
 from penstock.store.tables import attempts as attempts_table
@@ -178,3 +179,17 @@ async def test_doubt_counts_from_a_mark_that_is_fresh(floor: Floor, monkeypatch:
     assert all(
         timedelta(0) <= call - mark <= PROOF_STANDS_FOR for call, mark in zip(began, marked, strict=True)
     )
+
+
+async def test_doubt_counts_from_the_end_of_a_call_without_an_answer(floor: Floor) -> None:
+    intents = await floor.intents(1)
+
+    async def hang(call: str) -> None:
+        floor.now += timedelta(seconds=30)
+        raise SubmissionUnknown("sbatch gave no answer in 30 s")
+
+    floor.slurm.before_call = hang
+    await floor.carry_out(intents)
+    (row,) = (await floor.rows()).values()
+    assert row.submitted_at == floor.now == NOW + timedelta(seconds=30)
+    assert await floor.outcomes() == ["not known: sbatch gave no answer in 30 s"]

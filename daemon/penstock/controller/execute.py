@@ -147,11 +147,12 @@ class Executor:
                 return Outcome(intent, NOT_TRIED)
             try:
                 outcome = await self._branch(effect)
-            except (SlurmUnavailable, SubmissionUnknown) as error:
+            except SubmissionUnknown as error:
                 silence.calls += 1
-                return Outcome(
-                    intent, f"not known: {error}" if isinstance(error, SubmissionUnknown) else str(error)
-                )
+                return _unknown(intent, error, self._clock())
+            except SlurmUnavailable as error:
+                silence.calls += 1
+                return Outcome(intent, str(error))
             except SlurmError as error:
                 return Outcome(intent, str(error))
             except LeaseLost as lost:
@@ -260,6 +261,15 @@ class Executor:
             return Outcome(effect.intent, DONE)
         token, now = cancel.token, self._clock()
         return Outcome(effect.intent, DONE, write=lambda conn: attempts.mark_cancelled(conn, token, now))
+
+
+def _unknown(intent: Intent, error: SubmissionUnknown, now: datetime) -> Outcome:
+    """The doubt counts from here: the call may have lasted as long as the doubt does."""
+    return Outcome(
+        intent,
+        f"not known: {error}",
+        write=lambda conn: attempts.mark_submitting(conn, [intent.token], now),
+    )
 
 
 def _refused(intent: Intent, reason: str) -> Outcome:

@@ -221,7 +221,10 @@ class CommandLine:
             raise SlurmUnavailable(str(error)) from error
 
     async def _run(self, *command: str, stdin: str = "", extra: Mapping[str, str] | None = None) -> Outcome:
-        """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled."""
+        """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled.
+
+        What changes Slurm does not outlive us: our successor counts from when we called.
+        """
         return await process.run(
             (*self._prefix, *command),
             {**self._environment, **(extra or {})},
@@ -229,6 +232,7 @@ class CommandLine:
             stdin=stdin,
             timeout_s=self._timeout_s,
             output_bytes_max=OUTPUT_BYTES_MAX,
+            leashed=command[0] in ("sbatch", "scancel"),
         )
 
 

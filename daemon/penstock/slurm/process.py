@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +26,22 @@ ERROR_CHARACTERS_MAX = 500
 """How much of a command's complaint goes into an error message."""
 READ_BYTES = 1 << 16
 """In one go: what a pipe holds."""
+
+LEASH_OF_PYTHON = (
+    sys.executable,
+    "-I",
+    "-S",
+    "-c",
+    """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"setpriv: {sys.argv[1]}: {error.strerror}")
+""",
+)
+"""Does what setpriv does, at ten times its cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +72,16 @@ async def run(
     stdin: str = "",
     timeout_s: float,
     output_bytes_max: int,
+    leashed: bool = False,
 ) -> Outcome:
     """Runs the command, in a session of its own, with exactly this environment.
 
     `name`: what error messages call it. Raises CommandFailed. When it is late, prints too much, or the caller is
-    cancelled, it is killed with all that it started.
+    cancelled, it is killed with all that it started. `leashed`: the command (not what it has started) is killed, too,
+    when this process is: by the kernel, even after a SIGKILL.
     """
+    if leashed and shutil.which(command[0], path=environment.get("PATH", os.defpath)) is not None:
+        command = (*leash(), *command)
     try:
         process = _start(command, environment, stdin)
     except OSError as error:
@@ -79,7 +102,26 @@ async def run(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.shield(_ended(process))
-    return Outcome(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+    outcome = Outcome(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+    if leashed and status != 0 and outcome.stderr.startswith("setpriv: "):
+        raise CommandFailed(f"{name} cannot be run: {outcome.complaint}")
+    return outcome
+
+
+@functools.cache
+def leash() -> tuple[str, ...]:
+    """What stands before a command that is to be killed with us (PR_SET_PDEATHSIG in prctl(2), which survives execve).
+
+    A function between fork and exec would do it more cheaply, and could wait for ever for a lock that another thread
+    held. setpriv has it since util-linux 2.33.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is not None:
+        command = (setpriv, "--pdeathsig", "KILL")
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run((*command, "true"), capture_output=True, timeout=5).returncode == 0:
+                return command
+    return LEASH_OF_PYTHON
 
 
 class _TooMuch(Exception):
