@@ -2,8 +2,8 @@
 
 Facts are gathered into the deployment's RolloutRecord, which `rollout` acts by; nothing is made or let go here. A
 revision fails when one of its replicas is not ready so long after its job's start (never counted from the queue, nor
-while the job was halted), or when its attempts have spent their budget of failures. A revision that was once stable
-fails no more: what ends its replicas then is not the rollout.
+while the job was halted), when its attempts have failed too often in a row, or when the revision has spent its budget
+of failures. A revision that was once stable fails no more: what ends its replicas then is not the rollout.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from penstock.core.model import Deployment, Replica, ReplicaState, RolloutRecord
 
 MESSAGE_MAX = 900
 """Characters: as a revision's cause it must find room beside a few words."""
+
+TRIES = 5
+"""Attempts of one replica that fail in a row until its revision has failed: with the default back-off ten minutes and
+more. The budget alone would not do: the few replicas of a surge, each waiting longer and longer, never spend in an hour
+what all the replicas of a large deployment may."""
 
 
 def rollout_record(
@@ -82,6 +87,9 @@ def _failure(deployment: Deployment, replica: Replica, held: HeldBack | None, no
         how = f": {attempt.end_message}" if attempt.end_message else ""
         lost = f"{held.failed} of the {held.allowed} failures an hour that the revision may lose are spent"
         return f"{lost}{how}{last_lines(attempt)}"
+    if replica.failures >= TRIES and attempt is not None and not attempt.live:
+        how = f": {attempt.end_message}" if attempt.end_message else ""
+        return f"{replica.failures} attempts failed in a row{how}{last_lines(attempt)}"
     attempt = replica.live_attempt
     if attempt is None or attempt.running_since is None:
         return ""

@@ -106,6 +106,7 @@ class Row:
     says: str
     leave: list[str] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
+    handed_over: list[str] = field(default_factory=list)
 
 
 ROWS = [
@@ -167,12 +168,30 @@ ROWS = [
         "the rollout of revision 2 stands still until it is resumed; 0 of 1 run it; 1 to go",
         leave=["r2"],
     ),
+    Row(
+        "paused: a successor is of the revision of the one that it takes over from",
+        deployment(replicas=2, revision=2, rollout_paused=True),
+        these((1, READY), (2, READY)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 2 stands still until it is resumed; 0 of 2 run it; 1 made",
+        made=[2],
+        handed_over=["r2"],
+    ),
+    Row(
+        "paused: and of the old one where that ends",
+        deployment(replicas=2, revision=2, rollout_paused=True),
+        these((1, READY), (2, READY)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 2 stands still until it is resumed; 1 of 2 run it; 1 made",
+        made=[1],
+        handed_over=["r1"],
+    ),
 ]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_numbers(row: Row) -> None:
-    found = plan_counts(row.of, row.replicas)
+    found = plan_counts(row.of, row.replicas, row.handed_over)
     assert found.decision is not None
     assert (found.decision.reason, found.decision.message) == (row.reason, row.says)
     gone = [one.replica_uid for one in found.decision.actions if isinstance(one, Leave)]
@@ -267,3 +286,23 @@ def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
     assert own.reason is Reason.ROLLOUT_FAILED
     recorded = next(one for one in own.actions if isinstance(one, RecordRollout))
     assert recorded.rollout.failed_message == "chat-2: job 7 generated no token within 600 s of its start"
+
+
+def test_a_revision_fails_when_one_replica_failed_too_often_in_a_row() -> None:
+    """The only replica of the surge waits longer and longer, and would never spend the budget of four."""
+    of = deployment(replicas=4, revision=2)
+    stable = [replica(number, state=READY) for number in range(1, 5)]
+    ended = attempt(ended_at=at(-5), end_message="job 7 ended as FAILED", last_words="no such option\n")
+
+    def failing(failures: int) -> Replica:
+        return replica(5, revision=2, its=ended, failures=failures, next_attempt_at=at(160))
+
+    assert rollout_record(of, [*stable, failing(4)], {}, NOW) == of.rollout
+    own = plan(world([of], [failing(5)], [])).decisions[0]
+    assert own.reason is Reason.ROLLOUT_FAILED
+    recorded = next(one for one in own.actions if isinstance(one, RecordRollout))
+    assert recorded.rollout.failed_message == (
+        "chat-5: 5 attempts failed in a row: job 7 ended as FAILED; the engine's last lines: no such option"
+    )
+    whole = replace(of, rollout=RolloutRecord(stable_revision=2))
+    assert rollout_record(whole, [failing(9)], {}, NOW) == whole.rollout
