@@ -335,7 +335,8 @@ def failed(deployment: Deployment) -> str:
 
 
 def _stand_still(fleet: _Fleet) -> Counts:
-    """Nothing is rolled; only the number is kept, with replicas of the revision that was there before."""
+    """Nothing is rolled; only the number is kept: a successor is of the revision of the one that it takes over from, and
+    what else is missing of the revision that was there before."""
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
     most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
     retired = least_worth(fleet.fresh)[: max(0, have - most)]
@@ -345,7 +346,8 @@ def _stand_still(fleet: _Fleet) -> Counts:
         f"the rollout of revision {deployment.revision} stands still until it is resumed;"
         f" {len(fleet.current)} of {want} run it"
     )
-    return _Step(fleet, retired, 0, made).counts(Reason.ROLLOUT_PAUSED, message)
+    new = min(made, len(fleet.ending) - len(fleet.outdated))
+    return _Step(fleet, retired, new, made - new).counts(Reason.ROLLOUT_PAUSED, message)
 
 
 def _let_go(deployment: Deployment, replicas: Sequence[Replica], reason: Reason, message: str) -> Counts:
