@@ -311,7 +311,9 @@ class TestRevisions:
         await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish()))
         code, message, _ = await refused(stub.RollbackDeployment(pb.RollbackDeploymentRequest(name="a")))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
-        assert message == 'deployment "a" has no revision before its current one, 1'
+        assert message == (
+            'deployment "a" has no revision before its current one, 1, with another spec than that'
+        )
         code, message, _ = await refused(
             stub.RollbackDeployment(pb.RollbackDeploymentRequest(name="a", revision=7))
         )

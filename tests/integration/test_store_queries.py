@@ -15,9 +15,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.decisions import Cancel, CreateReplica, Decision, Reason, Submit
 from penstock.core.jobs import Job, JobState
-from penstock.core.model import Attempt, Condition, ConditionStatus, Deployment, Phase, Replica, ReplicaState
+from penstock.core.model import (
+    Attempt,
+    Condition,
+    ConditionStatus,
+    Deployment,
+    Phase,
+    Replica,
+    ReplicaState,
+    RolloutRecord,
+)
 from penstock.core.routing import Endpoint, Route
-from penstock.core.spec import Model, Spec
+from penstock.core.spec import Model, RestartPolicy, Rollout, Spec
+from penstock.rpc import history
+from penstock.rpc.refusals import Refused
 from penstock.store.database import Database
 from penstock.store.errors import (
     AttemptEnded,
@@ -124,6 +135,54 @@ class TestDeployments:
             await deployments.update_spec(
                 conn, "c", spec, None, NOW, new_revision=True, expected_version=None
             )
+
+    async def test_going_back_into_a_name_that_is_taken_is_tried_once_and_said(
+        self, conn: AsyncConnection
+    ) -> None:
+        made = await a_deployment(conn, "a", replace(SPEC, model=Model(hub="o/m", served_name="llama")))
+        await deployments.update_spec(conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None)
+        await a_deployment(conn, "b", replace(SPEC, model=Model(hub="o/m", served_name="llama")))
+        after = RolloutRecord(stable_revision=3, failed_revision=2, failed_message="a-2: it died")
+        assert not await deployments.go_back(conn, made.uid, 2, 1, rollout=after, cause="", now=NOW)
+        stays = await deployments.get(conn, "a")
+        assert (stays.revision, stays.rollout.stable_revision, stays.rollout.cannot_go_back) == (2, 1, 2)
+        assert stays.rollout.failed_message == (
+            "a-2: it died; it cannot go back to revision 1: the model name 'llama' is taken by deployment 'b';"
+            " choose another spec.model.served_name"
+        )
+
+    async def test_a_failed_revision_is_judged_anew_by_other_limits(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        failed = RolloutRecord(1, failed_revision=1, failed_message="a-1: it died", cannot_go_back=1)
+        for limits in (
+            replace(SPEC, rollout=Rollout(progress_deadline_s=7200)),
+            replace(
+                SPEC,
+                rollout=Rollout(progress_deadline_s=7200),
+                restart=RestartPolicy(max_failures_per_hour=9),
+            ),
+        ):
+            await deployments.record_rollout(conn, made.uid, failed)
+            same = replace((await deployments.get(conn, "a")).spec, replicas=limits.replicas + 1)
+            for spec, expected in ((same, failed), (limits, RolloutRecord(1))):
+                changed = await deployments.update_spec(
+                    conn, "a", spec, None, NOW, new_revision=False, expected_version=None
+                )
+                assert changed.rollout == expected
+
+    async def test_undo_passes_over_what_failed_and_what_is_no_other_spec(
+        self, conn: AsyncConnection
+    ) -> None:
+        made = await a_deployment(conn)
+        for model in ("bad", "model", "model"):  # Revision 2 failed, 3 is 1 again, 4 its restart.
+            spec = replace(SPEC, model=Model(hub=f"owner/{model}"))
+            await deployments.update_spec(
+                conn, "a", spec, None, NOW, new_revision=True, expected_version=None
+            )
+        assert await history.previous(conn, await deployments.get(conn, "a")) == 2
+        await deployments.record_rollout(conn, made.uid, RolloutRecord(3, failed_revision=2))
+        with pytest.raises(Refused, match="than that and than revision 2, which failed"):
+            await history.previous(conn, await deployments.get(conn, "a"))
 
     async def test_a_name_served_by_another_is_refused(self, conn: AsyncConnection) -> None:
         await a_deployment(conn, "a", replace(SPEC, model=Model(hub="o/m", served_name="b")))

@@ -183,6 +183,8 @@ class RolloutRecord:
     failed_revision: int = 0
     """The last revision whose rollout was stopped; 0: none was."""
     failed_message: str = ""
+    cannot_go_back: int = 0
+    """The last failed revision from which going back by itself was tried and cannot be; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,7 +291,7 @@ def _estimates(
 def _counts(deployment: Deployment, seen: Sequence[Replica], handed_over: Sequence[str]) -> Counts:
     """How many of what there are to be; going back by itself comes before anything else."""
     record = deployment.rollout
-    has_failed = record.failed_revision == deployment.revision
+    has_failed = record.failed_revision == deployment.revision != record.cannot_go_back
     standing = deployment.deleted_at is None and not (deployment.paused or deployment.rollout_paused)
     if not (
         has_failed and standing and record.stable_revision and deployment.spec.rollout.rollback_on_failure

@@ -27,6 +27,11 @@ from penstock.core.spec import Rollout, RolloutStrategy, share
 _WORTH = {ReplicaState.READY: 3, ReplicaState.STARTING: 2, ReplicaState.QUEUED: 1}
 """What would be lost by letting a replica go; states not named are worth nothing."""
 
+_STOPPED = (
+    "the rollout is stopped: apply another spec, go back by `penstock rollout undo`,"
+    " or try again by `penstock restart`"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -325,7 +330,7 @@ def _stop(fleet: _Fleet) -> Counts:
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     kept = 0 if failed_as_canary(deployment) else min(ready, fleet.want)
     step = _step(fleet, kept, fleet.want - kept)
-    return step.counts(Reason.ROLLOUT_FAILED, f"{failed(deployment)}; the rollout is stopped")
+    return step.counts(Reason.ROLLOUT_FAILED, f"{failed(deployment)}; {_STOPPED}")
 
 
 def failed(deployment: Deployment) -> str:
@@ -335,8 +340,8 @@ def failed(deployment: Deployment) -> str:
 
 
 def _stand_still(fleet: _Fleet) -> Counts:
-    """Nothing is rolled; only the number is kept: a successor is of the revision of the one that it takes over from, and
-    what else is missing of the revision that was there before."""
+    """Nothing is rolled; only the number is kept: a successor is of the revision of the one that it takes over from,
+    and what else is missing of the revision that was there before."""
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
     most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
     retired = least_worth(fleet.fresh)[: max(0, have - most)]

@@ -6,6 +6,7 @@ import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.contract import quoted
+from penstock.core.changes import needs_revision
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
 from penstock.rpc.refusals import Refused
@@ -14,14 +15,20 @@ from penstock.store.queries import revisions
 
 
 async def previous(conn: AsyncConnection, deployment: Deployment) -> int:
-    """The number of the newest revision before the current one. Raises Refused when there is none."""
-    earlier = await revisions.list_page(conn, deployment.uid, before_number=deployment.revision, limit=1)
-    if not earlier:
-        raise Refused(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            f"deployment {quoted(deployment.name)} has no revision before its current one, {deployment.revision}",
-        )
-    return earlier[0].number
+    """The number of the newest revision that can be gone back to: one whose spec is another than the current one's, and
+    whose rollout is not the one that failed last. Raises Refused when there is none."""
+    failed = deployment.rollout.failed_revision
+    for earlier in await revisions.list_page(
+        conn, deployment.uid, before_number=deployment.revision, limit=revisions.REVISIONS_KEPT
+    ):
+        if earlier.number != failed and needs_revision(deployment.spec, earlier.spec):
+            return earlier.number
+    but = f" and than revision {failed}, which failed" if 0 < failed < deployment.revision else ""
+    raise Refused(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"deployment {quoted(deployment.name)} has no revision before its current one, {deployment.revision},"
+        f" with another spec than that{but}",
+    )
 
 
 async def spec_of(conn: AsyncConnection, deployment: Deployment, number: int) -> Spec:

@@ -140,7 +140,8 @@ ROWS = [
         deployment(replicas=3, revision=2, record=FAILED),
         these((1, READY), (2, READY), (2, STARTING), (2, QUEUED)),
         Reason.ROLLOUT_FAILED,
-        "revision 2 failed: r9: it died; the rollout is stopped; 1 made, 2 to go",
+        "revision 2 failed: r9: it died; the rollout is stopped: apply another spec, go back by"
+        " `penstock rollout undo`, or try again by `penstock restart`; 1 made, 2 to go",
         leave=["r4", "r3"],
         made=[1],
     ),
@@ -149,7 +150,8 @@ ROWS = [
         deployment(replicas=3, revision=2, rollout=canary(), record=FAILED),
         these((1, READY), (1, READY), (2, READY)),
         Reason.ROLLOUT_FAILED,
-        "revision 2 failed: r9: it died; the rollout is stopped; 1 made",
+        "revision 2 failed: r9: it died; the rollout is stopped: apply another spec, go back by"
+        " `penstock rollout undo`, or try again by `penstock restart`; 1 made",
         made=[1],
     ),
     Row(
@@ -306,3 +308,11 @@ def test_a_revision_fails_when_one_replica_failed_too_often_in_a_row() -> None:
     )
     whole = replace(of, rollout=RolloutRecord(stable_revision=2))
     assert rollout_record(whole, [failing(9)], {}, NOW) == whole.rollout
+
+
+def test_it_stays_where_it_was_tried_to_go_back_and_cannot() -> None:
+    record = replace(FAILED, cannot_go_back=2)
+    of = deployment(replicas=1, revision=2, rollout=Rollout(rollback_on_failure=True), record=record)
+    assert plan(world([of], [], [])).decisions[0].reason is Reason.ROLLOUT_FAILED
+    again = replace(of, rollout=replace(record, cannot_go_back=1))
+    assert plan(world([again], [], [])).decisions[0].reason is Reason.ROLLED_BACK

@@ -146,7 +146,8 @@ async def update_spec(
 
     `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a
     restart is written. Replicas that run just this spec already, of an earlier revision, then belong to the new one.
-    Without it a spec that differs is a new generation of the same revision. Nothing different: nothing is written.
+    Without it a spec that differs is a new generation of the same revision, and one that has failed is tried again
+    where its progress deadline or its restart policy differs. Nothing different: nothing is written.
 
     Raises NotFound, VersionConflict, BeingDeleted, ServedNameTaken.
     """
@@ -159,6 +160,10 @@ async def update_spec(
         values |= await _revise(conn, old, spec, now, author=author, cause=cause)
     if new_revision or document != encode(old.spec):
         values |= {"spec": document, "generation": old.generation + 1}
+    if not new_revision and _gives_more_tries(old, spec):
+        values["rollout"] = encode(
+            dataclasses.replace(old.rollout, failed_revision=0, failed_message="", cannot_go_back=0)
+        )
     if not values:
         return old
     changed = await _update(conn, old, values)
@@ -212,9 +217,10 @@ async def go_back(
     cause: str,
     now: datetime,
 ) -> bool:
-    """Makes the spec of revision `to` a new revision, with this record. False, and nothing is written, if `revision`
-    is not the current one any more (somebody wants something else by now), or if the name that clients put into `model`
-    changed between the two and is another deployment's now."""
+    """Makes the spec of revision `to` a new revision, with this record. False if `revision` is not the current one any
+    more (somebody wants something else by now), or if that cannot be: the name that clients put into `model` changed
+    between the two and is another deployment's now. Then the record says so, for nobody else would, and it is not tried
+    again."""
     row = (await conn.execute(GET_BY_UID_FOR_UPDATE, {"uid": uid})).one_or_none()
     if row is None or row.revision != revision or row.deleted_at is not None:
         return False
@@ -225,7 +231,12 @@ async def go_back(
             values = await _revise(conn, old, spec, now, author=PENSTOCK, cause=cause)
             values |= {"spec": encode(spec), "generation": old.generation + 1, "rollout": encode(rollout)}
             await _rename_model(conn, old, await _update(conn, old, values))
-    except (ServedNameTaken, NotFound):
+    except (ServedNameTaken, NotFound) as error:
+        message = f"{rollout.failed_message}; it cannot go back to revision {to}: {error}"
+        stays = dataclasses.replace(
+            rollout, stable_revision=to, failed_message=message, cannot_go_back=revision
+        )
+        await record_rollout(conn, uid, stays)
         return False
     return True
 
@@ -347,6 +358,15 @@ async def _revise(
     if await _is_stable(conn, old, spec):
         values["promoted_revision"] = number
     return values
+
+
+def _gives_more_tries(old: Deployment, spec: Spec) -> bool:
+    """Whether the current revision has failed by limits that are others now, so that it is to be judged anew."""
+    before = old.spec
+    return old.rollout.failed_revision == old.revision and (
+        (before.rollout.progress_deadline_s, before.restart)
+        != (spec.rollout.progress_deadline_s, spec.restart)
+    )
 
 
 async def _is_stable(conn: AsyncConnection, deployment: Deployment, spec: Spec) -> bool:
