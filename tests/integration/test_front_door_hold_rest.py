@@ -51,7 +51,7 @@ async def post(house: House, prompt: str = "x", **more: Any) -> httpx.Response:
 async def lines(house: House, prompt: str = "3:0.001") -> AsyncGenerator[str]:
     body = {"model": "m", "prompt": prompt, "stream": True}
     async with house.rest.stream("POST", "/v1/completions", json=body, timeout=120) as response:
-        assert response.status_code == 200
+        assert response.status_code == 200, (await response.aread()).decode()
         assert response.headers["content-type"] == "text/event-stream"
         async for line in response.aiter_lines():
             if line:
@@ -89,7 +89,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
 
         def all_held() -> bool:
             ended = [task for task in (*early, *unary, *streams) if task.done()]
-            assert not ended, ended[0]
+            assert not ended, [task.exception() or task.result() for task in ended][:1]
             return house.door.held.get("m") == 200
 
         await until(all_held, 60, what="all are held")

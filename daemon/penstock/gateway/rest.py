@@ -27,6 +27,10 @@ from penstock.gateway.settings import MIB, FrontDoorSettings
 MAX_READ_AT_ONCE = 16
 """Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
 
+BACKLOG = 4096
+"""Connections that wait to be accepted, as many as Linux lets them be by default. A socket whose line is full refuses at
+once, and when the only replica dies all of its clients come here in the same moment."""
+
 
 class RestServer:
     """An HTTP server for Envoy. Use: `start`, `stop`."""
@@ -57,11 +61,11 @@ class RestServer:
         address = self._settings.gateway_rest
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
-            await web.UnixSite(self._runner, str(path)).start()
+            await web.UnixSite(self._runner, str(path), backlog=BACKLOG).start()
             path.chmod(0o600)
         else:
             host, _, port = address.rpartition(":")
-            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+            await web.TCPSite(self._runner, host.strip("[]"), int(port), backlog=BACKLOG).start()
 
     async def stop(self) -> None:
         """Ends at once."""
