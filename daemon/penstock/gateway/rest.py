@@ -28,8 +28,8 @@ MAX_READ_AT_ONCE = 16
 """Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
 
 BACKLOG = 4096
-"""Connections that wait to be accepted, as many as Linux lets them be by default. A socket whose line is full refuses at
-once, and when the only replica dies all of its clients come here in the same moment."""
+"""Connections that wait to be accepted, as many as Linux lets them be by default. A socket whose line is full refuses
+at once, and when the only replica dies all of its clients come here in the same moment."""
 
 
 class RestServer:
