@@ -841,25 +841,27 @@ class TestLeases:
             assert await leases.acquire(conn, "controller", "two", 60) is None
             assert await leases.renew(conn, "controller", "one", 1, 60)
             assert not await leases.renew(conn, "controller", "two", 1, 60)
-            await leases.fence(conn, "controller", 1)
+            await leases.fence(conn, "controller", "one", 1)
             with pytest.raises(LeaseLost):
-                await leases.fence(conn, "controller", 2)
+                await leases.fence(conn, "controller", "one", 2)
+            with pytest.raises(LeaseLost):  # A restored database may give a term again.
+                await leases.fence(conn, "controller", "two", 1)
         async with database.transaction() as conn:
             await leases.release(conn, "controller", "one", 1)
         async with database.transaction() as conn:
             with pytest.raises(LeaseLost):
-                await leases.fence(conn, "controller", 1)
+                await leases.fence(conn, "controller", "one", 1)
             assert not await leases.renew(conn, "controller", "one", 1, 60)
             assert await leases.acquire(conn, "controller", "two", 60) == 2
             await leases.release(conn, "controller", "one", 1)
-            await leases.fence(conn, "controller", 2)
+            await leases.fence(conn, "controller", "two", 2)
 
     async def test_a_term_runs_out_by_the_databases_clock(self, database: Database) -> None:
         async with database.transaction() as conn:
             assert await leases.acquire(conn, "controller", "one", 0) == 1
         async with database.transaction() as conn:
             with pytest.raises(LeaseLost):
-                await leases.fence(conn, "controller", 1)
+                await leases.fence(conn, "controller", "one", 1)
             assert await leases.acquire(conn, "controller", "two", 60) == 2
 
     async def test_of_two_at_once_one_gets_it(self, database: Database) -> None:
@@ -881,7 +883,7 @@ class TestLeases:
                     return term
 
         async with database.transaction() as fenced:
-            await leases.fence(fenced, "controller", 1)
+            await leases.fence(fenced, "controller", "one", 1)
             taking = asyncio.create_task(take())
             done, _ = await asyncio.wait({taking}, timeout=1)
             assert not done

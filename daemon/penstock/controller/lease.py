@@ -63,7 +63,7 @@ class Lease:
 
     async def fence(self, connection: AsyncConnection) -> None:
         """Raises LeaseLost unless this transaction's database says that our term is the current one."""
-        await leases.fence(connection, LEASE_NAME, self._term or 0)
+        await leases.fence(connection, LEASE_NAME, self._holder, self._term or 0)
 
     async def run(self, on_taken: asyncio.Event) -> None:
         """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is

@@ -52,7 +52,10 @@ RELEASE = (
 FENCE = (
     select(leases.c.term)
     .where(
-        leases.c.name == bindparam("lease"), leases.c.term == bindparam("held"), leases.c.expires_at > _now
+        leases.c.name == bindparam("lease"),
+        leases.c.holder == bindparam("by"),
+        leases.c.term == bindparam("held"),
+        leases.c.expires_at > _now,
     )
     .with_for_update(read=True)
 )
@@ -81,10 +84,11 @@ async def release(conn: AsyncConnection, name: str, holder: str, term: int) -> N
     await conn.execute(RELEASE, {"lease": name, "by": holder, "held": term})
 
 
-async def fence(conn: AsyncConnection, name: str, term: int) -> None:
-    """Raises LeaseLost unless `term` is the current one and has not run out; holds it fast until the
-    transaction ends."""
-    if (await conn.execute(FENCE, {"lease": name, "held": term})).one_or_none() is None:
+async def fence(conn: AsyncConnection, name: str, holder: str, term: int) -> None:
+    """Raises LeaseLost unless `term` is the current one, is `holder`'s and has not run out; holds it fast until
+    the transaction ends. A database that was restored may give a term again, to another holder."""
+    given = {"lease": name, "by": holder, "held": term}
+    if (await conn.execute(FENCE, given)).one_or_none() is None:
         raise LeaseLost(name, term)
 
 
