@@ -5,7 +5,8 @@ given up, or that the job was submitted twice. Such a job holds GPUs and serves 
 so it can be neither adopted nor routed to. It is cancelled when it has been seen for a while, never at once: a human
 who has just restored the wrong backup must have the time to notice. How long it has been seen is counted from the first
 listing that showed it, not from its submission, which is by Slurm's clock. A job without the mark is nobody's here and
-is never touched (rule 2); nor is one whose mark and name disagree, which somebody copied or forged.
+is never touched (rule 2); nor is one whose mark and name disagree, which somebody copied or forged: that one is told
+of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime, timedelta
 
 from penstock.core.decisions import CancelOrphan, Decision, Reason
 from penstock.core.jobs import Job, JobState
-from penstock.core.model import Observation, marked_token
+from penstock.core.model import MARK, Listing, Observation, marked_token
 from penstock.core.sentences import clock
 from penstock.core.slurm_words import ENDING_STATES
 
@@ -43,7 +44,7 @@ def plan_orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job
                 ", unless the controller is stopped before then and the database that knows them is restored"
             )
         return Decision("", "", Reason.ORPHAN_FOUND, message)
-    message = "Slurm answers, and every job of ours belongs to an attempt"
+    message = f"Slurm answers, and every job of ours belongs to an attempt{_told(_forged(observation))}"
     return Decision("", "", Reason.CLUSTER_REACHABLE, message)
 
 
@@ -61,6 +62,37 @@ def _orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job, ..
             # While the owner's own job is not known, any of these may be it.
             if owner is None or (owner.job_id is not None and job.job_id != owner.job_id):
                 yield job
+
+
+def _forged(observation: Observation) -> list[Job]:
+    """Live jobs whose comment begins as our mark does, and is none; those that attempts know are told of by them."""
+    if not isinstance(observation.slurm, Listing):
+        return []
+    begins = f"{MARK} {observation.installation}"
+    known = {
+        attempt.job_id for replica in observation.replicas if (attempt := replica.live_attempt) is not None
+    }
+    found = [
+        job
+        for job in observation.slurm.jobs
+        if not job.ended
+        and (job.comment == begins or job.comment.startswith(f"{begins} "))
+        and job.job_id not in known
+        and marked_token(job, observation.installation) is None
+    ]
+    return sorted(found, key=lambda job: job.job_id)
+
+
+def _told(forged: list[Job]) -> str:
+    if not forged:
+        return ""
+    ids = ", ".join(str(job.job_id) for job in forged[:NAMED])
+    if len(forged) == 1:
+        who = f"job {ids} has a comment like our mark, and its name or its token does not agree: it is left alone"
+    else:
+        more = f" and {len(forged) - NAMED} more" if len(forged) > NAMED else ""
+        who = f"jobs {ids}{more} have comments like our mark, and their names or tokens differ: they are left alone"
+    return f"; {who}; scontrol update JobId={forged[0].job_id} Comment='' if it is yours"
 
 
 def _cancel_at(observation: Observation, job: Job) -> datetime:

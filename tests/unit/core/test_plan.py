@@ -303,6 +303,23 @@ def test_what_is_no_orphan(listed: Job) -> None:
     assert cluster_says(world([], [], [listed]))[0] is Reason.CLUSTER_REACHABLE
 
 
+def test_a_forged_mark_is_told_of() -> None:
+    forged = [job(job_id=number, name="training") for number in range(20, 15, -1)]
+    tells = "Slurm answers, and every job of ours belongs to an attempt; "
+    assert cluster_says(
+        world([], [], [*forged[-1:], job(JobState.FAILED, name="training"), stray(comment="")])
+    ) == (
+        Reason.CLUSTER_REACHABLE,
+        f"{tells}job 16 has a comment like our mark, and its name or its token does not agree: it is left alone;"
+        " scontrol update JobId=16 Comment='' if it is yours",
+        (),
+    )
+    assert cluster_says(world([], [], forged))[1] == (
+        f"{tells}jobs 16, 17, 18 and 2 more have comments like our mark, and their names or tokens differ: they"
+        " are left alone; scontrol update JobId=16 Comment='' if it is yours"
+    )
+
+
 def test_of_a_doubled_submission_the_second_job_goes() -> None:
     twin = job(JobState.PENDING, job_id=8, reason="Dependency")
     its = replica(its=attempt(job=job()), state=ReplicaState.STARTING)
