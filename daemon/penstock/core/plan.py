@@ -51,6 +51,7 @@ from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
 from penstock.core.rollout import Counts, failed, plan_counts
 from penstock.core.sentences import clock
+from penstock.core.spec import Spec
 from penstock.core.spread import crowded, occupied, one_by_one, spreads
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect, avoided, suspects
@@ -194,6 +195,10 @@ def _plan_deployment(
             at_placements[replica.burst, index] = avoiding, crowd, limits
         return at_placements[replica.burst, index]
 
+    def at_its_placement(replica: Replica) -> Spec:
+        attempt = replica.live_attempt
+        return placed(deployment.spec, replica, replica.placement if attempt is None else attempt.placement)
+
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
         avoiding, crowd, limits = at_placement(
@@ -214,7 +219,9 @@ def _plan_deployment(
                 crowded=crowd,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
-                threats=() if job is None else threats(job, deployment.spec, observation.cluster, leaving),
+                threats=()
+                if job is None
+                else threats(job, at_its_placement(replica), observation.cluster, leaving),
                 bounds=limits,
             )
         )
@@ -223,10 +230,7 @@ def _plan_deployment(
     outlooks = {replica.uid: look(replica) for replica in replicas}
     if spreads(deployment):
         outlooks |= one_by_one(deployment, replicas, jobs, outlooks, observation.now)
-    seen = [
-        replica if replica.state is (state := outlooks[replica.uid].state) else replace(replica, state=state)
-        for replica in replicas
-    ]
+    seen = [_seen(replica, outlooks[replica.uid]) for replica in replicas]
     handed_over = _by_their_end(outlooks)
     recorded = deployment.rollout
     deployment = replace(deployment, rollout=rollout_record(deployment, seen, held, observation.now))
@@ -304,6 +308,12 @@ def _counts(deployment: Deployment, seen: Sequence[Replica], handed_over: Sequen
     message = f"{failed(deployment)}; the deployment goes back to revision {to} by itself, as revision {new}"
     go_back = GoBack(deployment.uid, deployment.revision, to, after, cause)
     return Counts(Decision(deployment.name, "", Reason.ROLLED_BACK, message, (go_back,)), leaving=frozenset())
+
+
+def _seen(replica: Replica, outlook: Outlook) -> Replica:
+    if replica.state is outlook.state and outlook.new_run is None:
+        return replica
+    return replace(replica, state=outlook.state, attempt=outlook.new_run or replica.attempt)
 
 
 def _after(replica: Replica, outlook: Outlook, now: datetime) -> Replica:

@@ -88,6 +88,8 @@ class Outlook:
     message: str
     handed_over: bool = False
     """A successor is to take over from it."""
+    new_run: Attempt | None = None
+    """Its attempt without what is stored of an earlier run, where this look is the first that saw the job requeued."""
     ends_at: datetime | None = None
     """Of one handed over: when its job ends; None: nothing is known to end it."""
 
@@ -306,7 +308,8 @@ def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if said != (job, running_since) and not job.ended:  # EndAttempt records an ended job itself.
         record = RecordJob(attempt.token, job, running_since)
         decision = replace(decision, actions=(record, *decision.actions))
-    return replace(outlook, decision=decision)
+    requeued = attempt.job is not None and attempt.job.restarts != job.restarts
+    return replace(outlook, decision=decision, new_run=this_run if requeued else None)
 
 
 def _alterations(before: Job | None, job: Job) -> str:

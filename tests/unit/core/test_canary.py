@@ -290,6 +290,18 @@ def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
     assert recorded.rollout.failed_message == "chat-2: job 7 generated no token within 600 s of its start"
 
 
+def test_the_deadline_counts_from_the_start_of_this_run() -> None:
+    """A node failed, and between two looks its job was requeued and began anew: what is stored is of the earlier run."""
+    of = deployment(replicas=1, revision=2)
+    serving, before = job(token="tok2", job_id=8), job(started_at=at(-600))
+    mine = [
+        replica(1, state=READY, its=ready_attempt(token="tok2", job_id=8, job=serving)),
+        replica(2, revision=2, state=STARTING, its=attempt(phase=Phase.STARTING, job=before)),
+    ]
+    own, *_ = plan(world([of], mine, [serving, replace(before, restarts=1, started_at=at(-4))])).decisions
+    assert own.reason is Reason.ROLLOUT_WAIT
+
+
 def test_a_revision_fails_when_one_replica_failed_too_often_in_a_row() -> None:
     """The only replica of the surge waits longer and longer, and would never spend the budget of four."""
     of = deployment(replicas=4, revision=2)

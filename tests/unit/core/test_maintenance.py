@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from penstock.core.decisions import BeginHandover
 from penstock.core.estimates import Estimates
 from penstock.core.handover import Threat
 from penstock.core.jobs import Cluster, Maintenance, Node, Partition
 from penstock.core.maintenance import bounds, threats, waits_for_nothing
-from penstock.core.spec import Handover, Placement, Resources, Spec
+from penstock.core.model import ReplicaState
+from penstock.core.plan import plan
+from penstock.core.spec import Burst, Handover, Placement, Resources, Spec
 from penstock.core.walltime import Bounds, job_number, time_limit_s, warning_s
-from tests.worlds import NOW, SPEC, at, job, replica
+from tests.worlds import NOW, SPEC, at, deployment, job, ready_attempt, replica, world
 
 HOUR = replace(SPEC, placement=Placement(time_limit="1h", time_limit_s=3600))
 TAKES = Estimates(wait_s=0, cold_start_s=60, measured=1)
@@ -48,6 +51,24 @@ def test_a_drained_node_threatens_where_there_is_another(state: str) -> None:
     assert of(HOUR, cluster(states=(state, "DOWN*"))) == ()
     large = replace(HOUR, resources=Resources(gpus=3))
     assert of(large, cluster(states=(state, "IDLE"))) == ()
+
+
+@pytest.mark.parametrize(("partition", "handed_over"), [("gpu", True), ("spare", False)])
+def test_another_node_is_looked_for_where_the_replica_may_run(partition: str, handed_over: bool) -> None:
+    """A replica beyond the base runs in a placement of its own."""
+    nodes = (
+        Node("gpu1", "MIXED+DRAIN", 8, 16000, {"": 2}, ("gpu", "spare")),
+        Node("gpu2", "IDLE", 8, 16000, {"": 2}, ("gpu",)),
+    )
+    gpu = Partition("gpu", True, True, 86_400, 7200, None, 2, 16, ("gpu1", "gpu2"))
+    spare = replace(gpu, name="spare", is_default=False, total_nodes=1, nodes=("gpu1",))
+    burst = Burst(0, (replace(HOUR.placement, partition=partition),))
+    of = deployment(replicas=1, spec=replace(HOUR, burst=burst))
+    runs = job(nodes="gpu1", partition=partition, time_limit_s=3600, ends_at=at(3600))
+    mine = replica(burst=True, state=ReplicaState.READY, its=ready_attempt(job=runs))
+    seen = replace(world([of], [mine], [runs]), cluster=Cluster("test", "26.05.5", (gpu, spare), nodes))
+    acts = [action for decision in plan(seen).decisions for action in decision.actions]
+    assert any(isinstance(action, BeginHandover) for action in acts) is handed_over
 
 
 def test_a_node_that_is_down_is_not_drained() -> None:
