@@ -291,7 +291,7 @@ def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
 
 
 def test_the_deadline_counts_from_the_start_of_this_run() -> None:
-    """A node failed, and between two looks its job was requeued and began anew: what is stored is of the earlier run."""
+    """A node failed, and between two looks its job was requeued and began anew: stored is the earlier run."""
     of = deployment(replicas=1, revision=2)
     serving, before = job(token="tok2", job_id=8), job(started_at=at(-600))
     mine = [
