@@ -193,3 +193,19 @@ async def test_doubt_counts_from_the_end_of_a_call_without_an_answer(floor: Floo
     (row,) = (await floor.rows()).values()
     assert row.submitted_at == floor.now == NOW + timedelta(seconds=30)
     assert await floor.outcomes() == ["not known: sbatch gave no answer in 30 s"]
+
+
+async def test_a_proof_that_takes_too_long_proves_nothing(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intents = await floor.intents(1)
+    prove = Executor._prove
+
+    async def slowly(self: Executor, effects: Any) -> None:
+        await prove(self, effects)
+        floor.now += PROOF_STANDS_FOR + timedelta(seconds=1)
+
+    monkeypatch.setattr(Executor, "_prove", slowly)
+    await floor.carry_out(intents)
+    assert await floor.outcomes() == ["not tried: the database took more than 1 s"]
+    assert floor.slurm.jobs() == ()

@@ -61,6 +61,11 @@ one, so that a job whose submission alone is never answered keeps nobody else fr
 
 DONE = "done"
 NOT_TRIED = "not tried: Slurm does not answer"
+DATABASE_SLOW = f"not tried: the database took more than {PROOF_STANDS_FOR.total_seconds():g} s"
+
+
+class _DatabaseSlow(Exception):
+    """The proof took longer than it stands for."""
 
 
 @dataclass(slots=True)
@@ -155,6 +160,8 @@ class Executor:
                 return Outcome(intent, str(error))
             except SlurmError as error:
                 return Outcome(intent, str(error))
+            except _DatabaseSlow:
+                return Outcome(intent, DATABASE_SLOW)
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
                 return None
@@ -209,10 +216,15 @@ class Executor:
             effect.proven_at = now
 
     async def _may_call(self, effect: _Effect) -> None:
-        """Raises LeaseLost unless the effect's call may begin now."""
-        if effect.proven_at is None or self._clock() - effect.proven_at > PROOF_STANDS_FOR:
+        """Raises LeaseLost or _DatabaseSlow unless the effect's call may begin now."""
+        if self._stale(effect):
             await self._prove([effect])
+            if self._stale(effect):
+                raise _DatabaseSlow()
         self._lease.require()
+
+    def _stale(self, effect: _Effect) -> bool:
+        return effect.proven_at is None or self._clock() - effect.proven_at > PROOF_STANDS_FOR
 
     async def _submit(self, effect: _Effect, launch: Launch) -> Outcome:
         intent = effect.intent
