@@ -352,10 +352,20 @@ class TestReplicas:
     async def test_numbers_are_never_used_twice(self, conn: AsyncConnection) -> None:
         first = await a_replica(conn)
         assert (first.name, first.number, first.state) == ("a-1", 1, ReplicaState.WAITING)
-        assert await replicas.get(conn, "a-1") == first
+        assert await replicas.get(conn, "a-1") == replace(first, drain_timeout_s=SPEC.drain_timeout_s)
         await replicas.remove(conn, first.uid, NOW)
         second = await replicas.create(conn, first.deployment_uid, 1, NOW)
         assert second.name == "a-2"
+
+    async def test_one_keeps_its_own_revisions_drain_timeout(self, conn: AsyncConnection) -> None:
+        await a_replica(conn)
+        before = await world.load(conn)
+        shorter = replace(SPEC, drain_timeout_s=5)
+        await deployments.update_spec(conn, "a", shorter, None, NOW, new_revision=True, expected_version=None)
+        after = await world.load(conn)
+        for found in (before, after):
+            assert found.replicas[0].drain_timeout_s == SPEC.drain_timeout_s
+        assert after.deployments[0].spec.drain_timeout_s == 5
 
     async def test_a_revision_that_is_not_there_is_refused(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
@@ -439,7 +449,8 @@ class TestReplicas:
         assert await replicas.prune(conn, NOW, batch=2) == 0
         assert await replicas.prune(conn, later(1), batch=2) == 2
         assert await replicas.prune(conn, later(1), batch=2) == 1
-        assert await replicas.list_page(conn, limit=9, include_removed=True) == (kept,)
+        (left,) = await replicas.list_page(conn, limit=9, include_removed=True)
+        assert left.uid == kept.uid
 
 
 class TestAttempts:

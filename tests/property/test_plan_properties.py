@@ -363,8 +363,8 @@ def test_unknown_is_not_absent(world: Observation) -> None:
 @bounded
 @given(worlds(), strangers())
 def test_strangers_jobs_change_nothing(world: Observation, others: list[Job]) -> None:
-    """Rule 2: a job without our mark is not touched. Nothing but the sentence on the cluster knows of it, where it bears
-    what only looks like our mark."""
+    """Rule 2: a job without our mark is not touched. Nothing but the sentence on the cluster knows of it, where
+    it bears what only looks like our mark."""
     assert isinstance(world.slurm, Listing)
     crowded = plan(replace(world, slurm=Listing((*world.slurm.jobs, *others))))
     alone = plan(world)

@@ -130,6 +130,8 @@ class Replica:
     """Which of its placements the next attempt is submitted to, from 0."""
     leaving: bool = False
     """It is to go and not to come back: scaled away, replaced, or its deployment deleted."""
+    drain_timeout_s: int | None = None
+    """Its own revision's; None: its deployment's."""
     removed_at: datetime | None = None
 
     @property

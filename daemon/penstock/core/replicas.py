@@ -47,9 +47,9 @@ from penstock.core.slurm_words import (
     Wait,
     waits_for,
 )
-from penstock.core.spec import OutsideChanges
+from penstock.core.spec import OutsideChanges, Spec
 from penstock.core.suspects import NAMED, Suspect, told
-from penstock.core.walltime import NO_BOUNDS, Bounds, job_number, unbounded_s
+from penstock.core.walltime import NO_BOUNDS, Bounds, job_number, unbounded_s, with_own_drain
 
 DOUBT_FACTOR = 3
 """Doubt about a submission lasts this many of Slurm's message time-outs: a reply may be late by one, and the accepted
@@ -124,6 +124,11 @@ class Scene:
     """What the time limit of a submission must keep."""
     altered: Altered | None = None
     """`job` does not bear our mark any more."""
+
+    @property
+    def spec(self) -> Spec:
+        """The deployment's, with the replica's own drain timeout."""
+        return with_own_drain(self.deployment.spec, self.replica)
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
@@ -568,7 +573,7 @@ def _leaving(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled before it runs")
     if attempt.phase in (Phase.FAILED, Phase.ENDED):
         return _after_agent(scene, attempt, job)
-    allowed = timedelta(seconds=scene.deployment.spec.drain_timeout_s + DRAIN_GRACE_S)
+    allowed = timedelta(seconds=scene.spec.drain_timeout_s + DRAIN_GRACE_S)
     # A signal that never gets through must not keep the replica for ever: then the intent's time counts.
     began_at = attempt.signalled_at or attempt.drain_at
     if began_at is not None and scene.now >= began_at + allowed:
@@ -622,7 +627,7 @@ def _preempted_soon(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
 
 def _handed_over(scene: Scene, attempt: Attempt, job: Job, outlook: Outlook) -> Outlook:
     """A replica that has served, with the handover that it is in, or that begins now."""
-    spec, estimates = scene.deployment.spec, scene.estimates
+    spec, estimates = scene.spec, scene.estimates
     job_ends_at = handover.end_of(attempt, job, scene.threats)
     if attempt.handover_at is not None and handover.handed_over(attempt):
         ends_at = handover.limit_at(attempt, job)

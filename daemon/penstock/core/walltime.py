@@ -7,7 +7,7 @@ a limit of a few minutes is left as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.core.model import Replica
 from penstock.core.spec import Spec
@@ -35,6 +35,12 @@ class Bounds:
 
 
 NO_BOUNDS = Bounds()
+
+
+def with_own_drain(spec: Spec, replica: Replica) -> Spec:
+    """The deployment's spec with the drain timeout that this replica's agent was told, which its revision has."""
+    own_s = replica.drain_timeout_s
+    return spec if own_s is None or own_s == spec.drain_timeout_s else replace(spec, drain_timeout_s=own_s)
 
 
 def warning_s(spec: Spec, limit_s: int | None) -> int:

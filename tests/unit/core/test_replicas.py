@@ -1109,3 +1109,15 @@ def test_a_preempted_job_uses_its_grace_to_drain(
     assert (again.decision.reason, again.decision.actions) == (R.PREEMPTING, ())
     starting = known(listed, phase=Phase.STARTING, running_since=at(-60))
     assert plan_replica(Scene(NOW, CHAT, starting, listed, 10, None)).decision.reason is R.STARTING
+
+
+@pytest.mark.parametrize(("own_s", "cut"), [(None, True), (60, True), (600, False)])
+def test_a_drain_takes_as_long_as_the_replicas_own_revision_allows(own_s: int | None, cut: bool) -> None:
+    listed = job()
+    old = replace(
+        served(listed, S.DRAINING, drain_at=at(-200), signalled_at=at(-200), phase=Phase.DRAINING),
+        leaving=True,
+        drain_timeout_s=own_s,
+    )
+    outlook = plan_replica(Scene(NOW, CHAT, old, listed, 10, None))
+    assert (outlook.decision.reason is R.DRAIN_TIMEOUT) is cut

@@ -33,7 +33,7 @@ def _newest_attempt() -> LateralFromClause:
 
 
 _newest = _newest_attempt()
-SELECT = select(*rows.REPLICA, *_newest.c).select_from(
+SELECT = select(*rows.REPLICA, rows.REVISIONS_DRAIN, *_newest.c).select_from(
     replicas.join(deployments, deployments.c.uid == replicas.c.deployment_uid).outerjoin(_newest, true())
 )
 GET = SELECT.where(replicas.c.name == bindparam("name"))

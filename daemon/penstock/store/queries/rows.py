@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, select
 
 from penstock.core.jobs import Job
 from penstock.core.model import (
@@ -37,6 +38,15 @@ REVISION = tuple(
 )
 
 REPLICA = tuple(column.label(f"r_{column.name}") for column in replicas.c)
+
+REVISIONS_DRAIN = (
+    select(revisions.c.spec["drain_timeout_s"].as_integer())
+    .where(revisions.c.deployment_uid == replicas.c.deployment_uid, revisions.c.number == replicas.c.revision)
+    .correlate(replicas)
+    .scalar_subquery()
+    .label("r_drain_timeout_s")
+)
+"""What a replica's agent was told, whatever its deployment's spec says by now."""
 
 ATTEMPT = tuple(
     attempts.c[name].label(f"a_{name}")
@@ -148,8 +158,9 @@ def endpoint(host: str, port: int) -> str:
 
 
 def replica_with_attempt(row: AnyRow) -> Replica:
-    """From a row of REPLICA outer-joined to ATTEMPT."""
-    return replica(row, None if row.a_token is None else attempt(row))
+    """From a row of REPLICA and REVISIONS_DRAIN outer-joined to ATTEMPT."""
+    found = replica(row, None if row.a_token is None else attempt(row))
+    return replace(found, drain_timeout_s=row.r_drain_timeout_s)
 
 
 def load(row: AnyRow) -> Load:
