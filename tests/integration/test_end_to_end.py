@@ -308,7 +308,8 @@ def test_no_ready_replica_says_why(penstock: Penstock) -> None:
     [
         ("  placements: [{partition: nowhere}]", "nowhere"),
         ("  placements: [{partition: short, time_limit: 3d}]", "spec.placements[0].time"),
-        ("  placements: [{partition: gpu}, {partition: cpu}]", "not supported yet"),
+        ("  placements: [{partition: gpu}, {partition: nowhere}]", "spec.placements[1].partition"),
+        ("  scaling: {min_replicas: 1, max_replicas: 2, target_in_flight: 8}", "not supported yet"),
         ("  colour: blue", "colour"),
         ("  rollout: {max_surge: 0, max_unavailable: 0}", "max"),
     ],
