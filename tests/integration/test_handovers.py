@@ -19,8 +19,9 @@ GENERATIONS = 3
 MARGIN_S = 25
 
 
-MORE = f"""
-  placements: [{{time_limit: 2m}}]
+def more(time_limit: str) -> str:
+    return f"""
+  placements: [{{time_limit: {time_limit}}}]
   handover: {{margin_s: {MARGIN_S}}}
 """
 
@@ -31,13 +32,15 @@ def jobs(penstock: Penstock, *columns: str) -> list[str]:
 
 
 @pytest.fixture
-def served(penstock: Penstock) -> Iterator[str]:
-    penstock.apply(standin("short", args=SPEED, more=MORE))
+def served(penstock: Penstock, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A deployment of one replica, whose jobs have the time limit that is asked for."""
+    penstock.apply(standin("short", args=SPEED, more=more(request.param)))
     penstock.wait_ready("short", 1)
     yield "short"
     penstock.cli("delete", "short", "--wait")
 
 
+@pytest.mark.parametrize("served", ["2m"], indirect=True)
 def test_three_generations_of_walltime_under_load(penstock: Penstock, served: str) -> None:
     began = time.monotonic()
     with SteadyLoad(penstock.server, served, min_ready=1) as load:
@@ -58,6 +61,7 @@ def test_three_generations_of_walltime_under_load(penstock: Penstock, served: st
     print(f"\n{GENERATIONS} handovers of walltime in {time.monotonic() - began:.0f} s; {load.figures}")
 
 
+@pytest.mark.parametrize("served", ["10m"], indirect=True)  # Else the time limit's own turn comes first.
 def test_a_drained_node_is_left_under_load(penstock: Penstock, served: str) -> None:
     (where,) = jobs(penstock, "%N")
     with SteadyLoad(penstock.server, served, min_ready=1) as load:
@@ -74,5 +78,5 @@ def test_a_drained_node_is_left_under_load(penstock: Penstock, served: str) -> N
             penstock.cluster.run("scontrol", "update", f"NodeName={where}", "State=UNDRAIN", check=False)
     load.assert_unhurt()
     events = penstock.cli("events", served).stdout
-    assert f"node {where} is drained" in events
+    assert f"node {where} is drained" in events, events
     print(f"\na drained node is free after {took_s:.1f} s; {load.figures}")
