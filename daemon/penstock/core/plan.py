@@ -184,26 +184,22 @@ def _plan_deployment(
         jobs[replica.uid] = job
     estimates = _estimates(observation, deployment, replicas, jobs.values())
     there = occupied(jobs.values()) if may_submit and spreads(deployment) else {}
-    at_placements: dict[tuple[bool, int], tuple[tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
+    at_placements: dict[tuple[bool, int], tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
 
-    def at_placement(replica: Replica, index: int) -> tuple[tuple[Suspect, ...], tuple[str, ...], Bounds]:
+    def at_its_placement(replica: Replica) -> tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]:
+        attempt = replica.live_attempt
+        index = replica.placement if attempt is None else attempt.placement
         if (replica.burst, index) not in at_placements:
             spec = placed(deployment.spec, replica, index)
             avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
             crowd = crowded(spec, there, observation.cluster, [one.node for one in avoiding])
             limits = bounds(spec, observation.cluster, estimates, observation.now)
-            at_placements[replica.burst, index] = avoiding, crowd, limits
+            at_placements[replica.burst, index] = spec, avoiding, crowd, limits
         return at_placements[replica.burst, index]
-
-    def at_its_placement(replica: Replica) -> Spec:
-        attempt = replica.live_attempt
-        return placed(deployment.spec, replica, replica.placement if attempt is None else attempt.placement)
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
-        avoiding, crowd, limits = at_placement(
-            replica, replica.placement if attempt is None else attempt.placement
-        )
+        spec, avoiding, crowd, limits = at_its_placement(replica)
         return plan_replica(
             Scene(
                 now=observation.now,
@@ -219,9 +215,7 @@ def _plan_deployment(
                 crowded=crowd,
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
-                threats=()
-                if job is None
-                else threats(job, at_its_placement(replica), observation.cluster, leaving),
+                threats=() if job is None else threats(job, spec, observation.cluster, leaving),
                 bounds=limits,
             )
         )
