@@ -38,6 +38,7 @@ from penstock.slurm.port import (
 from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import attempts
+from penstock.store.queries.decisions import DONE
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ SILENT_AFTER = 8
 costs each call its whole time-out, and a thousand of them would keep the controller from looking for an hour. More than
 one, so that a job whose submission alone is never answered keeps nobody else from being submitted."""
 
-DONE = "done"
 NOT_TRIED = "not tried: Slurm does not answer"
 DATABASE_SLOW = f"not tried: the database took more than {PROOF_STANDS_FOR.total_seconds():g} s"
 
