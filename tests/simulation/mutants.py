@@ -293,7 +293,9 @@ LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
 SLEEPY = replace(STORMY, pause=0.06)
-NODDING = replace(CALM, pause=0.4, pause_at="committed", steps={"tick": 80, "scale": 12, "edit": 8})
+NODDING = replace(
+    CALM, nap=0.4, nap_at=("begin", "committed"), steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0}
+)
 FRAIL = replace(
     CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "clock_jump": 0, "restore": 0}
 )

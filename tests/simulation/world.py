@@ -54,6 +54,9 @@ HANG_S = 60.0
 MESSAGE_TIMEOUT_S = 10
 LATE_MAX_S = 9.0
 """A submission whose reply timed out is taken at most this much later: slurmctld drops what is older."""
+NAPS_S = (0.4, 0.9, 4.0, 9.4)
+"""How long a process that nobody notices stands still (a machine that swaps, a host that is migrated): shorter than a
+proof stands for, or nearly as long as a lease lasts, so that one after the other ends between the two."""
 STALE_MAX_S = 25.0
 """A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
 
@@ -83,6 +86,8 @@ class Risk:
 
     crash: float = 0.0
     pause: float = 0.0
+    nap: float = 0.0
+    """A process stands still for one of NAPS_S."""
     database_call: float = 0.0
     slurm_call: float = 0.0
     submit: float = 0.0
@@ -93,6 +98,8 @@ class Risk:
     agents: tuple[str, ...] = ("fails", "dies", "silent", "stuck", "deaf")
     pause_at: str = ""
     """Pauses happen at this place only; empty: anywhere."""
+    nap_at: tuple[str, ...] = ()
+    """Naps happen at these places only; empty: anywhere."""
     oldest: float = 0.5
     """Of stale listings so many are as old as they may be."""
     strategies: tuple[int, ...] = (55, 15, 30)
@@ -114,6 +121,7 @@ class Fate(enum.Enum):
 
     CRASH = "is killed"
     PAUSE = "is held still"
+    NAP = "stands still for a while"
     OUTAGE = "loses the database"
 
 
@@ -230,6 +238,9 @@ class Process:
         self.world.say(f"{self.name} {fate.value} at {where}")
         if fate is Fate.OUTAGE:
             raise outage(where)
+        if fate is Fate.NAP:
+            await self.world.pass_time(self.world.random.choice(NAPS_S))
+            return
         assert self._stop is not None
         self._go_on.clear()
         self._stop.set_result(fate)
@@ -388,6 +399,8 @@ class World:
         # A transaction that is held open would hold its locks; there PostgreSQL itself ends it.
         if where != "commit" and self.risk.pause_at in ("", where) and self.chance(self.risk.pause):
             return Fate.PAUSE
+        if where != "commit" and where in (self.risk.nap_at or (where,)) and self.chance(self.risk.nap):
+            return Fate.NAP
         if in_database and self.chance(self.risk.database_call):
             return Fate.OUTAGE
         return None
