@@ -56,8 +56,10 @@ async def until(
         await asyncio.sleep(0.002)
 
 
-def endpoint(port: int, host: str = "127.0.0.1", engine_port: int | None = None) -> Endpoint:
-    return Endpoint(f"a{port}", f"r{port}", host, port, engine_port)
+def endpoint(
+    port: int, host: str = "127.0.0.1", engine_port: int | None = None, revision: int = 1
+) -> Endpoint:
+    return Endpoint(f"a{port}", f"r{port}", host, port, engine_port, revision)
 
 
 def route(deployment: str, *ports: int | Replica, names: Iterable[str] = (), secret: str = SECRET) -> Route:

@@ -6,14 +6,19 @@ import asyncio
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 import pytest
 
+from penstock.core.canary import request_weights
+from penstock.core.model import RolloutRecord
 from penstock.core.routing import RoutingState
+from penstock.core.spec import Canary, Rollout, RolloutStrategy
 from penstock.v1 import inference_pb2, inference_pb2_grpc
-from tests.integration.front_door_kit import BIG, House, route, texts, until
+from tests.integration.front_door_kit import BIG, House, endpoint, route, texts, until
 
 Record = Callable[[str, object], None]
 
@@ -80,6 +85,22 @@ async def test_a_withdrawn_replica_gets_nothing_new_and_ends_what_it_has() -> No
             assert await house.answered_by("m") == "b"
         assert a.requests == count
         assert texts([chunk async for chunk in stream]) == [str(number) for number in range(1, 100)]
+
+
+@pytest.mark.parametrize(("ready", "percent"), [(1, 10), (2, 20), (3, 30)])
+async def test_a_canary_gets_its_share_by_and_by(ready: int, percent: int) -> None:
+    """Of ten wanted replicas three are the canary's, for 30% of the requests; each brings a third of that."""
+    policy = Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(30))
+    weights = request_weights(policy, 10, RolloutRecord(stable_revision=1), 2, 0, {1: 1, 2: ready})
+    async with House() as house:
+        stable = await house.replica("stable")
+        canary = [await house.replica(f"canary{number}") for number in range(ready)]
+        ends = [endpoint(stable.port)] + [endpoint(one.port, revision=2) for one in canary]
+        await house.serve(replace(route("m"), endpoints=tuple(ends), weights=tuple(sorted(weights.items()))))
+        for one in (stable, *canary):
+            await until(lambda one=one: _is(house, one.name))  # type: ignore[misc]
+        answered = Counter([await house.answered_by("m") for _ in range(400)])
+        assert sum(answered[one.name] for one in canary) / 400 == pytest.approx(percent / 100, abs=0.05)
 
 
 async def test_a_killed_replica_is_out_of_use_at_once_while_another_is_there() -> None:

@@ -26,7 +26,7 @@ from penstock.core.model import (
     RolloutRecord,
 )
 from penstock.core.routing import Endpoint, Route
-from penstock.core.spec import Model, RestartPolicy, Rollout, Spec
+from penstock.core.spec import Canary, Model, RestartPolicy, Rollout, RolloutStrategy, Spec
 from penstock.rpc import history
 from penstock.rpc.refusals import Refused
 from penstock.store.database import Database
@@ -761,6 +761,26 @@ class TestRuntime:
         assert await routable() == ["t3"]
         await end(conn, "t3")
         assert await routable() == []
+
+    async def test_a_canary_gets_as_much_of_its_share_as_is_ready(self, conn: AsyncConnection) -> None:
+        policy = Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(50))
+        made = await a_deployment(conn, spec=replace(SPEC, replicas=4, rollout=policy))
+        await deployments.record_rollout(conn, made.uid, RolloutRecord(stable_revision=1))
+        other = replace(made.spec, model=Model(hub="owner/other"))
+        await deployments.update_spec(conn, "a", other, None, NOW, new_revision=True, expected_version=None)
+
+        async def weights_with(job_id: int, revision: int) -> tuple[tuple[int, int], ...]:
+            token = f"t{job_id}"
+            replica = await replicas.create(conn, made.uid, revision, NOW)
+            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            await runtime.register(conn, token, job_id=job_id, restart_count=0, host="n1", port=1, now=NOW)
+            await ready(conn, token)
+            (route,) = (await runtime.routing_state(conn)).routes
+            return route.weights
+
+        assert await weights_with(1, 1) == ((1, 100),)
+        assert await weights_with(2, 2) == ((1, 75), (2, 25))
+        assert await weights_with(3, 2) == ((1, 50), (2, 50))
 
 
 async def test_a_late_answer_takes_no_other_jobs_place(conn: AsyncConnection) -> None:

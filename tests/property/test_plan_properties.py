@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from penstock.core import decisions as acts
 from penstock.core.budget import WINDOW
+from penstock.core.canary import canary_counts, request_weights
 from penstock.core.decisions import EFFECTS, Action, Reason
 from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
 from penstock.core.model import (
@@ -571,3 +572,19 @@ def test_no_revision_is_tried_beyond_its_budget(world: Observation) -> None:
             if lost and submitted:
                 event("tried although attempts failed")
                 assert lost + under_way + submitted <= allowed
+
+
+@given(st.integers(1, 99), st.integers(1, 300), st.data())
+def test_no_replica_of_a_canary_bears_more_than_when_it_is_whole(
+    percent: int, want: int, data: st.DataObject
+) -> None:
+    rollout = Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(percent))
+    new, _ = canary_counts(rollout, want)
+    before = 0
+    for ready in [*sorted(data.draw(st.sets(st.integers(1, new)))), new]:
+        weights = request_weights(rollout, want, RolloutRecord(1), 2, 0, {1: 1, 2: ready})
+        assert weights[1] + weights[2] == 100
+        assert weights[2] * new <= max(percent * ready, new), "its part, or the least there is"
+        assert weights[2] >= max(before, 1)
+        before = weights[2]
+    assert before == percent

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from penstock.core.model import Deployment, RolloutRecord
-from penstock.core.spec import Rollout, Spec, share
+from penstock.core.spec import Rollout, share
 
 
 def is_canary(deployment: Deployment) -> bool:
@@ -30,37 +30,50 @@ def failed_as_canary(deployment: Deployment) -> bool:
     )
 
 
-def canary_counts(spec: Spec) -> tuple[int, int]:
-    """Replicas of the new revision, at least one, and of the stable one beside them.
+def canary_counts(rollout: Rollout, want: int) -> tuple[int, int]:
+    """Of `want` replicas those of the new revision, at least one, and those of the stable one beside them.
 
     Together as many as wanted; of a single one the canary is above that number, where the surge allows one.
     """
-    canary, want = spec.rollout.canary, spec.replicas
-    percent = canary.percent if canary is not None else 0
+    percent = rollout.canary.percent if rollout.canary is not None else 0
     new = max(1, min(share(f"{percent}%", want, up=True), want - 1))
-    beside = min(1, share(spec.rollout.max_surge, want, up=True))
+    beside = min(1, share(rollout.max_surge, want, up=True))
     return new, max(want - new, beside)
 
 
 def request_weights(
-    rollout: Rollout, record: RolloutRecord, revision: int, promoted_revision: int, ready: Mapping[int, int]
+    rollout: Rollout,
+    want: int,
+    record: RolloutRecord,
+    revision: int,
+    promoted_revision: int,
+    ready: Mapping[int, int],
 ) -> Mapping[int, int]:
     """How requests are spread over the revisions in `ready` (revision -> its ready replicas): each one's weight, and 0
     for one that gets none as long as another one has a replica. Empty: over all replicas alike.
 
-    The canary gets its percentage whatever its number of replicas. One that has failed, and one that another revision
-    has taken the place of before it was promoted, get nothing.
+    `want`: replicas of all revisions together. The canary gets its percentage when it is whole, and before that the
+    part of it that its ready replicas are for, so that none of them bears what several are to bear. A canary that has
+    failed, and one that another revision has taken the place of before it was promoted, get nothing.
     """
     if rollout.canary is None or not record.stable_revision:
         return {}
     if _is_unproven(rollout, record, revision, promoted_revision):
-        percent = 0 if record.failed_revision == revision else rollout.canary.percent
+        failed = record.failed_revision == revision
+        percent = 0 if failed else _canary_percent(rollout, want, ready.get(revision, 0))
         weights = {revision: percent, record.stable_revision: 100 - percent}
         return {one: weights.get(one, 0) for one in ready}
     trusted = {record.stable_revision, revision}
     if ready.keys() <= trusted:
         return {}
     return {one: replicas if one in trusted else 0 for one, replicas in ready.items()}
+
+
+def _canary_percent(rollout: Rollout, want: int, ready: int) -> int:
+    """Of the requests, for so many ready replicas of a canary; at least 1 for any, as nothing is learned without."""
+    new, _ = canary_counts(rollout, want)
+    percent = rollout.canary.percent if rollout.canary is not None else 0
+    return max(min(ready, 1), percent * min(ready, new) // new)
 
 
 def _is_unproven(rollout: Rollout, record: RolloutRecord, revision: int, promoted_revision: int) -> bool:

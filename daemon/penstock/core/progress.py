@@ -68,7 +68,7 @@ def _stable(record: RolloutRecord, revision: int) -> RolloutRecord:
 
 
 def _bake(deployment: Deployment, record: RolloutRecord, ready: int, now: datetime) -> RolloutRecord:
-    new, _ = canary_counts(deployment.spec)
+    new, _ = canary_counts(deployment.spec.rollout, deployment.spec.replicas)
     if ready < new:
         return replace(record, canary_since=None)
     since = record.canary_since or now

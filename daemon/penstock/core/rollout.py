@@ -307,7 +307,7 @@ def _roll(fleet: _Fleet) -> Counts:
 
 def _canary(fleet: _Fleet) -> Counts:
     deployment, canary = fleet.deployment, fleet.deployment.spec.rollout.canary
-    new, base = canary_counts(deployment.spec)
+    new, base = canary_counts(deployment.spec.rollout, fleet.want)
     step = _step(fleet, new, base)
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     message = (

@@ -749,7 +749,7 @@ class Canary(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     BAKE_S_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
-    """Of the replicas, at least one; and of the requests, whatever the number of replicas."""
+    """Of the replicas, at least one; and of the requests, as soon as all of the canary is ready. Before that, in proportion as it is."""
     bake_s: _builtins.int
     """Promoted by itself when the whole canary has been ready for so long. Unset: by hand."""
     def __init__(

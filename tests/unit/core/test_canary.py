@@ -46,8 +46,7 @@ def these(*rows: tuple[int, ReplicaState]) -> list[Replica]:
     ],
 )
 def test_counts(percent: int, want: int, surge: str, expected: tuple[int, int]) -> None:
-    spec = deployment(replicas=want, rollout=canary(percent, max_surge=surge)).spec
-    assert canary_counts(spec) == expected
+    assert canary_counts(canary(percent, max_surge=surge), want) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,8 +73,11 @@ def test_there_is_a_canary_only_of_what_is_new_beside_what_is_stable(
 @pytest.mark.parametrize(
     ("says", "record", "revision", "promoted", "ready", "expected"),
     [
-        ("its share, however many", RolloutRecord(1), 2, 0, {1: 3, 2: 1}, {1: 75, 2: 25}),
-        ("not ready yet", RolloutRecord(1), 2, 0, {1: 4}, {1: 75}),
+        ("whole: its share", RolloutRecord(1), 2, 0, {1: 9, 2: 3}, {1: 75, 2: 25}),
+        ("more of it than that get no more", RolloutRecord(1), 2, 0, {1: 9, 2: 4}, {1: 75, 2: 25}),
+        ("two of its three are ready", RolloutRecord(1), 2, 0, {1: 9, 2: 2}, {1: 84, 2: 16}),
+        ("the first of its three is ready", RolloutRecord(1), 2, 0, {1: 9, 2: 1}, {1: 92, 2: 8}),
+        ("not ready yet", RolloutRecord(1), 2, 0, {1: 12}, {1: 100}),
         ("failed", RolloutRecord(1, failed_revision=2), 2, 0, {1: 3, 2: 1}, {1: 100, 2: 0}),
         ("promoted: all alike", RolloutRecord(1), 2, 2, {1: 3, 2: 1}, {}),
         ("undone: it gets nothing", RolloutRecord(1), 3, 3, {3: 3, 2: 1}, {3: 3, 2: 0}),
@@ -91,7 +93,12 @@ def test_requests(
     ready: dict[int, int],
     expected: dict[int, int],
 ) -> None:
-    assert request_weights(canary(25), record, revision, promoted, ready) == expected
+    assert request_weights(canary(25), 12, record, revision, promoted, ready) == expected
+
+
+def test_the_smallest_canary_gets_requests_too() -> None:
+    """1% of 200 is two replicas, and half of 1% rounds to nothing."""
+    assert request_weights(canary(1), 200, RolloutRecord(1), 2, 0, {1: 198, 2: 1}) == {1: 99, 2: 1}
 
 
 FAILED = RolloutRecord(stable_revision=1, failed_revision=2, failed_message="r9: it died")

@@ -120,6 +120,7 @@ ROUTES = select(
     deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
     deployments.c.spec["admission"].label("admission"),
     deployments.c.spec["rollout"].label("policy"),
+    deployments.c.spec["replicas"].as_integer().label("want"),
     deployments.c.rollout,
     deployments.c.revision,
     deployments.c.promoted_revision,
@@ -279,7 +280,7 @@ def _weights(row: rows.AnyRow, endpoints: Sequence[Endpoint]) -> tuple[tuple[int
         return ()
     ready = Counter(endpoint.revision for endpoint in endpoints)
     policy, record = decode(Rollout, row.policy), decode(RolloutRecord, row.rollout)
-    weights = request_weights(policy, record, row.revision, row.promoted_revision, ready)
+    weights = request_weights(policy, row.want, record, row.revision, row.promoted_revision, ready)
     return tuple(sorted(weights.items()))
 
 
