@@ -313,6 +313,7 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
         "spec.model.adapters": bool(spec.model.adapters),
+        "spec.model.adapter_room": spec.model.HasField("adapter_room"),
         "spec.scaling": spec.HasField("scaling"),
     }
     for path, is_present in present.items():

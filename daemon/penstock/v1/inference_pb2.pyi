@@ -1267,11 +1267,15 @@ class ServedModel(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     READY_REPLICAS_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What to put into `model`."""
     deployment: _builtins.str
     ready_replicas: _builtins.int
+    """Of an adapter: those that have loaded it."""
     task: _spec_pb2.EngineTask.ValueType
+    parent: _builtins.str
+    """Of a LoRA adapter: the name of the model that it is of. Unset: it is no adapter."""
     def __init__(
         self,
         *,
@@ -1279,10 +1283,11 @@ class ServedModel(_message.Message):
         deployment: _builtins.str | None = ...,
         ready_replicas: _builtins.int | None = ...,
         task: _spec_pb2.EngineTask.ValueType | None = ...,
+        parent: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "name", b"name", "ready_replicas", b"ready_replicas", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "name", b"name", "parent", b"parent", "ready_replicas", b"ready_replicas", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

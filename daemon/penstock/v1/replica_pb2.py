@@ -27,13 +27,19 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/replica.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07\x61ttempt\x18\x08 \x01(\x0b\x32\x14.penstock.v1.Attempt\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\n \x01(\x05\x12\x33\n\x0fnext_attempt_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x04load\x18\x0c \x01(\x0b\x32\x11.penstock.v1.Load\"\xf6\x03\n\x07\x41ttempt\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\x03\x12\x11\n\tjob_state\x18\x03 \x01(\t\x12\x12\n\njob_reason\x18\x04 \x01(\t\x12,\n\x08start_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nodes\x18\x07 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\x12\x30\n\x0csubmitted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregistered_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08ready_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\r \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nlast_words\x18\x0e \x01(\t\x12/\n\x0breported_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_exit_code\"\x90\x01\n\x04Load\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x1b\n\x13prompt_tokens_total\x18\x04 \x01(\x03\x12\x1f\n\x17generation_tokens_total\x18\x05 \x01(\x03\"u\n\x13ListReplicasRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x17\n\x0finclude_removed\x18\x04 \x01(\x08\"W\n\x14ListReplicasResponse\x12&\n\x08replicas\x18\x01 \x03(\x0b\x32\x14.penstock.v1.Replica\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x11GetReplicaRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"s\n\x12GetReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.penstock.v1.Replica\x12&\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x14.penstock.v1.Attempt\x12\x0e\n\x06script\x18\x03 \x01(\t\",\n\x13\x44rainReplicaRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"=\n\x14\x44rainReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.penstock.v1.Replica\"v\n\x18StreamReplicaLogsRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12$\n\ntail_lines\x18\x03 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00H\x00\x88\x01\x01\x42\r\n\x0b_tail_lines\",\n\x19StreamReplicaLogsResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c*\x88\x02\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_WAITING\x10\x01\x12\x1c\n\x18REPLICA_STATE_SUBMITTING\x10\x02\x12\x18\n\x14REPLICA_STATE_QUEUED\x10\x03\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x04\x12\x17\n\x13REPLICA_STATE_READY\x10\x05\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x06\x12\x1a\n\x16REPLICA_STATE_STOPPING\x10\x07\x12\x19\n\x15REPLICA_STATE_REMOVED\x10\x08\x32\xff\x03\n\x0eReplicaService\x12n\n\x0cListReplicas\x12 .penstock.v1.ListReplicasRequest\x1a!.penstock.v1.ListReplicasResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/apis/v1/replicas\x12o\n\nGetReplica\x12\x1e.penstock.v1.GetReplicaRequest\x1a\x1f.penstock.v1.GetReplicaResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/apis/v1/replicas/{name}\x12~\n\x0c\x44rainReplica\x12 .penstock.v1.DrainReplicaRequest\x1a!.penstock.v1.DrainReplicaResponse\")\x82\xd3\xe4\x93\x02#\"\x1e/apis/v1/replicas/{name}:drain:\x01*\x12\x8b\x01\n\x11StreamReplicaLogs\x12%.penstock.v1.StreamReplicaLogsRequest\x1a&.penstock.v1.StreamReplicaLogsResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/apis/v1/replicas/{name}:logs0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/replica.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x03\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07\x61ttempt\x18\x08 \x01(\x0b\x32\x14.penstock.v1.Attempt\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\n \x01(\x05\x12\x33\n\x0fnext_attempt_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x04load\x18\x0c \x01(\x0b\x32\x11.penstock.v1.Load\x12.\n\x08\x61\x64\x61pters\x18\r \x03(\x0b\x32\x1c.penstock.v1.AdapterStanding\"l\n\x0f\x41\x64\x61pterStanding\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x16\n\x04path\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x19\n\x07message\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xf6\x03\n\x07\x41ttempt\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\x03\x12\x11\n\tjob_state\x18\x03 \x01(\t\x12\x12\n\njob_reason\x18\x04 \x01(\t\x12,\n\x08start_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nodes\x18\x07 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\x12\x30\n\x0csubmitted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregistered_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08ready_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\r \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nlast_words\x18\x0e \x01(\t\x12/\n\x0breported_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_exit_code\"\x90\x01\n\x04Load\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x1b\n\x13prompt_tokens_total\x18\x04 \x01(\x03\x12\x1f\n\x17generation_tokens_total\x18\x05 \x01(\x03\"u\n\x13ListReplicasRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x17\n\x0finclude_removed\x18\x04 \x01(\x08\"W\n\x14ListReplicasResponse\x12&\n\x08replicas\x18\x01 \x03(\x0b\x32\x14.penstock.v1.Replica\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x11GetReplicaRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"s\n\x12GetReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.penstock.v1.Replica\x12&\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x14.penstock.v1.Attempt\x12\x0e\n\x06script\x18\x03 \x01(\t\",\n\x13\x44rainReplicaRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"=\n\x14\x44rainReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.penstock.v1.Replica\"v\n\x18StreamReplicaLogsRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12$\n\ntail_lines\x18\x03 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00H\x00\x88\x01\x01\x42\r\n\x0b_tail_lines\",\n\x19StreamReplicaLogsResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c*\x88\x02\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_WAITING\x10\x01\x12\x1c\n\x18REPLICA_STATE_SUBMITTING\x10\x02\x12\x18\n\x14REPLICA_STATE_QUEUED\x10\x03\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x04\x12\x17\n\x13REPLICA_STATE_READY\x10\x05\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x06\x12\x1a\n\x16REPLICA_STATE_STOPPING\x10\x07\x12\x19\n\x15REPLICA_STATE_REMOVED\x10\x08\x32\xff\x03\n\x0eReplicaService\x12n\n\x0cListReplicas\x12 .penstock.v1.ListReplicasRequest\x1a!.penstock.v1.ListReplicasResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/apis/v1/replicas\x12o\n\nGetReplica\x12\x1e.penstock.v1.GetReplicaRequest\x1a\x1f.penstock.v1.GetReplicaResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/apis/v1/replicas/{name}\x12~\n\x0c\x44rainReplica\x12 .penstock.v1.DrainReplicaRequest\x1a!.penstock.v1.DrainReplicaResponse\")\x82\xd3\xe4\x93\x02#\"\x1e/apis/v1/replicas/{name}:drain:\x01*\x12\x8b\x01\n\x11StreamReplicaLogs\x12%.penstock.v1.StreamReplicaLogsRequest\x1a&.penstock.v1.StreamReplicaLogsResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/apis/v1/replicas/{name}:logs0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ADAPTERSTANDING'].fields_by_name['name']._loaded_options = None
+  _globals['_ADAPTERSTANDING'].fields_by_name['name']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_ADAPTERSTANDING'].fields_by_name['path']._loaded_options = None
+  _globals['_ADAPTERSTANDING'].fields_by_name['path']._serialized_options = b'\272H\005r\003\030\200 '
+  _globals['_ADAPTERSTANDING'].fields_by_name['message']._loaded_options = None
+  _globals['_ADAPTERSTANDING'].fields_by_name['message']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_LISTREPLICASREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTREPLICASREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_GETREPLICAREQUEST'].fields_by_name['name']._loaded_options = None
@@ -52,30 +58,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICASERVICE'].methods_by_name['DrainReplica']._serialized_options = b'\202\323\344\223\002#\"\036/apis/v1/replicas/{name}:drain:\001*'
   _globals['_REPLICASERVICE'].methods_by_name['StreamReplicaLogs']._loaded_options = None
   _globals['_REPLICASERVICE'].methods_by_name['StreamReplicaLogs']._serialized_options = b'\202\323\344\223\002\037\022\035/apis/v1/replicas/{name}:logs'
-  _globals['_REPLICASTATE']._serialized_start=1806
-  _globals['_REPLICASTATE']._serialized_end=2070
+  _globals['_REPLICASTATE']._serialized_start=1964
+  _globals['_REPLICASTATE']._serialized_end=2228
   _globals['_REPLICA']._serialized_start=135
-  _globals['_REPLICA']._serialized_end=507
-  _globals['_ATTEMPT']._serialized_start=510
-  _globals['_ATTEMPT']._serialized_end=1012
-  _globals['_LOAD']._serialized_start=1015
-  _globals['_LOAD']._serialized_end=1159
-  _globals['_LISTREPLICASREQUEST']._serialized_start=1161
-  _globals['_LISTREPLICASREQUEST']._serialized_end=1278
-  _globals['_LISTREPLICASRESPONSE']._serialized_start=1280
-  _globals['_LISTREPLICASRESPONSE']._serialized_end=1367
-  _globals['_GETREPLICAREQUEST']._serialized_start=1369
-  _globals['_GETREPLICAREQUEST']._serialized_end=1411
-  _globals['_GETREPLICARESPONSE']._serialized_start=1413
-  _globals['_GETREPLICARESPONSE']._serialized_end=1528
-  _globals['_DRAINREPLICAREQUEST']._serialized_start=1530
-  _globals['_DRAINREPLICAREQUEST']._serialized_end=1574
-  _globals['_DRAINREPLICARESPONSE']._serialized_start=1576
-  _globals['_DRAINREPLICARESPONSE']._serialized_end=1637
-  _globals['_STREAMREPLICALOGSREQUEST']._serialized_start=1639
-  _globals['_STREAMREPLICALOGSREQUEST']._serialized_end=1757
-  _globals['_STREAMREPLICALOGSRESPONSE']._serialized_start=1759
-  _globals['_STREAMREPLICALOGSRESPONSE']._serialized_end=1803
-  _globals['_REPLICASERVICE']._serialized_start=2073
-  _globals['_REPLICASERVICE']._serialized_end=2584
+  _globals['_REPLICA']._serialized_end=555
+  _globals['_ADAPTERSTANDING']._serialized_start=557
+  _globals['_ADAPTERSTANDING']._serialized_end=665
+  _globals['_ATTEMPT']._serialized_start=668
+  _globals['_ATTEMPT']._serialized_end=1170
+  _globals['_LOAD']._serialized_start=1173
+  _globals['_LOAD']._serialized_end=1317
+  _globals['_LISTREPLICASREQUEST']._serialized_start=1319
+  _globals['_LISTREPLICASREQUEST']._serialized_end=1436
+  _globals['_LISTREPLICASRESPONSE']._serialized_start=1438
+  _globals['_LISTREPLICASRESPONSE']._serialized_end=1525
+  _globals['_GETREPLICAREQUEST']._serialized_start=1527
+  _globals['_GETREPLICAREQUEST']._serialized_end=1569
+  _globals['_GETREPLICARESPONSE']._serialized_start=1571
+  _globals['_GETREPLICARESPONSE']._serialized_end=1686
+  _globals['_DRAINREPLICAREQUEST']._serialized_start=1688
+  _globals['_DRAINREPLICAREQUEST']._serialized_end=1732
+  _globals['_DRAINREPLICARESPONSE']._serialized_start=1734
+  _globals['_DRAINREPLICARESPONSE']._serialized_end=1795
+  _globals['_STREAMREPLICALOGSREQUEST']._serialized_start=1797
+  _globals['_STREAMREPLICALOGSREQUEST']._serialized_end=1915
+  _globals['_STREAMREPLICALOGSRESPONSE']._serialized_start=1917
+  _globals['_STREAMREPLICALOGSRESPONSE']._serialized_end=1961
+  _globals['_REPLICASERVICE']._serialized_start=2231
+  _globals['_REPLICASERVICE']._serialized_end=2742
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,7 @@ class Replica(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`<deployment>-<number>`; numbers are never used twice."""
     deployment: _builtins.str
@@ -107,6 +108,10 @@ class Replica(_message.Message):
 
     @_builtins.property
     def load(self) -> Global___Load: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterStanding]:
+        """By the agent's last report."""
+
     def __init__(
         self,
         *,
@@ -122,14 +127,47 @@ class Replica(_message.Message):
         failures: _builtins.int | None = ...,
         next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
         load: Global___Load | None = ...,
+        adapters: _abc.Iterable[Global___AdapterStanding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "load", b"load", "next_attempt_at", b"next_attempt_at", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "created_at", b"created_at", "deployment", b"deployment", "failures", b"failures", "load", b"load", "message", b"message", "name", b"name", "next_attempt_at", b"next_attempt_at", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "attempt", b"attempt", "attempts", b"attempts", "created_at", b"created_at", "deployment", b"deployment", "failures", b"failures", "load", b"load", "message", b"message", "name", b"name", "next_attempt_at", b"next_attempt_at", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class AdapterStanding(_message.Message):
+    """How a replica and a LoRA adapter stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    loaded: _builtins.bool
+    """The engine has it, from that path."""
+    message: _builtins.str
+    """Why it is not loaded, in one sentence. Empty: it is, or is about to be."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str | None = ...,
+        path: _builtins.str | None = ...,
+        loaded: _builtins.bool | None = ...,
+        message: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loaded", b"loaded", "message", b"message", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterStanding: _TypeAlias = AdapterStanding  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from penstock.v1 import buf_validate_pb2 as buf_dot_validate_dot_validate__pb2
 from penstock.v1 import replica_pb2 as penstock_dot_v1_dot_replica__pb2
+from penstock.v1 import spec_pb2 as penstock_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/runtime.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19penstock/v1/replica.proto\"\xd4\x01\n\x0fRegisterRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06job_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1e\n\rrestart_count\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x04host\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x04port\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x01\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12 \n\x0b\x65ngine_port\x18\x07 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x00\"\\\n\x10RegisterResponse\x12\x19\n\x11\x64\x65ployment_secret\x18\x01 \x01(\t\x12\x19\n\x11report_interval_s\x18\x02 \x01(\x05\x12\x12\n\nengine_key\x18\x03 \x01(\t\"\x97\x02\n\rReportRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x32\n\x05phase\x18\x02 \x01(\x0e\x32\x17.penstock.v1.AgentPhaseB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x19\n\x07message\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.penstock.v1.Load\x12\x16\n\texit_code\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\nlast_words\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12\x15\n\rready_after_s\x18\x07 \x01(\x01\x12\x1e\n\rrestart_count\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x42\x0c\n\n_exit_code\"\x1f\n\x0eReportResponse\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\"e\n\x0c\x44rainRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07message\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1e\n\rrestart_count\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\x0f\n\rDrainResponse*\xa3\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41GENT_PHASE_STARTING\x10\x01\x12\x15\n\x11\x41GENT_PHASE_READY\x10\x02\x12\x18\n\x14\x41GENT_PHASE_DRAINING\x10\x03\x12\x16\n\x12\x41GENT_PHASE_FAILED\x10\x04\x12\x15\n\x11\x41GENT_PHASE_ENDED\x10\x05\x32\xdc\x01\n\x0eRuntimeService\x12G\n\x08Register\x12\x1c.penstock.v1.RegisterRequest\x1a\x1d.penstock.v1.RegisterResponse\x12\x41\n\x06Report\x12\x1a.penstock.v1.ReportRequest\x1a\x1b.penstock.v1.ReportResponse\x12>\n\x05\x44rain\x12\x19.penstock.v1.DrainRequest\x1a\x1a.penstock.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/runtime.proto\x12\x0bpenstock.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19penstock/v1/replica.proto\x1a\x16penstock/v1/spec.proto\"\xd4\x01\n\x0fRegisterRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06job_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1e\n\rrestart_count\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x04host\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x04port\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x01\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12 \n\x0b\x65ngine_port\x18\x07 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x00\"\\\n\x10RegisterResponse\x12\x19\n\x11\x64\x65ployment_secret\x18\x01 \x01(\t\x12\x19\n\x11report_interval_s\x18\x02 \x01(\x05\x12\x12\n\nengine_key\x18\x03 \x01(\t\"\xd1\x02\n\rReportRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x32\n\x05phase\x18\x02 \x01(\x0e\x32\x17.penstock.v1.AgentPhaseB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x19\n\x07message\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.penstock.v1.Load\x12\x16\n\texit_code\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\nlast_words\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12\x15\n\rready_after_s\x18\x07 \x01(\x01\x12\x1e\n\rrestart_count\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x38\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x1c.penstock.v1.AdapterStandingB\x08\xbaH\x05\x92\x01\x02\x10@B\x0c\n\n_exit_code\"N\n\x0eReportResponse\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12-\n\x08\x61\x64\x61pters\x18\x02 \x01(\x0b\x32\x1b.penstock.v1.WantedAdapters\"8\n\x0eWantedAdapters\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.penstock.v1.Adapter\"e\n\x0c\x44rainRequest\x12\x1a\n\x07\x61ttempt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07message\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1e\n\rrestart_count\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\x0f\n\rDrainResponse*\xa3\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41GENT_PHASE_STARTING\x10\x01\x12\x15\n\x11\x41GENT_PHASE_READY\x10\x02\x12\x18\n\x14\x41GENT_PHASE_DRAINING\x10\x03\x12\x16\n\x12\x41GENT_PHASE_FAILED\x10\x04\x12\x15\n\x11\x41GENT_PHASE_ENDED\x10\x05\x32\xdc\x01\n\x0eRuntimeService\x12G\n\x08Register\x12\x1c.penstock.v1.RegisterRequest\x1a\x1d.penstock.v1.RegisterResponse\x12\x41\n\x06Report\x12\x1a.penstock.v1.ReportRequest\x1a\x1b.penstock.v1.ReportResponse\x12>\n\x05\x44rain\x12\x19.penstock.v1.DrainRequest\x1a\x1a.penstock.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,26 +56,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTREQUEST'].fields_by_name['last_words']._serialized_options = b'\272H\006r\004\030\200\200\001'
   _globals['_REPORTREQUEST'].fields_by_name['restart_count']._loaded_options = None
   _globals['_REPORTREQUEST'].fields_by_name['restart_count']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_REPORTREQUEST'].fields_by_name['adapters']._loaded_options = None
+  _globals['_REPORTREQUEST'].fields_by_name['adapters']._serialized_options = b'\272H\005\222\001\002\020@'
   _globals['_DRAINREQUEST'].fields_by_name['attempt']._loaded_options = None
   _globals['_DRAINREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_DRAINREQUEST'].fields_by_name['message']._loaded_options = None
   _globals['_DRAINREQUEST'].fields_by_name['message']._serialized_options = b'\272H\005r\003\030\200 '
   _globals['_DRAINREQUEST'].fields_by_name['restart_count']._loaded_options = None
   _globals['_DRAINREQUEST'].fields_by_name['restart_count']._serialized_options = b'\272H\004\032\002(\000'
-  _globals['_AGENTPHASE']._serialized_start=843
-  _globals['_AGENTPHASE']._serialized_end=1006
-  _globals['_REGISTERREQUEST']._serialized_start=99
-  _globals['_REGISTERREQUEST']._serialized_end=311
-  _globals['_REGISTERRESPONSE']._serialized_start=313
-  _globals['_REGISTERRESPONSE']._serialized_end=405
-  _globals['_REPORTREQUEST']._serialized_start=408
-  _globals['_REPORTREQUEST']._serialized_end=687
-  _globals['_REPORTRESPONSE']._serialized_start=689
-  _globals['_REPORTRESPONSE']._serialized_end=720
-  _globals['_DRAINREQUEST']._serialized_start=722
-  _globals['_DRAINREQUEST']._serialized_end=823
-  _globals['_DRAINRESPONSE']._serialized_start=825
-  _globals['_DRAINRESPONSE']._serialized_end=840
-  _globals['_RUNTIMESERVICE']._serialized_start=1009
-  _globals['_RUNTIMESERVICE']._serialized_end=1229
+  _globals['_AGENTPHASE']._serialized_start=1030
+  _globals['_AGENTPHASE']._serialized_end=1193
+  _globals['_REGISTERREQUEST']._serialized_start=123
+  _globals['_REGISTERREQUEST']._serialized_end=335
+  _globals['_REGISTERRESPONSE']._serialized_start=337
+  _globals['_REGISTERRESPONSE']._serialized_end=429
+  _globals['_REPORTREQUEST']._serialized_start=432
+  _globals['_REPORTREQUEST']._serialized_end=769
+  _globals['_REPORTRESPONSE']._serialized_start=771
+  _globals['_REPORTRESPONSE']._serialized_end=849
+  _globals['_WANTEDADAPTERS']._serialized_start=851
+  _globals['_WANTEDADAPTERS']._serialized_end=907
+  _globals['_DRAINREQUEST']._serialized_start=909
+  _globals['_DRAINREQUEST']._serialized_end=1010
+  _globals['_DRAINRESPONSE']._serialized_start=1012
+  _globals['_DRAINRESPONSE']._serialized_end=1027
+  _globals['_RUNTIMESERVICE']._serialized_start=1196
+  _globals['_RUNTIMESERVICE']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

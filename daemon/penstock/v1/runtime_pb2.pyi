@@ -3,10 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from penstock.v1 import replica_pb2 as _replica_pb2
+from penstock.v1 import spec_pb2 as _spec_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -129,6 +132,7 @@ class ReportRequest(_message.Message):
     LAST_WORDS_FIELD_NUMBER: _builtins.int
     READY_AFTER_S_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     phase: Global___AgentPhase.ValueType
     message: _builtins.str
@@ -143,6 +147,10 @@ class ReportRequest(_message.Message):
     """SLURM_RESTART_COUNT, as in RegisterRequest: an earlier run of a requeued job speaks for nobody."""
     @_builtins.property
     def load(self) -> _replica_pb2.Load: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.AdapterStanding]:
+        """The adapters that the engine has, and those that it should have and has not."""
+
     def __init__(
         self,
         *,
@@ -154,10 +162,11 @@ class ReportRequest(_message.Message):
         last_words: _builtins.str | None = ...,
         ready_after_s: _builtins.float | None = ...,
         restart_count: _builtins.int | None = ...,
+        adapters: _abc.Iterable[_replica_pb2.AdapterStanding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt", b"attempt", "exit_code", b"exit_code", "last_words", b"last_words", "load", b"load", "message", b"message", "phase", b"phase", "ready_after_s", b"ready_after_s", "restart_count", b"restart_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "adapters", b"adapters", "attempt", b"attempt", "exit_code", b"exit_code", "last_words", b"last_words", "load", b"load", "message", b"message", "phase", b"phase", "ready_after_s", b"ready_after_s", "restart_count", b"restart_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -170,20 +179,46 @@ class ReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DRAIN_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """The control plane wants this replica to leave: drain and end."""
+    @_builtins.property
+    def adapters(self) -> Global___WantedAdapters:
+        """Those that the engine should have from now on, no others. Unset: as it was."""
+
     def __init__(
         self,
         *,
         drain: _builtins.bool | None = ...,
+        adapters: Global___WantedAdapters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "drain", b"drain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class WantedAdapters(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_spec_pb2.Adapter]: ...
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[_spec_pb2.Adapter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WantedAdapters: _TypeAlias = WantedAdapters  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

@@ -213,6 +213,7 @@ class Model(_message.Message):
     HUB_REVISION_FIELD_NUMBER: _builtins.int
     SERVED_NAME_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    ADAPTER_ROOM_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """A folder on the cluster's shared file system, absolute; `${VAR}` and `~` are not expanded."""
     hub: _builtins.str
@@ -222,7 +223,17 @@ class Model(_message.Message):
     served_name: _builtins.str
     """What clients put into `model`. Unset: the deployment's name. Unique among deployments."""
     @_builtins.property
-    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """LoRA adapters of this model. A change of them replaces no replica where the engine can load them as it runs: vLLM with one API
+        server, and room for adapters.
+        """
+
+    @_builtins.property
+    def adapter_room(self) -> Global___AdapterRoom:
+        """The room for adapters that engines are started with; another one replaces the replicas. Unset: none, or where there are adapters
+        that of its own defaults. Set, and be it empty, the first adapter can be added later without replacing a replica.
+        """
+
     def __init__(
         self,
         *,
@@ -231,10 +242,11 @@ class Model(_message.Message):
         hub_revision: _builtins.str | None = ...,
         served_name: _builtins.str | None = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        adapter_room: Global___AdapterRoom | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "path", b"path", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_room", b"adapter_room", "hub", b"hub", "path", b"path", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "hub", b"hub", "hub_revision", b"hub_revision", "path", b"path", "served_name", b"served_name", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_room", b"adapter_room", "adapters", b"adapters", "hub", b"hub", "hub_revision", b"hub_revision", "path", b"path", "served_name", b"served_name", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "hub"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -244,14 +256,18 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
-    """A LoRA adapter, a model of its own to clients. Not supported yet."""
+    """A LoRA adapter: to clients a model of its own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """What clients put into `model`. No other adapter, deployment or served name may be the same."""
     path: _builtins.str
+    """Its folder (adapter_config.json and the weights) on the cluster's shared file system, absolute. Changed weights belong into another
+    folder: what an engine has loaded from one it does not look at again.
+    """
     def __init__(
         self,
         *,
@@ -265,6 +281,41 @@ class Adapter(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class AdapterRoom(_message.Message):
+    """What an engine sets aside for adapters when it starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_RANK_FIELD_NUMBER: _builtins.int
+    MAX_IN_BATCH_FIELD_NUMBER: _builtins.int
+    max_rank: _builtins.int
+    """The largest rank that fits. Unset: that of the adapters there are when a replica starts, and at least 16."""
+    max_in_batch: _builtins.int
+    """How many different adapters one batch may have; requests for others wait their turn. Memory is set aside for each. Unset: as many as
+    there are when a replica starts, and at most 8.
+    """
+    def __init__(
+        self,
+        *,
+        max_rank: _builtins.int | None = ...,
+        max_in_batch: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_batch", b"_max_in_batch", "_max_rank", b"_max_rank", "max_in_batch", b"max_in_batch", "max_rank", b"max_rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_batch", b"_max_in_batch", "_max_rank", b"_max_rank", "max_in_batch", b"max_in_batch", "max_rank", b"max_rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_in_batch: _TypeAlias = _typing.Literal["max_in_batch"]  # noqa: Y015
+    _WhichOneofArgType__max_in_batch: _TypeAlias = _typing.Literal["_max_in_batch", b"_max_in_batch"]  # noqa: Y015
+    _WhichOneofReturnType__max_rank: _TypeAlias = _typing.Literal["max_rank"]  # noqa: Y015
+    _WhichOneofArgType__max_rank: _TypeAlias = _typing.Literal["_max_rank", b"_max_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_batch) -> _WhichOneofReturnType__max_in_batch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rank) -> _WhichOneofReturnType__max_rank | None: ...
+
+Global___AdapterRoom: _TypeAlias = AdapterRoom  # noqa: Y015
 
 @_typing.final
 class Engine(_message.Message):

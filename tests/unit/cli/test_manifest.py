@@ -115,7 +115,8 @@ BAD: list[tuple[str, str]] = [
     ("{model: {path: {}}}", "m.yaml:4: spec.model.path: must be text, not a mapping"),
     (
         "{model: /m}",
-        'm.yaml:4: spec.model: must be a mapping with any of path, hub, hub_revision, served_name, adapters, not "/m"',
+        "m.yaml:4: spec.model: must be a mapping with any of path, hub, hub_revision, served_name, adapters,"
+        ' adapter_room, not "/m"',
     ),
     (
         "{model: {path: /m, hub: a/b}}",
