@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import functools
+import os
+import threading
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,12 +17,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
-from penstock.controller import execute
+from penstock.controller import execute, file_calls
 from penstock.controller.execute import GROUP, PROOF_STANDS_FOR, Executor
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
+from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Launch, hash_of
-from penstock.core.decisions import Decision, Reason, Resubmit, Submit
+from penstock.core.decisions import Decision, Drain, Reason, Resubmit, Submit
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
 from penstock.slurm.port import SubmissionUnknown
@@ -41,9 +46,12 @@ class Floor:
         self.folder = folder
         self._lease = lease
 
-    async def carry_out(self, intents: list[Intent]) -> None:
-        executor = Executor(self.database, self.slurm, self._lease, Folders(self.folder), lambda: self.now)
-        await executor.carry_out("t", intents)
+    @functools.cached_property
+    def _executor(self) -> Executor:
+        return Executor(self.database, self.slurm, self._lease, Folders(self.folder), lambda: self.now)
+
+    async def carry_out(self, intents: list[Intent]) -> list[Result]:
+        return [one.result for one in await self._executor.carry_out("t", intents)]
 
     async def intents(self, count: int) -> list[Intent]:
         """As the recorder leaves them."""
@@ -136,13 +144,67 @@ async def test_an_id_that_is_still_anothers(floor: Floor) -> None:
 
 
 async def test_a_folder_that_cannot_be_made(floor: Floor) -> None:
+    """That is no word of Slurm's, and ends no attempt: it is not even asked."""
     intents = await floor.intents(3)
     (floor.folder / "token2").write_text("in the way")
-    await floor.carry_out(intents)
-    rows = await floor.rows()
-    assert rows["token2"].refusal.startswith("the attempt's folder cannot be made: ")
-    assert rows["token2"].submitted_at is None
+    assert await floor.carry_out(intents) == [Result.DONE, Result.VAIN, Result.DONE]
+    row = (await floor.rows())["token2"]
+    assert (row.refusal, row.submitted_at) == ("", None)
+    told = f"its folder in {floor.folder} cannot be made: File exists; see what is in the way"
+    assert (await floor.outcomes())[1] == told
     assert len(floor.slurm.jobs()) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (errno.ENOSPC, "No space left on device; make room there"),
+        (errno.EDQUOT, "Disk quota exceeded; make room there, or raise the quota"),
+        (errno.EACCES, f"Permission denied; let the user with the id {os.geteuid()} write there"),
+        (errno.EROFS, "Read-only file system; mount it so that it can be written to"),
+    ],
+)
+async def test_what_a_human_can_do_is_said(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, error: int, told: str
+) -> None:
+    def full(*given: Any, **options: Any) -> None:
+        raise OSError(error, os.strerror(error), str(floor.folder))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert await floor.carry_out(await floor.intents(1)) == [Result.VAIN]
+    assert await floor.outcomes() == [f"its folder in {floor.folder} cannot be made: {told}"]
+
+
+async def test_a_file_server_that_hangs_holds_nothing_but_submissions(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a pipe that nobody writes to hangs as a file of a dead server does."""
+    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 0.5)
+    intents = await floor.intents(GROUP + 1)
+    running = await floor.slurm.submit(job("token0"))
+    drain = Intent(intents[0].decision_id, 0, Drain("", "token0", running, "penstock-a-token0"), "token0")
+    floor.slurm.advance()
+    (floor.folder / "token2").mkdir()
+    os.mkfifo(floor.folder / "token2" / "secret")
+    hang = f"the folder {floor.folder} does not answer for 0.5 s; look at its file server"
+
+    ended = await asyncio.wait_for(floor.carry_out([*intents, drain]), 10)
+    assert ended == [Result.DONE, *[Result.VAIN] * GROUP, Result.DONE], "the other group was through before"
+    assert len(floor.slurm.jobs()) == 2
+    held = threading.active_count()
+    for _ in range(20):  # The ticks of twenty seconds.
+        assert set(await asyncio.wait_for(floor.carry_out(intents[:GROUP]), 10)) == {Result.VAIN}
+    assert threading.active_count() <= held, "nobody joins the one that hangs"
+    assert (await floor.outcomes())[0] == hang
+    rows = await floor.rows()
+    assert {rows[intent.token].submitted_at for intent in intents[:GROUP]} == {None}
+
+    (floor.folder / "token2" / "secret").write_text("of before\n")  # The server is back.
+    async with asyncio.timeout(10):
+        while Result.VAIN in await floor.carry_out(intents[:1]):
+            await asyncio.sleep(0.01)
+    (floor.folder / "token2" / "secret").unlink()
+    assert set(await floor.carry_out(intents[1:GROUP])) == {Result.DONE}
 
 
 async def test_an_agent_of_the_first_call_and_one_of_the_second_are_let_in(floor: Floor) -> None:

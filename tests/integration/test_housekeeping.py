@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import func, select
 
 from penstock.controller import controller as controller_module
+from penstock.controller import file_calls
 from penstock.controller import housekeeping as housekeeping_module
 from penstock.controller.controller import Controller
 from penstock.controller.folders import AgentSettings, Folders
@@ -88,6 +90,34 @@ async def test_a_round_forgets_what_is_old_in_batches(
     assert left == 5
     assert kept == {f"token{number}" for number in range(20, 25)}
     assert {path.name for path in tmp_path.iterdir()} == kept | {"not-an-attempts"}
+
+
+async def test_a_file_server_that_hangs_does_not_hold_the_round(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 0.2)
+    back, forget = threading.Event(), Folders.forget
+
+    def hang(self: Folders, token: str) -> None:
+        back.wait(60)
+        forget(self, token)
+
+    monkeypatch.setattr(Folders, "forget", hang)
+    folders = Folders(tmp_path)
+    folders.prepare("token", {}, "secret")
+    os.utime(folders.path("token"), (0, 0))
+    keeper = Housekeeping(database, folders, lambda: NOW, timedelta(days=30))
+    async with asyncio.timeout(10):
+        await keeper.run()
+        await keeper.run()
+    told = f"the folder {tmp_path} does not answer for 0.2 s; look at its file server"
+    assert sum(told in line for line in caplog.messages) == 3, "when it fell silent, and in each round"
+    assert sum(thread.name == "shared-files" for thread in threading.enumerate()) == 1
+    back.set()
+    async with asyncio.timeout(10):
+        while folders.path("token").exists():
+            await keeper.run()
+            await asyncio.sleep(0.01)
 
 
 async def test_the_first_round_comes_soon_after_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import enum
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -134,8 +134,8 @@ class MemoryFolders(Folders):
     def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> str:
         return self.secrets.setdefault(token, secret)
 
-    def older_than(self, timestamp: float) -> list[str]:
-        return []
+    def older_than(self, timestamp: float) -> Iterator[str | None]:
+        return iter(())
 
 
 class Process:

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from penstock.controller import outcomes
+from penstock.controller.file_calls import FileCalls
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Lease
-from penstock.controller.outcomes import Outcome
+from penstock.controller.outcomes import Outcome, Result
 from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core import decisions as acts
 from penstock.slurm.port import (
@@ -74,7 +75,7 @@ class _Effect:
 
     intent: Intent
     obstacle: str = ""
-    """Why the attempt's folder cannot be made."""
+    """Why the attempt's folder cannot be made, and what a human can do."""
     secret: str = ""
     """What lies in the folder of a submission."""
     proven_at: datetime | None = None
@@ -102,12 +103,14 @@ class Executor:
         self._slurm = slurm
         self._lease = lease
         self._folders = folders
+        self._files = FileCalls(folders.root)
         self._clock = clock
         self._lanes = asyncio.Semaphore(LANES)
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def carry_out(self, tick: str, intents: Sequence[Intent]) -> None:
-        """Carries all of them out, several at a time, and returns when each has its outcome.
+    async def carry_out(self, tick: str, intents: Sequence[Intent]) -> tuple[Outcome, ...]:
+        """Carries all of them out, several at a time, and returns what came of them when each has its outcome; those
+        that are left to another holder of the lease have none.
 
         Where Slurm falls silent the rest is not tried. The planner asks for it again: a submission that was not tried
         is in doubt to it like any other without a job.
@@ -115,14 +118,19 @@ class Executor:
         have ended.
         """
         silence = _Silence()
-        groups = [intents[start : start + GROUP] for start in range(0, len(intents), GROUP)]
-        _raise_first(
-            await asyncio.gather(
-                *(self._group(tick, group, silence) for group in groups), return_exceptions=True
-            )
+        # What needs no folder does not wait for one.
+        kinds = (
+            [one for one in intents if one.launch is None],
+            [one for one in intents if one.launch is not None],
         )
+        groups = [kind[start : start + GROUP] for kind in kinds for start in range(0, len(kind), GROUP)]
+        ended = await asyncio.gather(
+            *(self._group(tick, group, silence) for group in groups), return_exceptions=True
+        )
+        _raise_first(ended)
+        return tuple(one for group in ended if isinstance(group, list) for one in group)
 
-    async def _group(self, tick: str, intents: Sequence[Intent], silence: _Silence) -> None:
+    async def _group(self, tick: str, intents: Sequence[Intent], silence: _Silence) -> list[Outcome]:
         effects = [_Effect(intent) for intent in intents]
         async with self._lanes:
             if not silence.complete:
@@ -133,7 +141,7 @@ class Executor:
                     )
                 except LeaseLost as lost:
                     log.warning("tick %s: %d effects are left to another: %s", tick, len(effects), lost)
-                    return
+                    return []
             ended = await asyncio.gather(
                 *(self._one(tick, effect, silence) for effect in effects), return_exceptions=True
             )
@@ -143,13 +151,14 @@ class Executor:
                     action = type(outcome.intent.action).__name__
                     log.info("tick %s: %s %s: %s", tick, action, outcome.intent.token, outcome.text)
         _raise_first(ended)
+        return known
 
     async def _one(self, tick: str, effect: _Effect, silence: _Silence) -> Outcome | None:
         """What came of it; None where the lease was lost before."""
         intent = effect.intent
         async with self._slots:
             if silence.complete:
-                return Outcome(intent, NOT_TRIED)
+                return Outcome(intent, NOT_TRIED, Result.OPEN)
             try:
                 outcome = await self._branch(effect)
             except SubmissionUnknown as error:
@@ -157,11 +166,11 @@ class Executor:
                 return _unknown(intent, error, self._clock())
             except SlurmUnavailable as error:
                 silence.calls += 1
-                return Outcome(intent, str(error))
+                return Outcome(intent, str(error), Result.VAIN)
             except SlurmError as error:
-                return Outcome(intent, str(error))
+                return Outcome(intent, str(error), Result.VAIN)
             except _DatabaseSlow:
-                return Outcome(intent, DATABASE_SLOW)
+                return Outcome(intent, DATABASE_SLOW, Result.OPEN)
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
                 return None
@@ -185,15 +194,30 @@ class Executor:
         """All that comes before the calls: folders, and the proof."""
         submissions = [(effect, launch) for effect in effects if (launch := effect.intent.launch) is not None]
         if submissions:
-            await asyncio.to_thread(self._make_folders, submissions)
+            await self._make_folders(submissions)
         await self._prove(effects)
 
-    def _make_folders(self, submissions: Sequence[tuple[_Effect, Launch]]) -> None:
-        for effect, launch in submissions:
-            try:
-                effect.secret = self._folders.prepare(effect.intent.token, launch.config, launch.secret)
-            except OSError as error:
-                effect.obstacle = f"the attempt's folder cannot be made: {error}"
+    async def _make_folders(self, submissions: Sequence[tuple[_Effect, Launch]]) -> None:
+        def make() -> list[str | OSError]:
+            return [self._made(effect.intent.token, launch) for effect, launch in submissions]
+
+        made: Sequence[str | OSError]
+        try:
+            made = await self._files.do(make)
+        except OSError as silent:
+            made = [silent] * len(submissions)
+        for (effect, _), one in zip(submissions, made, strict=True):
+            if isinstance(one, OSError):
+                effect.obstacle = self._folders.obstacle(one)
+            else:
+                effect.secret, effect.obstacle = one, ""
+
+    def _made(self, token: str, launch: Launch) -> str | OSError:
+        """The secret that lies in the folder, or why it cannot be made."""
+        try:
+            return self._folders.prepare(token, launch.config, launch.secret)
+        except OSError as error:
+            return error
 
     async def _prove(self, effects: Sequence[_Effect]) -> None:
         """Marks the submissions as about to be made, while the lease is ours by the database's clock.
@@ -229,7 +253,7 @@ class Executor:
     async def _submit(self, effect: _Effect, launch: Launch) -> Outcome:
         intent = effect.intent
         if effect.obstacle:
-            return _refused(intent, effect.obstacle)
+            return Outcome(intent, effect.obstacle, Result.VAIN)
         await self._may_call(effect)
         try:
             job_id = await self._slurm.submit(launch.submission)
@@ -280,6 +304,7 @@ def _unknown(intent: Intent, error: SubmissionUnknown, now: datetime) -> Outcome
     return Outcome(
         intent,
         f"not known: {error}",
+        Result.OPEN,
         write=lambda conn: attempts.mark_submitting(conn, [intent.token], now),
     )
 

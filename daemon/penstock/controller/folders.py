@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.controller.file_calls import FolderSilent
 from penstock.core import parallel
 from penstock.core.model import Deployment, Replica
 from penstock.core.spec import Spec
@@ -91,19 +93,33 @@ class Folders:
         _write_private(folder / SECRET_NAME, secret + "\n")
         return secret
 
-    def older_than(self, timestamp: float) -> list[str]:
-        """Tokens of the attempts' folders that were last changed before this time (seconds of the epoch).
+    def obstacle(self, error: OSError) -> str:
+        """Why no folder can be made, and what a human can do about it."""
+        if isinstance(error, FolderSilent):
+            return str(error)
+        remedy = {
+            errno.ENOSPC: "make room there",
+            errno.EDQUOT: "make room there, or raise the quota",
+            errno.EACCES: f"let the user with the id {os.geteuid()} write there",
+            errno.EPERM: f"let the user with the id {os.geteuid()} write there",
+            errno.EROFS: "mount it so that it can be written to",
+        }.get(error.errno or 0, "see what is in the way")
+        return f"its folder in {self.root} cannot be made: {error.strerror or error}; {remedy}"
+
+    def older_than(self, timestamp: float) -> Iterator[str | None]:
+        """The attempts whose folders were last changed before this time (seconds of the epoch). Each step looks at one
+        entry, None where it is not such a folder, so that whoever walks can stop. Raises OSError.
 
         What else lies there is not ours, whoever put it there: a site may have named a folder that it uses for more.
         """
         with os.scandir(self.root) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                and Path(entry.path, SECRET_NAME).is_file()
-                and entry.stat(follow_symlinks=False).st_mtime < timestamp
-            ]
+            for entry in entries:
+                old = (
+                    entry.is_dir(follow_symlinks=False)
+                    and Path(entry.path, SECRET_NAME).is_file()
+                    and entry.stat(follow_symlinks=False).st_mtime < timestamp
+                )
+                yield entry.name if old else None
 
     def forget(self, token: str) -> None:
         """Removes the folder with the job's output, if it is there."""

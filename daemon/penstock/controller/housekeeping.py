@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
 
+from penstock.controller.file_calls import FileCalls
 from penstock.controller.folders import Folders
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, replicas
@@ -15,7 +17,8 @@ from penstock.store.queries import attempts, decisions, replicas
 log = logging.getLogger(__name__)
 
 BATCH = 1000
-"""Rows in one transaction: none of them is held for long."""
+"""Rows in one transaction: none of them is held for long. And entries of a folder in one call, which a slow file server
+must answer in time."""
 
 
 class Housekeeping:
@@ -26,6 +29,8 @@ class Housekeeping:
     ) -> None:
         self._db = db
         self._folders = folders
+        # Not the executor's: a folder that takes long to remove must hold no submission.
+        self._files = FileCalls(folders.root)
         self._clock = clock
         self._retention = retention
 
@@ -37,16 +42,17 @@ class Housekeeping:
                 async with self._db.transaction() as connection:
                     if await prune(connection, before, batch=BATCH) < BATCH:
                         break
-        await self._folders_of_nobody()
+        try:
+            await self._folders_of_nobody()
+        except OSError as error:
+            log.warning("the folders of forgotten attempts are left until the next round: %s", error)
 
     async def _folders_of_nobody(self) -> None:
-        tokens = await asyncio.to_thread(
-            self._folders.older_than, time.time() - self._retention.total_seconds()
-        )
-        for start in range(0, len(tokens), BATCH):
-            some = tokens[start : start + BATCH]
+        walk = self._folders.older_than(time.time() - self._retention.total_seconds())
+        while seen := await self._files.do(lambda: list(islice(walk, BATCH))):
+            some = [token for token in seen if token is not None]
             async with self._db.snapshot() as connection:
                 kept = await attempts.known(connection, some)
             for token in set(some) - kept:
-                await asyncio.to_thread(self._folders.forget, token)
+                await self._files.do(partial(self._folders.forget, token))
                 log.info("attempt %s is forgotten, and its folder is removed", token)

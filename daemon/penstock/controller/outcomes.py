@@ -6,6 +6,7 @@ crashes before has lost no more than the words: a job that nobody wrote down bea
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,12 +18,21 @@ from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions
 
 
+class Result(enum.Enum):
+    """What an effect did for the plan."""
+
+    DONE = "it was answered: the next listing, or the next plan, shows it"
+    VAIN = "it was tried, and nothing came of it; it is tried again, at growing intervals"
+    OPEN = "it was not tried, or it is not known what came of it"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one effect, and what of it the attempt's row must know."""
 
     intent: Intent
     text: str
+    result: Result = Result.DONE
     job_id: int | None = None
     """The job that Slurm made of a submission."""
     write: Callable[[AsyncConnection], Awaitable[object]] | None = None
