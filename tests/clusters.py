@@ -26,7 +26,8 @@ from typing import NoReturn
 import pytest
 
 from deploy.cluster import chroot
-from deploy.cluster.cluster import Cluster, ClusterError, Settings
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.settings import ClusterError, Settings
 
 MESSAGE_TIMEOUT_S = 3
 """Short, because tests of a controller that is down wait for it; longer than a busy machine's hiccups."""

@@ -25,7 +25,8 @@ import grpc
 import psutil
 import pytest
 
-from deploy.cluster.cluster import Cluster, free_ports
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("penstock"))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A Debian forky chroot with Slurm 26.05 and pyslurm, made once and kept.
 
-For `cluster.py up --slurm chroot DIR`: it puts a second release of Slurm, four years younger than Debian 12's, beside
-the machine's own, and carries the only pyslurm on PyPI that builds against a Slurm packaged today.
+For `python -m deploy.cluster up --slurm chroot DIR`: it puts a second release of Slurm, four years younger than
+Debian 12's, beside the machine's own, and carries the only pyslurm on PyPI that builds against a Slurm packaged today.
 
 It lies in ${XDG_CACHE_HOME:-~/.cache}/penstock/slurm-26.05. It is complete when its marker holds the hash of this
 recipe; change the recipe and the next call makes it anew. Nothing is mounted in it between calls.
@@ -181,7 +181,7 @@ def _make(*, quiet: bool) -> Path:
     )
     step(_inside(new, pip), log, BUILD_SETTINGS)
     say("4/4 trying it")
-    (new / "etc/hosts").touch()  # cluster.py mounts its own over it
+    (new / "etc/hosts").touch()  # Cluster mounts its own over it
     # Without this setting importing it would look for a cluster.
     step(["chroot", str(new), "python3", "-c", "import pyslurm"], log, {"PYSLURM_DISABLE_AUTO_INIT": "1"})
     shutil.rmtree(new / "var/cache/apt/archives", ignore_errors=True)

@@ -74,7 +74,7 @@ def down() -> None:
         daemon_down()
     with step("the Slurm cluster"):
         if CLUSTER.exists():
-            run([sys.executable, "deploy/cluster/cluster.py", "down", "--root", str(CLUSTER)])
+            run([sys.executable, "-m", "deploy.cluster", "down", "--root", str(CLUSTER)])
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def engine() -> dict[str, str]:
 
 
 def cluster_up() -> str:
-    done = run([sys.executable, "deploy/cluster/cluster.py", "up", "--root", str(CLUSTER)])
+    done = run([sys.executable, "-m", "deploy.cluster", "up", "--root", str(CLUSTER)])
     return next(line.partition("=")[2] for line in done.splitlines() if line.startswith("export SLURM_CONF="))
 
 

@@ -33,7 +33,8 @@ from typing import Any
 import psutil
 from sqlalchemy import insert, text
 
-from deploy.cluster.cluster import Cluster, Settings
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.settings import Settings
 from penstock.controller.execute import CONCURRENCY, Executor
 from penstock.controller.folders import AgentSettings, Folders
 from penstock.controller.lease import Lease

@@ -25,7 +25,8 @@ from typing import Any
 import grpc
 import psutil
 
-from deploy.cluster.cluster import Cluster, Settings
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.settings import Settings
 from penstock.v1 import (
     deployment_pb2,
     deployment_pb2_grpc,

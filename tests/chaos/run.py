@@ -29,7 +29,8 @@ from typing import Any
 
 import psycopg
 
-from deploy.cluster.cluster import Cluster, Settings
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.settings import Settings
 from penstock.store import migrate
 from tests.chaos import verdict
 from tests.chaos.controllers import Controllers

@@ -20,7 +20,7 @@ import grpc
 import httpx
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from deploy.cluster.cluster import free_ports
+from deploy.cluster.ports import free_ports
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.spec import Admission

@@ -15,18 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster import cluster as module
-from deploy.cluster.cluster import (
-    Cluster,
-    ClusterError,
-    Settings,
-    environ_of,
-    processes,
-    start_time,
-    wait_for,
-)
-
-PROGRAM = Path(module.__file__)
+from deploy.cluster import files
+from deploy.cluster.cluster import Cluster
+from deploy.cluster.daemons import DAEMON_MARK
+from deploy.cluster.processes import environ_of, processes, start_time, wait_for
+from deploy.cluster.settings import ClusterError, Settings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,13 +42,15 @@ def left_over(root: Path) -> set[int]:
         pid
         for pid in processes()
         if (environ := environ_of(pid))
-        and (environ.get(module.DAEMON_MARK) == str(root) or environ.get("SLURM_CLUSTER_NAME") == name)
+        and (environ.get(DAEMON_MARK) == str(root) or environ.get("SLURM_CLUSTER_NAME") == name)
         and start_time(pid) is not None
     }
 
 
 def program(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cluster", *words], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_up_twice_down_twice(root: Path) -> None:
@@ -84,7 +79,7 @@ def test_down_ends_jobs_that_will_not_go_and_their_children(root: Path) -> None:
     cluster.up()
     script = "#!/bin/sh\ntrap '' TERM\nsetsid sleep 1000 &\nsleep 1000\n"
     cluster.run("sbatch", f"--chdir={root}", "--output=/dev/null", stdin=script)
-    assert wait_for(lambda: len(cluster._job_processes()) >= 3, 30)
+    assert wait_for(lambda: len(cluster.daemons.job_processes()) >= 3, 30)
     cluster.down()
     assert left_over(root) == set()
 
@@ -163,9 +158,9 @@ def test_a_root_that_is_too_long(tmp_path: Path) -> None:
 def test_a_broken_configuration_is_told_with_slurms_own_words(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Cluster._slurm_conf
+    original = files.slurm_conf
     monkeypatch.setattr(
-        Cluster, "_slurm_conf", lambda *given: original(*given) + "SelectType=select/nothing\n"
+        files, "slurm_conf", lambda *given, **named: original(*given, **named) + "SelectType=select/nothing\n"
     )
     with pytest.raises(ClusterError, match="slurmctld ended at once: .*select/nothing"):
         Cluster(root).up()
@@ -190,4 +185,4 @@ def test_the_caller_being_interrupted_leaves_the_cluster_alone(root: Path) -> No
     assert os.getpgid(pid) != os.getpgid(0)
     with pytest.raises(ClusterError, match="node2 of the cluster in .* does not run"):
         cluster.stop_node("node2")
-        cluster._signal("node2", signal.SIGSTOP)
+        cluster.daemons.signal("node2", signal.SIGSTOP)

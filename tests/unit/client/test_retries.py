@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import grpc
 import pytest
 
-from deploy.cluster.cluster import free_ports
+from deploy.cluster.ports import free_ports
 from penstock.client import (
     Answer,
     AsyncClient,
