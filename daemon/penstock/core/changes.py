@@ -32,4 +32,5 @@ def with_count_and_policies_of(spec: Spec, other: Spec) -> Spec:
         handover=spec.handover,
         outside_changes=spec.outside_changes,
         admission=spec.admission,
+        routing=spec.routing,
     )

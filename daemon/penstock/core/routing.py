@@ -10,7 +10,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
-from penstock.core.spec import Admission
+from penstock.core.spec import Admission, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Route:
     weights: tuple[tuple[int, int], ...] = ()
     """Revision -> its share of the requests, in proportion to the others'; 0: none, as long as another one has a
     replica. Empty: all replicas are alike."""
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True, slots=True)

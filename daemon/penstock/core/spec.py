@@ -238,6 +238,23 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Which requests go to the same replica, as long as it is not overloaded. By default none."""
+
+    session_header: str = ""
+    """Those with the same value of this header; empty: none. It counts before `prefix_bytes`."""
+    prefix_bytes: int = 0
+    """Those whose prompts begin with the same so many bytes; 0: prompts are not looked at."""
+    max_load_percent: int = 150
+    """Of the mean number of requests in flight: above it a replica is passed over."""
+
+    @property
+    def has_affinity(self) -> bool:
+        """Whether anything but load decides which replica gets a request."""
+        return bool(self.session_header or self.prefix_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """Everything about a deployment that a person declares, but its name and labels."""
 
@@ -259,6 +276,7 @@ class Spec:
     handover: Handover = Handover()
     outside_changes: OutsideChanges = OutsideChanges.REPAIR
     admission: Admission = Admission()
+    routing: Routing = Routing()
 
     def placements_of(self, *, burst: bool) -> tuple[Placement, ...]:
         """Those of burst replicas or of guaranteed ones, in the order in which they are tried; at least one."""

@@ -186,6 +186,12 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         for option in sorted(placement.options):
             yield from _option(path, option)
     yield from _margin(spec)
+    routing = spec.routing
+    if routing.HasField("max_load_percent") and not (routing.session_header or routing.prefix_bytes):
+        yield Violation(
+            "spec.routing.max_load_percent",
+            "is only with spec.routing.session_header or spec.routing.prefix_bytes",
+        )
 
 
 def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
@@ -315,6 +321,7 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         "spec.model.adapters": bool(spec.model.adapters),
         "spec.model.adapter_room": spec.model.HasField("adapter_room"),
         "spec.scaling": spec.HasField("scaling"),
+        "spec.routing": spec.HasField("routing"),
     }
     for path, is_present in present.items():
         if is_present:

@@ -127,6 +127,7 @@ class DeploymentSpec(_message.Message):
     OUTSIDE_CHANGES_FIELD_NUMBER: _builtins.int
     NODE_SPREAD_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """How many copies. Unset: 1. Ignored while `scaling` is set."""
     drain_timeout_s: _builtins.int
@@ -167,6 +168,12 @@ class DeploymentSpec(_message.Message):
     def burst(self) -> Global___Burst:
         """Replicas beyond a guaranteed base, on resources that may be taken away. Unset: every replica is a guaranteed one."""
 
+    @_builtins.property
+    def routing(self) -> Global___Routing:
+        """Which replica a request goes to. Unset: of two picked at random, the one with fewer requests in flight. A change of this
+        replaces no replica.
+        """
+
     def __init__(
         self,
         *,
@@ -186,10 +193,11 @@ class DeploymentSpec(_message.Message):
         outside_changes: Global___OutsideChanges.ValueType | None = ...,
         node_spread: Global___NodeSpread.ValueType | None = ...,
         burst: Global___Burst | None = ...,
+        routing: Global___Routing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "routing", b"routing", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "node_spread", b"node_spread", "outside_changes", b"outside_changes", "placements", b"placements", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "scaling", b"scaling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s", "_replicas", b"_replicas", "admission", b"admission", "burst", b"burst", "drain_timeout_s", b"drain_timeout_s", "engine", b"engine", "environment", b"environment", "handover", b"handover", "model", b"model", "node_spread", b"node_spread", "outside_changes", b"outside_changes", "placements", b"placements", "probes", b"probes", "replicas", b"replicas", "resources", b"resources", "restart", b"restart", "rollout", b"rollout", "routing", b"routing", "scaling", b"scaling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__drain_timeout_s: _TypeAlias = _typing.Literal["drain_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__drain_timeout_s: _TypeAlias = _typing.Literal["_drain_timeout_s", b"_drain_timeout_s"]  # noqa: Y015
@@ -941,3 +949,48 @@ class Admission(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class Routing(_message.Message):
+    """Requests that belong together go to the same replica, which has their beginning in its cache, as long as it is not overloaded
+    and not leaving. Those of no group are spread at random, and none of them goes to a replica that is overloaded either.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_HEADER_FIELD_NUMBER: _builtins.int
+    PREFIX_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_LOAD_PERCENT_FIELD_NUMBER: _builtins.int
+    session_header: _builtins.str
+    """A request header (in gRPC: metadata); requests with the same value of it belong together. It counts before `prefix_bytes`.
+    Unset: none.
+    """
+    prefix_bytes: _builtins.int
+    """Requests whose prompts (messages, prompt or input) begin with the same so many bytes belong together; a shorter prompt belongs
+    to no group. Best a little more than what all prompts of the deployment have in common. Unset: prompts are not looked at.
+    """
+    max_load_percent: _builtins.int
+    """A replica is overloaded when it has more than this share of the mean number of requests in flight at this front door, gRPC and
+    REST apart. Small: evenly loaded; large: together. Unset: 150.
+    """
+    def __init__(
+        self,
+        *,
+        session_header: _builtins.str | None = ...,
+        prefix_bytes: _builtins.int | None = ...,
+        max_load_percent: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_load_percent", b"_max_load_percent", "_prefix_bytes", b"_prefix_bytes", "max_load_percent", b"max_load_percent", "prefix_bytes", b"prefix_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_load_percent", b"_max_load_percent", "_prefix_bytes", b"_prefix_bytes", "max_load_percent", b"max_load_percent", "prefix_bytes", b"prefix_bytes", "session_header", b"session_header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_load_percent: _TypeAlias = _typing.Literal["max_load_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_load_percent: _TypeAlias = _typing.Literal["_max_load_percent", b"_max_load_percent"]  # noqa: Y015
+    _WhichOneofReturnType__prefix_bytes: _TypeAlias = _typing.Literal["prefix_bytes"]  # noqa: Y015
+    _WhichOneofArgType__prefix_bytes: _TypeAlias = _typing.Literal["_prefix_bytes", b"_prefix_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_load_percent) -> _WhichOneofReturnType__max_load_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_bytes) -> _WhichOneofReturnType__prefix_bytes | None: ...
+
+Global___Routing: _TypeAlias = Routing  # noqa: Y015

@@ -101,7 +101,7 @@ BAD: list[tuple[str, str]] = [
         "{model: {path: /m}, zzz: 1}",
         "m.yaml:4: spec.zzz: there is no such field; there are model, engine, environment, replicas, resources,"
         " placements, probes, rollout, restart, scaling, drain_timeout_s, admission, handover, outside_changes,"
-        " node_spread, burst",
+        " node_spread, burst, routing",
     ),
     ("{model: {path: /m}, replicas: two}", 'm.yaml:4: spec.replicas: must be a whole number, not "two"'),
     ("{model: {path: /m}, replicas: 1.5}", "m.yaml:4: spec.replicas: must be a whole number, not 1.5"),

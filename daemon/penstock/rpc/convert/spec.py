@@ -79,6 +79,7 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
         handover=_handover_in(spec.handover),
         outside_changes=_key(_OUTSIDE_CHANGES, spec.outside_changes) or default.outside_changes,
         admission=_admission_in(spec.admission),
+        routing=_routing_in(spec.routing),
     )
 
 
@@ -160,6 +161,14 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
                 max_hold_s=_unless(spec.admission.max_hold_s, default.admission.max_hold_s),
             )
         )
+    if spec.routing != default.routing:
+        message.routing.CopyFrom(
+            pb.Routing(
+                session_header=spec.routing.session_header,
+                prefix_bytes=_unless(spec.routing.prefix_bytes, default.routing.prefix_bytes),
+                max_load_percent=_unless(spec.routing.max_load_percent, default.routing.max_load_percent),
+            )
+        )
     return message
 
 
@@ -210,6 +219,15 @@ def _admission_in(admission: pb.Admission) -> core.Admission:
         else default.max_in_flight,
         max_held=admission.max_held if admission.HasField("max_held") else default.max_held,
         max_hold_s=admission.max_hold_s if admission.HasField("max_hold_s") else default.max_hold_s,
+    )
+
+
+def _routing_in(routing: pb.Routing) -> core.Routing:
+    default = core.Routing()
+    return core.Routing(
+        session_header=routing.session_header,
+        prefix_bytes=routing.prefix_bytes,
+        max_load_percent=routing.max_load_percent or default.max_load_percent,
     )
 
 

@@ -20,7 +20,7 @@ from penstock.core.decisions import Reason
 from penstock.core.model import Attempt, Phase, ReplicaState, RolloutRecord
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.slurm_words import HALTED_STATES
-from penstock.core.spec import Admission, Rollout
+from penstock.core.spec import Admission, Rollout, Routing
 from penstock.store.documents import decode
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
@@ -119,6 +119,7 @@ ROUTES = select(
     deployments.c.created_at,
     deployments.c.spec["model"]["served_name"].as_string().label("served_name"),
     deployments.c.spec["admission"].label("admission"),
+    deployments.c.spec["routing"].label("routing"),
     deployments.c.spec["rollout"].label("policy"),
     deployments.c.spec["replicas"].as_integer().label("want"),
     deployments.c.rollout,
@@ -301,6 +302,7 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
                 admission=decode(Admission, row.admission or {}),
                 created_at_s=int(row.created_at.timestamp()),
                 weights=_weights(row, endpoints.get(row.uid, ())),
+                routing=decode(Routing, row.routing or {}),
             )
             for row in await conn.execute(ROUTES)
         )
