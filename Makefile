@@ -24,8 +24,9 @@ lock: ## Refresh requirements/*.lock from pyproject.toml (UPGRADE=1: newest vers
 	@deploy/dev/lock.sh
 
 .PHONY: proto
-proto: env ## Generate the stubs and the descriptor set from api/protos
+proto: env ## Generate the stubs, the descriptor set and the OpenAPI documents from api/protos
 	@.venv/bin/python deploy/dev/proto.py
+	@.venv/bin/python -m deploy.dev.openapi
 
 .PHONY: docs
 docs: env ## Write the pages of docs/ that are made from the code

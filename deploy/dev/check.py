@@ -73,6 +73,7 @@ GATES: dict[str, Gate] = {
     "contract style (buf lint)": command("buf", "lint"),
     "contract promises (buf breaking)": breaking,
     "stubs fresh": command("python", "deploy/dev/proto.py", "--check"),
+    "OpenAPI documents fresh": command("python", "-m", "deploy.dev.openapi", "--check"),
     "types (mypy --strict)": command("mypy", *(name for name in TYPED if any((ROOT / name).rglob("*.py")))),
 }
 

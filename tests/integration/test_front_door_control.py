@@ -108,3 +108,15 @@ async def test_errors_are_google_rpcs_status_as_json() -> None:
             assert bad.json().keys() == {"code", "message"}
         nothing = await client.get("/apis/v1/nothing")
         assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
+
+
+async def test_each_api_gives_its_openapi_document() -> None:
+    async with house() as made:
+        for path, operation in (
+            ("/apis/v1/openapi.json", "/apis/v1/deployments/{name}:scale"),
+            ("/v1/openapi.json", "/v1/chat/completions"),
+        ):
+            answer = await made.rest.get(path)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+            assert operation in answer.json()["paths"]
+            assert (await made.rest.post(path, json={})).status_code == 404

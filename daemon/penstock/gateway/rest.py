@@ -1,4 +1,5 @@
-"""Takes the REST requests that no replica can: lists the models, holds what waiting may help, says what is wrong.
+"""Takes the REST requests that no replica can: lists the models, holds what waiting may help, says what is wrong. It
+gives the OpenAPI documents too.
 
 Envoy sends here, as explain.py says for gRPC, what has no ready replica, no such model, or no `model` that it could
 read; this reads the request once more and says so in OpenAI's shape.
@@ -17,6 +18,7 @@ from aiohttp import web
 from penstock.core.routing import Route
 from penstock.gateway import openai
 from penstock.gateway.clusters import ANSWERED_BY_HEADER
+from penstock.gateway.documents import DOCUMENTS, document
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay_listener import RELAYED_HEADER
 from penstock.gateway.relay_rest import RestRelay, patience_s, wants_stream
@@ -48,6 +50,8 @@ class RestServer:
         app = web.Application(
             client_max_size=self._settings.max_request_bytes + MIB, middlewares=[_in_openai_shape]
         )
+        for path in DOCUMENTS:
+            app.router.add_get(path, _document)
         app.router.add_get(openai.MODELS_PATH, self._models)
         # Names may have slashes.
         app.router.add_get(openai.MODELS_PATH + "/{model:.+}", self._model)
@@ -147,6 +151,12 @@ class RestServer:
             message = f"the field `model` is {shown}; the name of a model is accepted, as a string"
             return _error(400, message, "invalid_model", "model")
         return self._no_such_model(model)
+
+
+async def _document(request: web.Request) -> web.StreamResponse:
+    return web.Response(
+        body=document(request.path), content_type="application/json", headers={ANSWERED_BY_HEADER: "gateway"}
+    )
 
 
 def _refusal(refused: Refused, deployment: str, tried: int) -> web.Response:

@@ -21,6 +21,7 @@ from penstock.gateway.clusters import (
     cluster_name,
     rest_cluster_name,
 )
+from penstock.gateway.documents import DOCUMENTS
 from penstock.gateway.messages import RouteConfiguration, RouteMessage, build, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
@@ -82,6 +83,7 @@ REST_RETRY = {
     "retriable_headers": [{"name": ANSWERED_BY_HEADER, "string_match": {"exact": "door"}}],
 }
 
+_GET = {"name": ":method", "string_match": {"exact": "GET"}}
 _FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
 
 
@@ -204,7 +206,8 @@ def _rest_model(name: str, deployment: str, secret: str, max_in_flight: int) -> 
 
 def _rest_unknown() -> list[dict[str, Any]]:
     """REST that no deployment is found for: the gateway lists the models, or says what is wrong."""
-    matches: list[dict[str, Any]] = [{"prefix": prefix} for prefix in openai.PREFIXES]
+    matches: list[dict[str, Any]] = [{"path": path, "headers": [_GET]} for path in DOCUMENTS]
+    matches += [{"prefix": prefix} for prefix in openai.PREFIXES]
     matches.append({"prefix": "/", "headers": [_FOR_ENGINES]})
     return [
         {
