@@ -224,10 +224,13 @@ def _is_required(field: descriptor_pb2.FieldDescriptorProto) -> bool:
     if field.type == Field.TYPE_ENUM:
         return 0 in own.not_in
     bounds = _bounds(own)
+    for rule in rules.cel:
+        bounds.update(_keywords(rule.expression))
     return bool(
         bounds.get("minLength", 0) > 0
         or bounds.get("minimum", 0) > 0
         or bounds.get("exclusiveMinimum", -1) >= 0
+        or re.search(bounds.get("pattern", ""), "") is None
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import protovalidate
 import pytest
 from google.protobuf import json_format
-from jsonschema import Draft202012Validator
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from penstock.gateway import openai
@@ -73,6 +73,9 @@ SPECS: list[dict[str, Any]] = [
     {"model": {"path": "/m"}, "environment": {"apptainer": {"image": "/i.sif", "binds": ["a"]}}},
     {"model": {"path": "/m"}, "environment": {"module": {"load": ["vllm/0.32"]}}},
     {"model": {"path": "/m"}, "environment": {"module": {}}},
+    {"model": {"path": "/m", "adapters": [{"name": "a", "path": "/a"}]}},
+    {"model": {"path": "/m", "adapters": [{"name": "a"}]}},
+    {"model": {"path": "/m", "adapters": [{"path": "/a"}]}},
     {"model": {"path": "/m"}, "resources": {"memory": "4GiB"}},
     {"model": {"path": "/m"}, "resources": {"memory": "4 apples"}},
     {"model": {"path": "/m"}, "rollout": {"max_surge": "25%"}},
@@ -91,7 +94,7 @@ def test_the_schemas_take_what_the_field_rules_take(spec: dict[str, Any]) -> Non
     # The path gives the name.
     message.metadata.name = "m"
     allowed = not protovalidate.collect_violations(message)
-    assert Draft202012Validator(schema).is_valid(manifest) == allowed
+    assert OAS31Validator(schema).is_valid(manifest) == allowed
 
 
 def test_the_schemas_take_what_answers_are() -> None:
@@ -105,4 +108,4 @@ def test_the_schemas_take_what_answers_are() -> None:
         "$ref": "#/components/schemas/GetDeploymentResponse",
         "components": CONTROL["components"],
     }
-    Draft202012Validator(schema).validate(json_format.MessageToDict(answer, preserving_proto_field_name=True))
+    OAS31Validator(schema).validate(json_format.MessageToDict(answer, preserving_proto_field_name=True))

@@ -1,4 +1,4 @@
-"""The OpenAPI documents that the front door serves: files that are made from the contract and shipped beside its stubs."""
+"""The OpenAPI documents that the front door serves: made from the contract, and shipped beside its stubs."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class RestServer:
         app = web.Application(
             client_max_size=self._settings.max_request_bytes + MIB, middlewares=[_in_openai_shape]
         )
-        for path in DOCUMENTS:
-            app.router.add_get(path, _document)
+        for document_path in DOCUMENTS:
+            app.router.add_get(document_path, _document)
         app.router.add_get(openai.MODELS_PATH, self._models)
         # Names may have slashes.
         app.router.add_get(openai.MODELS_PATH + "/{model:.+}", self._model)
