@@ -63,6 +63,11 @@ class Lane(Protocol):
     @property
     def slurm(self) -> Slurm: ...
 
+    @property
+    def process(self) -> int | None:
+        """The one that the backend keeps, if it keeps one."""
+        ...
+
     def submission(self, behaviour: str, name: str | None = None, **options: Any) -> Submission:
         """A job that behaves like this, under a name that no other job has unless one is given."""
         ...
@@ -118,6 +123,7 @@ class FakeLane:
     """The fake, on a real clock and with short delays, since the suite waits for real clusters in real time."""
 
     kill_wait_s = 0.5
+    process = None
 
     def __init__(self) -> None:
         self.slurm: FakeSlurm = FakeSlurm(
@@ -126,6 +132,7 @@ class FakeLane:
             start_delay_s=0.05,
             requeue_delay_s=0.2,
             kill_wait_s=self.kill_wait_s,
+            before_call=lambda call: asyncio.sleep(0),  # As each real call, it is not done at once.
             on_start=self._start,
             on_signal=self._signal,
         )
@@ -208,6 +215,10 @@ class RealLane:
         self._announced: set[str] = set()
         self._controller_down = False
         self._frozen = False
+
+    @property
+    def process(self) -> int | None:
+        return self.slurm.bridge.pid if isinstance(self.slurm, PySlurm) else None
 
     def submission(self, behaviour: str, name: str | None = None, **options: Any) -> Submission:
         number = next(_numbers)

@@ -4,7 +4,8 @@ commands, Slurm 26.05 through its commands and through pyslurm.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 
 from penstock.core.jobs import JobState
 from penstock.slurm.port import (
+    May,
     NoAccounting,
     NoSuchJob,
+    Slurm,
     SlurmUnavailable,
     SubmissionRefused,
     SubmissionUnknown,
 )
+from penstock.testing.slurm import anybody
 from tests.contract import lanes
 from tests.contract.lanes import FakeLane, Lane, job_when, until
 
@@ -43,7 +47,7 @@ async def test_a_job_from_submission_to_its_end(lane: Lane) -> None:
         "stay", time_limit_s=601, partition="cpu", cpus_per_task=2, memory_per_node_mib=500
     )
     before = datetime.now(UTC) - timedelta(seconds=2)
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
 
     (seen,) = await lane.slurm.find(wanted.name)
     assert (seen.job_id, seen.name, seen.comment, seen.partition) == (job_id, wanted.name, "a comment", "cpu")
@@ -76,7 +80,7 @@ async def test_how_a_failed_job_ended(
     lane: Lane, behaviour: str, exit_code: int | None, exit_signal: int | None
 ) -> None:
     wanted = lane.submission(behaviour)
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     ended = await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     assert (ended.state, ended.exit_code, ended.exit_signal) == (JobState.FAILED, exit_code, exit_signal)
 
@@ -108,7 +112,7 @@ async def test_what_cannot_be_is_refused_with_a_sentence(
 ) -> None:
     wanted = lane.submission("stay", **options)
     with pytest.raises(SubmissionRefused, match=sentence) as refusal:
-        await lane.slurm.submit(wanted)
+        await lane.slurm.submit(wanted, may=anybody)
     assert refusal.value.reason == str(refusal.value)
     left = await lane.slurm.find(wanted.name)
     assert all(job.ended for job in left), "a refused submission may leave a failed job, never a live one"
@@ -126,7 +130,7 @@ async def test_what_slurm_takes_and_never_starts_waits_with_its_reason(
     lane: Lane, options: dict[str, Any], reason: str
 ) -> None:
     wanted = lane.submission("stay", **options)
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     job = await job_when(lane, wanted.name, lambda job: job.reason == reason, f"waits for {reason}")
     assert job.state is JobState.PENDING
     assert job.waiting
@@ -136,7 +140,7 @@ async def test_what_slurm_takes_and_never_starts_waits_with_its_reason(
 async def test_of_two_jobs_with_one_name_only_one_runs(lane: Lane) -> None:
     first = lane.submission("stay")
     second = lane.submission("stay", name=first.name)
-    ids = [await lane.slurm.submit(first), await lane.slurm.submit(second)]
+    ids = [await lane.slurm.submit(first, may=anybody), await lane.slurm.submit(second, may=anybody)]
     assert ids[0] < ids[1]
     await lane.ready(first)
     jobs = await until(
@@ -156,7 +160,7 @@ async def test_of_two_jobs_with_one_name_only_one_runs(lane: Lane) -> None:
 
 async def test_a_job_waits_for_gpus_and_takes_freed_ones(lane: Lane) -> None:
     wanted = [lane.submission("obey", gres="gpu:2") for _ in range(3)]
-    ids = [await lane.slurm.submit(submission) for submission in wanted]
+    ids = [await lane.slurm.submit(submission, may=anybody) for submission in wanted]
     for submission in wanted[:2]:
         await lane.ready(submission)
     waiting = await job_when(
@@ -165,34 +169,34 @@ async def test_a_job_waits_for_gpus_and_takes_freed_ones(lane: Lane) -> None:
     assert waiting.state is JobState.PENDING
     used = {node.name: node.gpus_allocated for node in (await lane.slurm.cluster()).nodes}
     assert used == {"node1": 2, "node2": 2}
-    await lane.slurm.cancel(ids[0], name=wanted[0].name)
+    await lane.slurm.cancel(ids[0], name=wanted[0].name, may=anybody)
     await job_when(lane, wanted[2].name, lambda job: job.state is JobState.RUNNING, "runs")
 
 
 async def test_cancelling_a_running_job(lane: Lane) -> None:
     wanted = lane.submission("obey")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
-    await lane.slurm.cancel(job_id, name=wanted.name)
+    await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     ended = await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     assert ended.state is JobState.CANCELLED
     assert lane.signals(wanted) == ["TERM"]
-    await lane.slurm.cancel(job_id, name=wanted.name)
+    await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     (still,) = await lane.slurm.find(wanted.name)
     assert still == ended
 
 
 async def test_cancelling_a_job_that_will_not_go(lane: Lane) -> None:
     wanted = lane.submission("stay")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     asked_at = datetime.now(UTC)
-    await lane.slurm.cancel(job_id, name=wanted.name)
+    await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     going = await job_when(lane, wanted.name, lambda job: job.state is not JobState.RUNNING, "is told to go")
     assert going.state is JobState.COMPLETING
     assert not going.ended
     assert not going.waiting
-    await lane.slurm.cancel(job_id, name=wanted.name)
+    await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     ended = await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     assert ended.state is JobState.CANCELLED
     # Slurm counts whole seconds and may begin in the middle of one.
@@ -202,8 +206,8 @@ async def test_cancelling_a_job_that_will_not_go(lane: Lane) -> None:
 
 async def test_cancelling_a_waiting_job(lane: Lane) -> None:
     wanted = lane.submission("stay", partition="short", time_limit_s=3600)
-    job_id = await lane.slurm.submit(wanted)
-    await lane.slurm.cancel(job_id, name=wanted.name)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
+    await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     ended = await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     assert ended.state is JobState.CANCELLED
     assert lane.signals(wanted) == []
@@ -211,12 +215,12 @@ async def test_cancelling_a_waiting_job(lane: Lane) -> None:
 
 async def test_withdrawing_spares_what_has_nodes(lane: Lane) -> None:
     running = lane.submission("obey")
-    job_id = await lane.slurm.submit(running)
+    job_id = await lane.slurm.submit(running, may=anybody)
     await lane.ready(running)
-    await lane.slurm.cancel(job_id, name=running.name, only_waiting=True)
+    await lane.slurm.cancel(job_id, name=running.name, only_waiting=True, may=anybody)
     waiting = lane.submission("stay", partition="short", time_limit_s=3600)
-    waits_as = await lane.slurm.submit(waiting)
-    await lane.slurm.cancel(waits_as, name=waiting.name, only_waiting=True)
+    waits_as = await lane.slurm.submit(waiting, may=anybody)
+    await lane.slurm.cancel(waits_as, name=waiting.name, only_waiting=True, may=anybody)
     ended = await job_when(lane, waiting.name, lambda job: job.ended, "has ended")
     assert ended.state is JobState.CANCELLED
     (still,) = await lane.slurm.find(running.name)
@@ -226,14 +230,14 @@ async def test_withdrawing_spares_what_has_nodes(lane: Lane) -> None:
 
 async def test_a_job_of_another_name_is_left_alone(lane: Lane) -> None:
     wanted = lane.submission("stay")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     with pytest.raises(NoSuchJob, match=f"job {job_id} is named '{wanted.name}', not another"):
-        await lane.slurm.cancel(job_id, name="another")
+        await lane.slurm.cancel(job_id, name="another", may=anybody)
     with pytest.raises(NoSuchJob, match=f"job {job_id} is named '{wanted.name}', not another"):
-        await lane.slurm.signal(job_id, "TERM", name="another")
+        await lane.slurm.signal(job_id, "TERM", name="another", may=anybody)
     with pytest.raises(NoSuchJob, match="Slurm knows no job 99999"):
-        await lane.slurm.cancel(99999, name=wanted.name)
+        await lane.slurm.cancel(99999, name=wanted.name, may=anybody)
     (job,) = await lane.slurm.find(wanted.name)
     assert job.state is JobState.RUNNING
     assert lane.signals(wanted) == []
@@ -241,9 +245,9 @@ async def test_a_job_of_another_name_is_left_alone(lane: Lane) -> None:
 
 async def test_a_signal_reaches_the_script_and_ends_nothing(lane: Lane) -> None:
     wanted = lane.submission("stay")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
-    await lane.slurm.signal(job_id, "TERM", name=wanted.name)
+    await lane.slurm.signal(job_id, "TERM", name=wanted.name, may=anybody)
 
     async def noted() -> list[str]:
         return lane.signals(wanted)
@@ -255,14 +259,79 @@ async def test_a_signal_reaches_the_script_and_ends_nothing(lane: Lane) -> None:
     ended = await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     assert ended.state is JobState.COMPLETED
     with pytest.raises(NoSuchJob, match="cannot be sent TERM"):
-        await lane.slurm.signal(job_id, "TERM", name=wanted.name)
+        await lane.slurm.signal(job_id, "TERM", name=wanted.name, may=anybody)
 
 
 async def test_a_waiting_job_takes_no_signal(lane: Lane) -> None:
     wanted = lane.submission("stay", partition="short", time_limit_s=3600)
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     with pytest.raises(NoSuchJob, match="is PENDING, so it cannot be sent TERM"):
-        await lane.slurm.signal(job_id, "TERM", name=wanted.name)
+        await lane.slurm.signal(job_id, "TERM", name=wanted.name, may=anybody)
+
+
+class Lost(Exception):
+    """The lease is."""
+
+
+def lost() -> None:
+    raise Lost
+
+
+async def test_who_may_not_sends_nothing(lane: Lane) -> None:
+    """And whoever may is served as before."""
+    running, other = lane.submission("stay"), lane.submission("exit 0")
+    job_id = await lane.slurm.submit(running, may=anybody)
+    await lane.ready(running)
+    waiting = lane.submission("stay", partition="short", time_limit_s=3600)
+    waits_as = await lane.slurm.submit(waiting, may=anybody)
+    backend = lane.process
+    with pytest.raises(Lost):
+        await lane.slurm.submit(other, may=lost)
+    with pytest.raises(Lost):
+        await lane.slurm.cancel(job_id, name=running.name, may=lost)
+    with pytest.raises(Lost):
+        await lane.slurm.cancel(waits_as, name=waiting.name, may=lost, only_waiting=True)
+    with pytest.raises(Lost):
+        await lane.slurm.signal(job_id, "TERM", name=running.name, may=lost)
+    assert await lane.slurm.find(other.name) == ()
+    assert [job.state for job in await lane.slurm.find(running.name)] == [JobState.RUNNING]
+    assert [job.state for job in await lane.slurm.find(waiting.name)] == [JobState.PENDING]
+    assert lane.signals(running) == []
+    assert lane.process == backend
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda slurm, job_id, name, may: slurm.cancel(job_id, name=name, may=may),
+        lambda slurm, job_id, name, may: slurm.signal(job_id, "TERM", name=name, may=may),
+    ],
+    ids=["cancel", "signal"],
+)
+async def test_a_lease_that_is_lost_while_a_call_waits(
+    lane: Lane, call: Callable[[Slurm, int, str, May], Awaitable[None]]
+) -> None:
+    """It waits for its turn behind another, or for its own look at the job."""
+    wanted = lane.submission("stay")
+    job_id = await lane.slurm.submit(wanted, may=anybody)
+    await lane.ready(wanted)
+    backend, held = lane.process, True
+
+    def may() -> None:
+        if not held:
+            raise Lost
+
+    before = asyncio.create_task(lane.slurm.list_jobs())
+    waits = asyncio.ensure_future(call(lane.slurm, job_id, wanted.name, may))
+    await asyncio.sleep(0)  # Both have begun.
+    held = False
+    with pytest.raises(Lost):
+        await waits
+    assert job_id in [job.job_id for job in await before]
+    (job,) = await lane.slurm.find(wanted.name)
+    assert job.state is JobState.RUNNING
+    assert lane.signals(wanted) == []
+    assert lane.process == backend
 
 
 HOSTILE = [
@@ -284,7 +353,7 @@ HOSTILE = [
 async def test_no_name_or_comment_breaks_the_listing(lane: Lane, text: str) -> None:
     ours = lane.submission("stay", partition="short", time_limit_s=3600)
     hostile = lane.submission("stay", name=text, comment=text, partition="short", time_limit_s=3600)
-    ids = {await lane.slurm.submit(hostile), await lane.slurm.submit(ours)}
+    ids = {await lane.slurm.submit(hostile, may=anybody), await lane.slurm.submit(ours, may=anybody)}
     rows = {job.job_id: job for job in await lane.slurm.list_jobs() if job.job_id in ids}
     assert [(job.name, job.comment) for _, job in sorted(rows.items())] == [
         (text, text),
@@ -292,7 +361,7 @@ async def test_no_name_or_comment_breaks_the_listing(lane: Lane, text: str) -> N
     ]
     # On one cluster two lanes give this name, one after the other.
     assert {job.job_id for job in await lane.slurm.find(text) if not job.ended} == {min(ids)}
-    await lane.slurm.cancel(min(ids), name=text)
+    await lane.slurm.cancel(min(ids), name=text, may=anybody)
     await until(
         f"{text!r} has ended", lambda: lane.slurm.find(text), lambda jobs: all(job.ended for job in jobs)
     )
@@ -300,7 +369,7 @@ async def test_no_name_or_comment_breaks_the_listing(lane: Lane, text: str) -> N
 
 async def test_jobs_are_listed_by_id(lane: Lane) -> None:
     for _ in range(5):
-        await lane.slurm.submit(lane.submission("exit 0"))
+        await lane.slurm.submit(lane.submission("exit 0"), may=anybody)
     ids = [job.job_id for job in await lane.slurm.list_jobs()]
     assert ids == sorted(ids)
     assert len(ids) >= 5
@@ -332,7 +401,7 @@ async def test_the_cluster(lane: Lane) -> None:
 
 async def test_what_jobs_take_from_nodes(lane: Lane) -> None:
     wanted = lane.submission("stay", gres="gpu:1", cpus_per_task=3, memory_per_node_mib=1234)
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     node = next(node for node in (await lane.slurm.cluster()).nodes if node.name == "node1")
     assert (node.cpus_allocated, node.memory_allocated_mib, node.gpus_allocated) == (3, 1234, 1)
@@ -341,10 +410,10 @@ async def test_what_jobs_take_from_nodes(lane: Lane) -> None:
 
 async def test_an_exclusive_job_has_its_node_alone(lane: Lane) -> None:
     alone = lane.submission("stay", exclusive=True)
-    await lane.slurm.submit(alone)
+    await lane.slurm.submit(alone, may=anybody)
     await lane.ready(alone)
     other = lane.submission("stay")
-    await lane.slurm.submit(other)
+    await lane.slurm.submit(other, may=anybody)
     await lane.ready(other)
     (first,), (second,) = await lane.slurm.find(alone.name), await lane.slurm.find(other.name)
     assert first.nodes != second.nodes
@@ -352,14 +421,14 @@ async def test_an_exclusive_job_has_its_node_alone(lane: Lane) -> None:
 
 async def test_a_job_on_two_nodes(lane: Lane) -> None:
     wanted = lane.submission("stay", nodes=2, gres="gpu:1")
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     job = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
     assert job.nodes in ("node[1-2]", "node[1,2]")
 
 
 async def test_excluded_nodes_are_not_used(lane: Lane) -> None:
     wanted = lane.submission("stay", exclude_nodes=("node1",))
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     job = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
     assert job.nodes == "node2"
 
@@ -383,16 +452,16 @@ async def test_nothing_is_started_that_would_run_into_maintenance(lane: Lane) ->
     assert abs((found.begins_at - datetime.now(UTC)).total_seconds() - 600) < 60
     assert found.ends_at - found.begins_at == timedelta(hours=1)
     long = lane.submission("obey", time_limit_s=1200)
-    job_id = await lane.slurm.submit(long)
+    job_id = await lane.slurm.submit(long, may=anybody)
     waiting = await job_when(lane, long.name, lambda job: "maintenance" in job.reason, "waits for it")
     assert waiting.waiting
-    await lane.slurm.cancel(job_id, name=long.name)
+    await lane.slurm.cancel(job_id, name=long.name, may=anybody)
     short = lane.submission("obey", time_limit_s=300)
-    await lane.slurm.submit(short)
+    await lane.slurm.submit(short, may=anybody)
     runs = await job_when(lane, short.name, lambda job: job.state is JobState.RUNNING, "runs")
     assert runs.time_limit_s == 300
     bends = lane.submission("obey", time_limit_s=1200, time_min_s=60)
-    await lane.slurm.submit(bends)
+    await lane.slurm.submit(bends, may=anybody)
     runs = await job_when(lane, bends.name, lambda job: job.state is JobState.RUNNING, "runs, shortened")
     assert runs.time_limit_s is not None
     assert 60 <= runs.time_limit_s <= 600
@@ -400,7 +469,7 @@ async def test_nothing_is_started_that_would_run_into_maintenance(lane: Lane) ->
 
 async def test_a_requeued_job_keeps_its_id(lane: Lane) -> None:
     wanted = lane.submission("stay")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     before = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
     lane.requeue(job_id)
@@ -416,7 +485,7 @@ async def test_a_requeued_job_keeps_its_id(lane: Lane) -> None:
 @pytest.mark.parametrize("requeue", [True, False])
 async def test_a_node_fails_under_a_job(lane: Lane, requeue: bool) -> None:
     wanted = lane.submission("stay", extra_options={} if requeue else {"no-requeue": ""})
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     lane.fail_node("node1")
     node = (await lane.slurm.cluster()).nodes[0]
@@ -431,7 +500,7 @@ async def test_a_node_fails_under_a_job(lane: Lane, requeue: bool) -> None:
 
 async def test_a_controller_that_is_down_is_not_an_empty_queue(lane: Lane) -> None:
     wanted = lane.submission("stay")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await lane.ready(wanted)
     lane.stop_controller()
     with pytest.raises(SlurmUnavailable):
@@ -439,9 +508,9 @@ async def test_a_controller_that_is_down_is_not_an_empty_queue(lane: Lane) -> No
     with pytest.raises(SlurmUnavailable):
         await lane.slurm.cluster()
     with pytest.raises(SlurmUnavailable):
-        await lane.slurm.cancel(job_id, name=wanted.name)
+        await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     with pytest.raises(SubmissionUnknown):
-        await lane.slurm.submit(lane.submission("stay"))
+        await lane.slurm.submit(lane.submission("stay"), may=anybody)
     lane.heal_controller()
     (job,) = await lane.slurm.find(wanted.name)
     assert job.state is JobState.RUNNING
@@ -451,7 +520,7 @@ async def test_a_submission_without_an_answer_may_have_made_a_job(lane: Lane) ->
     wanted = lane.submission("stay")
     lane.freeze_controller()
     with pytest.raises(SubmissionUnknown):
-        await lane.slurm.submit(wanted)
+        await lane.slurm.submit(wanted, may=anybody)
     with pytest.raises(SlurmUnavailable):
         await lane.slurm.list_jobs()
     lane.heal_controller()
@@ -464,7 +533,7 @@ async def test_a_submission_without_an_answer_may_have_made_a_job(lane: Lane) ->
 async def test_the_history_of_a_job_or_none_at_all(lane: Lane) -> None:
     """A site without accounting says so; one with it tells how a job ended, and nothing of ids that it never gave."""
     wanted = lane.submission("exit 3")
-    job_id = await lane.slurm.submit(wanted)
+    job_id = await lane.slurm.submit(wanted, may=anybody)
     await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
     try:
         found = await lane.slurm.history([job_id, 4_000_000])

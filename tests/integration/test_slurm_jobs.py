@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.jobs import Job, JobState, Submission
+from penstock.testing.slurm import anybody
 from tests.contract import lanes
 from tests.contract.lanes import RealLane, job_when, until
 
@@ -34,7 +35,7 @@ def folder(wanted: Submission) -> Path:
 
 
 async def ran(lane: RealLane, wanted: Submission) -> Job:
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
     return await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
 
 
@@ -78,7 +79,7 @@ async def test_a_warning_before_the_time_limit_reaches_the_batch_shell_alone(lan
     # Slurm looks at limits every half minute: asked for 100 s ahead, the warning comes 20 to 50 s after the start,
     # when the script has long set its trap and the limit is still far.
     wanted = lane.submission("stay", time_limit_s=120, warn_signal_s=100)
-    await lane.slurm.submit(wanted)
+    await lane.slurm.submit(wanted, may=anybody)
 
     async def noted() -> list[str]:
         return lane.signals(wanted)
@@ -92,10 +93,10 @@ async def test_a_warning_before_the_time_limit_reaches_the_batch_shell_alone(lan
 
 async def test_a_preempted_job_is_told_and_queued_again(lane: RealLane) -> None:
     low = lane.submission("obey", partition="preempt", nodes=2, exclusive=True)
-    job_id = await lane.slurm.submit(low)
+    job_id = await lane.slurm.submit(low, may=anybody)
     await lane.ready(low)
     high = lane.submission("stay", partition="gpu", nodes=2, exclusive=True)
-    await lane.slurm.submit(high)
+    await lane.slurm.submit(high, may=anybody)
     again = await job_when(lane, low.name, lambda job: job.restarts == 1, "was queued again")
     assert again.job_id == job_id
 

@@ -16,7 +16,7 @@ import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.jobs import Cluster, Job, Submission
-from penstock.slurm.port import SlurmUnavailable, SubmissionUnknown
+from penstock.slurm.port import May, SlurmUnavailable, SubmissionUnknown
 from penstock.store.database import Database
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class SlurmPort:
     def backend(self) -> str:
         return "simulated"
 
+    @property
+    def one_at_a_time(self) -> bool:
+        return False
+
     async def list_jobs(self) -> tuple[Job, ...]:
         process = self._process
         process.listed = False
@@ -100,11 +104,11 @@ class SlurmPort:
         self._reach("history")
         return await self._world.slurm.history(job_ids)
 
-    async def submit(self, submission: Submission) -> int:
+    async def submit(self, submission: Submission, *, may: May) -> int:
         world = self._world
-        await world.rules.effect(self._process, "submit", submission.name)
+        await self._send("submit", submission.name, may)
         began = world.now
-        await self._process.point("submit")
+        await self._process.point("sending")
         world.late_by(submission.name, (world.now - began).total_seconds())
         try:
             self._reach("submit")
@@ -114,19 +118,19 @@ class SlurmPort:
         await self._process.point("submitted")
         return job_id
 
-    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+    async def cancel(self, job_id: int, *, name: str, may: May, only_waiting: bool = False) -> None:
         kind = "withdraw" if only_waiting else "cancel"
-        await self._world.rules.effect(self._process, kind, name, job_id)
-        await self._process.point("cancel")
+        await self._send(kind, name, may, job_id)
+        await self._process.point("sending")
         self._reach("cancel")
         await self._world.slurm.cancel(job_id, name=name, only_waiting=only_waiting)
         self._world.say(f"{self._process.name} {kind}s job {job_id}")
         self._reach("cancel's reply")
         await self._process.point("cancelled")
 
-    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
-        await self._world.rules.effect(self._process, "signal", name, job_id)
-        await self._process.point("signal")
+    async def signal(self, job_id: int, signal: str, *, name: str, may: May) -> None:
+        await self._send("signal", name, may, job_id)
+        await self._process.point("sending")
         self._reach("signal")
         await self._world.slurm.signal(job_id, signal, name=name)
         self._reach("signal's reply")
@@ -137,6 +141,14 @@ class SlurmPort:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+    async def _send(self, kind: str, name: str, may: May, job_id: int | None = None) -> None:
+        """The call waits for its turn; from here on nothing keeps it from being sent."""
+        rules = self._world.rules
+        await rules.effect(self._process, kind, name, job_id)
+        await self._process.point(kind)
+        may()
+        await rules.sent(self._process, kind, name)
 
     def _reach(self, call: str) -> None:
         """Raises SlurmUnavailable when slurmctld is down, or the draw says that this call fails."""

@@ -177,16 +177,19 @@ class Rules:
         self._before = self._last_decision
 
     async def effect(self, process: Process, kind: str, name: str, job_id: int | None = None) -> None:
-        """A controller calls Slurm to change something: rules 2, 3, 5, 6, 7 and 9, before it is done."""
+        """A controller calls Slurm to change something: rules 2, 3, 5, 6 and 9, before it is done."""
         what = f"{process.name} calls {kind} for {name}"
         if not process.listed:
             raise Violation("3", f"{what} in a pass without a listing")
-        await self._holds_lease(process, what)
         if kind == "submit":
             await self._submission(name, what)
         else:
             assert job_id is not None
             await self._mutation(process, kind, name, job_id, what)
+
+    async def sent(self, process: Process, kind: str, name: str) -> None:
+        """Rule 7 for what is done: the call was let through."""
+        await self._holds_lease(process, f"{process.name} sends {kind} for {name}")
 
     async def committed(self, process: Process) -> None:
         """Rule 7 for what is decided: only the holder writes the log."""

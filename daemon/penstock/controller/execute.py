@@ -9,8 +9,8 @@ Effects go in groups, because a transaction for each would cost more than Slurm'
 marked in one transaction just before its calls, and what came of the calls is written in one when all have returned;
 meanwhile the next group is made ready.
 
-The rule guarded here is the seventh: right before each call that changes something in Slurm the lease is asked, by
-the database's clock and by our own, however long the branch has waited since the tick began.
+The rule guarded here is the seventh: each call that changes something in Slurm begins with a lease that was ours by the
+database's clock a moment ago, and asks our own clock right before anything is sent, however long it has waited since.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ one, so that a job whose submission alone is never answered keeps nobody else fr
 
 NOT_TRIED = "not tried: Slurm does not answer"
 DATABASE_SLOW = f"not tried: the database took more than {PROOF_STANDS_FOR.total_seconds():g} s"
+SLURM_BUSY = f"not tried: another call to Slurm took more than {PROOF_STANDS_FOR.total_seconds():g} s"
 
 
-class _DatabaseSlow(Exception):
-    """The proof took longer than it stands for."""
+class _NotTried(Exception):
+    """Nothing was sent, and why."""
 
 
 @dataclass(slots=True)
@@ -106,7 +107,8 @@ class Executor:
         self._files = FileCalls(folders.root)
         self._clock = clock
         self._lanes = asyncio.Semaphore(LANES)
-        self._slots = asyncio.Semaphore(CONCURRENCY)
+        # Whoever waited inside would wait with a proof that grows old.
+        self._slots = asyncio.Semaphore(1 if slurm.one_at_a_time else CONCURRENCY)
 
     async def carry_out(self, tick: str, intents: Sequence[Intent]) -> tuple[Outcome, ...]:
         """Carries all of them out, several at a time, and returns what came of them when each has its outcome; those
@@ -169,8 +171,8 @@ class Executor:
                 return Outcome(intent, str(error), Result.VAIN)
             except SlurmError as error:
                 return Outcome(intent, str(error), Result.VAIN)
-            except _DatabaseSlow:
-                return Outcome(intent, DATABASE_SLOW, Result.OPEN)
+            except _NotTried as untried:
+                return Outcome(intent, str(untried), Result.OPEN)
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
                 return None
@@ -239,13 +241,19 @@ class Executor:
         for effect in effects:
             effect.proven_at = now
 
-    async def _may_call(self, effect: _Effect) -> None:
-        """Raises LeaseLost or _DatabaseSlow unless the effect's call may begin now."""
+    async def _be_sure(self, effect: _Effect) -> None:
+        """Raises LeaseLost or _NotTried unless the effect's call may begin now."""
         if self._stale(effect):
             await self._prove([effect])
             if self._stale(effect):
-                raise _DatabaseSlow()
+                raise _NotTried(DATABASE_SLOW)
+
+    def _may_submit(self, effect: _Effect) -> None:
+        """Raises LeaseLost or _NotTried unless the submission may be sent now. What else changes Slurm leaves no doubt
+        that would count from its proof: for that `Lease.require` is enough."""
         self._lease.require()
+        if self._stale(effect):
+            raise _NotTried(SLURM_BUSY)
 
     def _stale(self, effect: _Effect) -> bool:
         return effect.proven_at is None or self._clock() - effect.proven_at > PROOF_STANDS_FOR
@@ -254,9 +262,9 @@ class Executor:
         intent = effect.intent
         if effect.obstacle:
             return Outcome(intent, effect.obstacle, Result.VAIN)
-        await self._may_call(effect)
+        await self._be_sure(effect)
         try:
-            job_id = await self._slurm.submit(launch.submission)
+            job_id = await self._slurm.submit(launch.submission, may=lambda: self._may_submit(effect))
         except SubmissionRefused as refusal:
             return _refused(intent, refusal.reason)
         return Outcome(intent, f"job {job_id}", job_id=job_id)
@@ -274,9 +282,9 @@ class Executor:
         )
 
     async def _drain(self, effect: _Effect, drain: acts.Drain) -> Outcome:
-        await self._may_call(effect)
+        await self._be_sure(effect)
         try:
-            await self._slurm.signal(drain.job_id, "TERM", name=drain.name)
+            await self._slurm.signal(drain.job_id, "TERM", name=drain.name, may=self._lease.require)
         except NoSuchJob as gone:
             return Outcome(effect.intent, f"nothing to signal: {gone}")
         now = self._clock()
@@ -287,10 +295,12 @@ class Executor:
     async def _cancel(
         self, effect: _Effect, cancel: acts.Cancel | acts.Withdraw | acts.CancelOrphan
     ) -> Outcome:
-        await self._may_call(effect)
+        await self._be_sure(effect)
         only_waiting = isinstance(cancel, acts.Withdraw)
         try:
-            await self._slurm.cancel(cancel.job_id, name=cancel.name, only_waiting=only_waiting)
+            await self._slurm.cancel(
+                cancel.job_id, name=cancel.name, may=self._lease.require, only_waiting=only_waiting
+            )
         except NoSuchJob as gone:
             return Outcome(effect.intent, f"nothing to cancel: {gone}")
         if not isinstance(cancel, acts.Cancel):

@@ -13,7 +13,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -64,10 +64,17 @@ class Bridge:
         async with self._lock:
             await self._start()
 
-    async def ask(self, call: str, **arguments: Any) -> Mapping[str, Any]:
-        """Send one request and return its answer, `value` or `error` in it. Raises BridgeBroken."""
+    async def ask(
+        self, call: str, may: Callable[[], None] | None = None, **arguments: Any
+    ) -> Mapping[str, Any]:
+        """Send one request and return its answer, `value` or `error` in it. Raises BridgeBroken.
+
+        `may` is asked when it is this request's turn, right before it is sent; what that raises goes through.
+        """
         async with self._lock:
             await self._start()
+            if may is not None:
+                may()
             self._number += 1
             request = {"id": self._number, "call": call, "with": arguments}
             try:

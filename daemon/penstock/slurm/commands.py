@@ -21,6 +21,7 @@ from penstock.core.jobs import Cluster, Job, JobState, Submission
 from penstock.slurm import options, parse, process
 from penstock.slurm.environment import clean_environment
 from penstock.slurm.port import (
+    May,
     NoAccounting,
     NoSuchJob,
     SlurmUnavailable,
@@ -68,6 +69,10 @@ class CommandLine:
     def backend(self) -> str:
         return "cli"
 
+    @property
+    def one_at_a_time(self) -> bool:
+        return False
+
     async def list_jobs(self) -> tuple[Job, ...]:
         marks = _marks()
         output = await self._ask(
@@ -110,13 +115,13 @@ class CommandLine:
         except parse.ParseError as error:
             raise SlurmUnavailable(f"sacct printed what cannot be read: {error}") from error
 
-    async def submit(self, submission: Submission) -> int:
+    async def submit(self, submission: Submission, *, may: May) -> int:
         wrong = options.problems(submission)
         if wrong:
             raise SubmissionRefused("; ".join(wrong))
         try:
             outcome = await self._run(
-                "sbatch", "--parsable", *options.arguments(submission), stdin=submission.script
+                "sbatch", "--parsable", *options.arguments(submission), stdin=submission.script, may=may
             )
         except CommandFailed as error:
             raise SubmissionUnknown(f"submitting job {submission.name}: {error}") from error
@@ -132,21 +137,21 @@ class CommandLine:
             raise SubmissionUnknown(f"submitting job {submission.name}: sbatch: {outcome.complaint}")
         raise SubmissionRefused(refusal)
 
-    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+    async def cancel(self, job_id: int, *, name: str, may: May, only_waiting: bool = False) -> None:
         job = await self._look_up(job_id, name)
         if job.ended or (only_waiting and not job.waiting):
             return
         waiting = ["--state=PENDING"] if only_waiting else []
-        outcome = await self._change("scancel", *waiting, f"--name={name}", str(job_id))
+        outcome = await self._change("scancel", *waiting, f"--name={name}", str(job_id), may=may)
         if outcome.status != 0 and not _already_over(outcome):
             raise SlurmUnavailable(f"cancelling job {job_id}: scancel: {outcome.complaint}")
 
-    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
+    async def signal(self, job_id: int, signal: str, *, name: str, may: May) -> None:
         job = await self._look_up(job_id, name)
         if job.state is not JobState.RUNNING:
             raise NoSuchJob(f"job {job_id} ({name}) is {job.state}, so it cannot be sent {signal}")
         outcome = await self._change(
-            "scancel", "--batch", f"--signal={signal}", f"--name={name}", str(job_id)
+            "scancel", "--batch", f"--signal={signal}", f"--name={name}", str(job_id), may=may
         )
         if outcome.status == 0:
             return
@@ -212,15 +217,21 @@ class CommandLine:
             raise SlurmUnavailable(f"{command[0]}: {outcome.complaint}")
         return outcome.stdout
 
-    async def _change(self, *command: str) -> Outcome:
+    async def _change(self, *command: str, may: May | None = None) -> Outcome:
         """Run a command whose repetition does no harm; SlurmUnavailable when it did not run to its end."""
         try:
             # Times are printed in the command's own zone. sbatch must not get this: it passes its variables on.
-            return await self._run(*command, extra={"TZ": "UTC"})
+            return await self._run(*command, extra={"TZ": "UTC"}, may=may)
         except CommandFailed as error:
             raise SlurmUnavailable(str(error)) from error
 
-    async def _run(self, *command: str, stdin: str = "", extra: Mapping[str, str] | None = None) -> Outcome:
+    async def _run(
+        self,
+        *command: str,
+        stdin: str = "",
+        extra: Mapping[str, str] | None = None,
+        may: May | None = None,
+    ) -> Outcome:
         """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled.
 
         What changes Slurm does not outlive us: our successor counts from when we called.
@@ -233,6 +244,7 @@ class CommandLine:
             timeout_s=self._timeout_s,
             output_bytes_max=OUTPUT_BYTES_MAX,
             leashed=command[0] in ("sbatch", "scancel"),
+            may=may,
         )
 
 

@@ -9,13 +9,17 @@ less than the truth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from penstock.core.jobs import Cluster, Job, Submission
 
 HISTORY_MAX = 200
 """Ids in one question to accounting: slurmdbd looks each of them up."""
+
+May = Callable[[], None]
+"""Asked once by a call that changes something, right before anything of it is sent, however long it has waited for its
+turn or looked around first. What it raises goes through: then nothing was sent, and the backend is as it was."""
 
 
 class SlurmError(Exception):
@@ -58,6 +62,11 @@ class Slurm(Protocol):
         """`cli`, `pyslurm` or `fake`; for the log."""
         ...
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether its calls wait for one another."""
+        ...
+
     async def list_jobs(self) -> tuple[Job, ...]:
         """Every job of this user that Slurm still remembers, ended ones too (MinJobAge, 300 s by default).
 
@@ -80,7 +89,7 @@ class Slurm(Protocol):
         """
         ...
 
-    async def submit(self, submission: Submission) -> int:
+    async def submit(self, submission: Submission, *, may: May) -> int:
         """Make one job and return its id. Not idempotent: calling twice makes two jobs.
 
         Raises SubmissionRefused when there certainly is no job that could run, SubmissionUnknown when there may be
@@ -89,7 +98,7 @@ class Slurm(Protocol):
         """
         ...
 
-    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+    async def cancel(self, job_id: int, *, name: str, may: May, only_waiting: bool = False) -> None:
         """Cancel the job with this id if it bears this name. Idempotent: an ended job stays as it is, without error.
 
         `only_waiting`: one that has nodes is left alone, without error. Slurm has no such request: it is looked at
@@ -99,7 +108,7 @@ class Slurm(Protocol):
         """
         ...
 
-    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
+    async def signal(self, job_id: int, signal: str, *, name: str, may: May) -> None:
         """Send a signal such as `TERM` to the batch shell only, if the job bears this name and runs.
 
         Raises NoSuchJob (also when the job does not run) and SlurmUnavailable.

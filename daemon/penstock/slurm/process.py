@@ -19,7 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 ERROR_CHARACTERS_MAX = 500
@@ -73,15 +73,19 @@ async def run(
     timeout_s: float,
     output_bytes_max: int,
     leashed: bool = False,
+    may: Callable[[], None] | None = None,
 ) -> Outcome:
     """Runs the command, in a session of its own, with exactly this environment.
 
     `name`: what error messages call it. Raises CommandFailed. When it is late, prints too much, or the caller is
     cancelled, it is killed with all that it started. `leashed`: the command (not what it has started) is killed, too,
-    when this process is: by the kernel, even after a SIGKILL.
+    when this process is: by the kernel, even after a SIGKILL. `may` is asked right before it is started; what that
+    raises goes through.
     """
     if leashed and shutil.which(command[0], path=environment.get("PATH", os.defpath)) is not None:
         command = (*leash(), *command)
+    if may is not None:
+        may()
     try:
         process = _start(command, environment, stdin)
     except OSError as error:

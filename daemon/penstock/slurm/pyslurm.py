@@ -21,6 +21,7 @@ from penstock.slurm import options, parse
 from penstock.slurm.bridge import Bridge, BridgeBroken
 from penstock.slurm.environment import clean_environment
 from penstock.slurm.port import (
+    May,
     NoAccounting,
     NoSuchJob,
     SlurmUnavailable,
@@ -57,6 +58,10 @@ class PySlurm:
         return "pyslurm"
 
     @property
+    def one_at_a_time(self) -> bool:
+        return True
+
+    @property
     def bridge(self) -> Bridge:
         """The process; for health and tests."""
         return self._bridge
@@ -83,7 +88,7 @@ class PySlurm:
         """Not supported: pyslurm's way to slurmdbd was never tried."""
         raise NoAccounting("the pyslurm backend does not ask slurmdbd")
 
-    async def submit(self, submission: Submission) -> int:
+    async def submit(self, submission: Submission, *, may: May) -> int:
         wrong = options.problems(submission)
         unknown = sorted(set(submission.extra_options) - options.KNOWN_OPTIONS)
         if unknown:
@@ -94,6 +99,7 @@ class PySlurm:
         try:
             answer = await self._bridge.ask(
                 "submit",
+                may,
                 attributes=_attributes(submission),
                 environment=self._environment,
                 extra_options=dict(submission.extra_options),
@@ -109,11 +115,11 @@ class PySlurm:
                 raise SubmissionUnknown(f"{about}: {message}")
         raise SubmissionUnknown(f"{about}: pyslurm's answer cannot be read: {parse.quote(str(answer))}")
 
-    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
-        await self._value("cancel", job_id=job_id, name=name, only_waiting=only_waiting)
+    async def cancel(self, job_id: int, *, name: str, may: May, only_waiting: bool = False) -> None:
+        await self._value("cancel", may, job_id=job_id, name=name, only_waiting=only_waiting)
 
-    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
-        await self._value("signal", job_id=job_id, name=name, signal=signal)
+    async def signal(self, job_id: int, signal: str, *, name: str, may: May) -> None:
+        await self._value("signal", may, job_id=job_id, name=name, signal=signal)
 
     async def cluster(self) -> Cluster:
         value = await self._value("cluster")
@@ -128,9 +134,9 @@ class PySlurm:
         """End the process."""
         await self._bridge.close()
 
-    async def _value(self, call: str, **arguments: Any) -> Any:
+    async def _value(self, call: str, may: May | None = None, **arguments: Any) -> Any:
         try:
-            answer = await self._bridge.ask(call, **arguments)
+            answer = await self._bridge.ask(call, may, **arguments)
         except BridgeBroken as error:
             raise SlurmUnavailable(f"{call}: {error}") from error
         if "value" in answer:

@@ -32,6 +32,7 @@ from penstock.core.jobs import Cluster, Job, JobState, Maintenance, Node, Partit
 from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.port import (
+    May,
     NoAccounting,
     NoSuchJob,
     SlurmUnavailable,
@@ -126,6 +127,10 @@ SignalHook = Callable[[FakeJob, str], bool]
 CallHook = Callable[[str], Awaitable[None]]
 
 
+def anybody() -> None:
+    """Whoever calls may: there is no other controller."""
+
+
 class FakeSlurm:
     """A Slurm cluster in memory; implements `penstock.slurm.port.Slurm`."""
 
@@ -161,7 +166,7 @@ class FakeSlurm:
         `on_signal`: called with the signal's name without SIG; true says that the job lives on and will end itself with
         `finish` (or be killed). Without the hook every signal ends the job at once.
         `before_call`, `after_call`: awaited with the name of a port call around its effect: the place for a
-        delay, or for a crash just before or just after.
+        delay, or for a crash just before or just after. A call that changes something asks its `may` between the two.
         """
         self._clock = clock
         self._now = clock()
@@ -197,6 +202,10 @@ class FakeSlurm:
     def backend(self) -> str:
         return "fake"
 
+    @property
+    def one_at_a_time(self) -> bool:
+        return False
+
     async def list_jobs(self) -> tuple[Job, ...]:
         await self._begin("list_jobs")
         rows = tuple(self._row(job) for job in self._jobs.values())
@@ -219,10 +228,10 @@ class FakeSlurm:
         await self._end("history")
         return tuple(wanted)
 
-    async def submit(self, submission: Submission) -> int:
+    async def submit(self, submission: Submission, *, may: May = anybody) -> int:
         fault = self.faults.submits.popleft() if self.faults.submits else None
         try:
-            await self._begin("submit")
+            await self._begin("submit", may)
         except SlurmUnavailable as error:
             raise SubmissionUnknown(f"submitting job {submission.name}: {error}") from error
         if fault is SubmitFault.LOST_BEFORE:
@@ -235,18 +244,20 @@ class FakeSlurm:
             raise SubmissionUnknown(f"submitting job {submission.name}: the reply was lost (injected)")
         return job.job_id
 
-    async def cancel(self, job_id: int, *, name: str, only_waiting: bool = False) -> None:
+    async def cancel(self, job_id: int, *, name: str, may: May = anybody, only_waiting: bool = False) -> None:
         await self._begin("cancel")
         job = self._named(job_id, name)
         if not job.ended and not (only_waiting and job.active):
+            may()
             self._terminate(job, JobState.CANCELLED)
         await self._end("cancel")
 
-    async def signal(self, job_id: int, signal: str, *, name: str) -> None:
+    async def signal(self, job_id: int, signal: str, *, name: str, may: May = anybody) -> None:
         await self._begin("signal")
         job = self._named(job_id, name)
         if job.state is not JobState.RUNNING:
             raise NoSuchJob(f"job {job_id} ({name}) is {job.state}, so it cannot be sent {signal}")
+        may()
         self._signal(job, signal.removeprefix("SIG"))
         await self._end("signal")
 
@@ -389,10 +400,11 @@ class FakeSlurm:
 
     # Inside ----------------------------------------------------------------------------------------------------
 
-    async def _begin(self, call: str) -> None:
+    async def _begin(self, call: str, may: May = anybody) -> None:
         self.calls[call] += 1
         if self.before_call is not None:
             await self.before_call(call)
+        may()
         if self.faults.down:
             raise SlurmUnavailable(self.faults.down)
         if self.faults.failing[call] > 0:

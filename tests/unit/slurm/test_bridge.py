@@ -16,6 +16,7 @@ from penstock.slurm.bridge import Bridge, BridgeBroken
 from penstock.slurm.choose import choose
 from penstock.slurm.port import SlurmUnavailable, SubmissionUnknown
 from penstock.slurm.pyslurm import SERVER, PySlurm
+from penstock.testing.slurm import anybody
 
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\n", work_dir="/w", output="/w/out")
 
@@ -89,7 +90,7 @@ async def test_without_a_whole_answer_nothing_is_concluded(tmp_path: Path, deed:
     with pytest.raises(SlurmUnavailable):
         await slurm.list_jobs()
     with pytest.raises(SubmissionUnknown, match="submitting job n-1"):
-        await slurm.submit(JOB)
+        await slurm.submit(JOB, may=anybody)
     await slurm.close()
     assert slurm.bridge.pid is None
 
@@ -131,6 +132,29 @@ async def test_an_answer_to_a_cancelled_call_is_not_taken_for_the_next(tmp_path:
             await one.ask("slow")
     assert (await one.ask("quick"))["value"] == "quick"
     await one.close()
+
+
+async def test_a_submission_that_may_not_be_made_any_more_when_its_turn_comes(tmp_path: Path) -> None:
+    """Nothing is sent, and the process goes on."""
+    noting = "    open('calls', 'a').write(request['call'] + ' ')\n"
+    slurm = backend(tmp_path, f"import os\nos.chdir({str(tmp_path)!r})\n" + GREETING + LOOP + noting + ANSWER)
+    await slurm.list_jobs()
+    pid, held = slurm.bridge.pid, True
+
+    def may() -> None:
+        if not held:
+            raise PermissionError
+
+    before = asyncio.create_task(slurm.list_jobs())
+    waits = asyncio.create_task(slurm.submit(JOB, may=may))
+    await asyncio.sleep(0)  # Both have begun.
+    held = False
+    with pytest.raises(PermissionError):
+        await waits
+    assert await before == await slurm.list_jobs() == ()
+    assert slurm.bridge.pid == pid
+    assert (tmp_path / "calls").read_text() == "list_jobs list_jobs list_jobs "
+    await slurm.close()
 
 
 async def test_much_noise_on_standard_error_blocks_nothing(tmp_path: Path) -> None:

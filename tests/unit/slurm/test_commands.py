@@ -15,6 +15,7 @@ from penstock.core.jobs import JobState, Submission
 from penstock.slurm import commands
 from penstock.slurm.commands import CommandLine
 from penstock.slurm.port import NoAccounting, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
+from penstock.testing.slurm import anybody
 
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\necho hello\n", work_dir="/w", output="/w/out")
 
@@ -61,7 +62,7 @@ async def test_a_missing_command(tmp_path: Path) -> None:
     with pytest.raises(SlurmUnavailable, match="squeue cannot be run: No such file or directory"):
         await slurm.list_jobs()
     with pytest.raises(SubmissionUnknown, match="sbatch cannot be run"):
-        await slurm.submit(JOB)
+        await slurm.submit(JOB, may=anybody)
 
 
 async def test_endless_output_is_cut_off(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +73,12 @@ async def test_endless_output_is_cut_off(program: Program, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("printed", "job_id"), [("123", 123), ("123;cluster", 123), ("007\n", 7)])
 async def test_the_id_of_a_submission(program: Program, printed: str, job_id: int) -> None:
-    assert await program.does(f"cat >/dev/null; echo '{printed}'").submit(JOB) == job_id
+    assert await program.does(f"cat >/dev/null; echo '{printed}'").submit(JOB, may=anybody) == job_id
 
 
 async def test_the_script_arrives_on_standard_input_and_options_as_arguments(program: Program) -> None:
     slurm = program.does('cat > script; for word in "$@"; do echo "$word"; done > arguments; echo 1')
-    await slurm.submit(JOB)
+    await slurm.submit(JOB, may=anybody)
     assert (program.folder / "script").read_text() == JOB.script
     arguments = (program.folder / "arguments").read_text().splitlines()
     assert arguments[:2] == ["sbatch", "--parsable"]
@@ -103,7 +104,7 @@ async def test_the_script_arrives_on_standard_input_and_options_as_arguments(pro
 async def test_a_clear_no(program: Program, complaint: str, reason: str) -> None:
     slurm = program.does(f"cat >/dev/null; echo 'sbatch: error: {complaint}' >&2; exit 1")
     with pytest.raises(SubmissionRefused) as refusal:
-        await slurm.submit(JOB)
+        await slurm.submit(JOB, may=anybody)
     assert refusal.value.reason == reason
 
 
@@ -128,7 +129,7 @@ async def test_a_clear_no(program: Program, complaint: str, reason: str) -> None
 async def test_a_submission_that_may_have_gone_through(program: Program, script: str) -> None:
     slurm = program.does(f"cat >/dev/null; {script}", timeout_s=0.3 if "sleep" in script else 10)
     with pytest.raises(SubmissionUnknown, match="submitting job n-1"):
-        await slurm.submit(JOB)
+        await slurm.submit(JOB, may=anybody)
 
 
 async def test_a_cancelled_call_leaves_no_process(program: Program) -> None:
@@ -151,7 +152,7 @@ async def test_the_daemons_environment_stays_with_the_daemon(
     monkeypatch.setenv("SBATCH_PARTITION", "wrong")
     monkeypatch.setenv("SLURM_CONF", "/etc/theirs.conf")
     slurm = program.does("cat >/dev/null; env > variables; echo 1")
-    await slurm.submit(JOB)
+    await slurm.submit(JOB, may=anybody)
     lines = (program.folder / "variables").read_text().splitlines()
     names = {line.partition("=")[0] for line in lines}
     assert not names & {"DATABASE_URL", "SBATCH_PARTITION", "TZ"}
