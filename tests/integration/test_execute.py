@@ -20,13 +20,14 @@ from sqlalchemy import select
 from penstock.controller import execute, file_calls
 from penstock.controller.execute import GROUP, PROOF_STANDS_FOR, Executor
 from penstock.controller.folders import Folders
-from penstock.controller.lease import Lease
+from penstock.controller.lease import TTL_S, Lease
 from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core.decisions import Decision, Drain, Reason, Resubmit, Submit
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
 from penstock.slurm.port import SubmissionUnknown
+from penstock.store.clock import elapsed
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas
 from penstock.store.tables import attempts as attempts_table
@@ -39,16 +40,17 @@ LEASE_WITHIN_S = 10
 class Floor:
     """An executor with all it needs, and replicas whose submissions are written down."""
 
-    def __init__(self, database: Database, folder: Path, lease: Lease) -> None:
+    def __init__(self, database: Database, folder: Path) -> None:
         self.now = NOW
+        self.slept_s = 0.0
         self.slurm = FakeSlurm(clock=lambda: self.now)
         self.database = database
         self.folder = folder
-        self._lease = lease
+        self.lease = Lease(database, "one", elapsed_s=lambda: elapsed() + self.slept_s)
 
     @functools.cached_property
     def _executor(self) -> Executor:
-        return Executor(self.database, self.slurm, self._lease, Folders(self.folder), lambda: self.now)
+        return Executor(self.database, self.slurm, self.lease, Folders(self.folder), lambda: self.now)
 
     async def carry_out(self, intents: list[Intent]) -> list[Result]:
         return [one.result for one in await self._executor.carry_out("t", intents)]
@@ -94,10 +96,10 @@ def job(token: str) -> Submission:
 
 @pytest_asyncio.fixture
 async def floor(database: Database, tmp_path: Path) -> AsyncIterator[Floor]:
-    lease, taken = Lease(database, "one"), asyncio.Event()
-    holding = asyncio.create_task(lease.run(taken))
+    floor, taken = Floor(database, tmp_path), asyncio.Event()
+    holding = asyncio.create_task(floor.lease.run(taken))
     await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
-    yield Floor(database, tmp_path, lease)
+    yield floor
     holding.cancel()
     await asyncio.gather(holding, return_exceptions=True)
 
@@ -231,16 +233,44 @@ async def test_doubt_counts_from_a_mark_that_is_fresh(floor: Floor, monkeypatch:
     intents = await floor.intents(5)
     began: list[datetime] = []
 
-    async def slow(call: str) -> None:
+    async def begin(call: str) -> None:
         began.append(floor.now)
+
+    async def slow(call: str) -> None:
         floor.now += timedelta(seconds=4)
 
-    floor.slurm.before_call = slow
+    floor.slurm.before_call, floor.slurm.after_call = begin, slow
     await floor.carry_out(intents)
+    assert len(floor.slurm.jobs()) == 5
     marked = sorted(row.submitted_at for row in (await floor.rows()).values())
     assert all(
         timedelta(0) <= call - mark <= PROOF_STANDS_FOR for call, mark in zip(began, marked, strict=True)
     )
+
+
+async def test_a_submission_that_waits_too_long_for_its_turn(floor: Floor) -> None:
+    intents = await floor.intents(1)
+
+    async def wait(call: str) -> None:
+        floor.now += PROOF_STANDS_FOR + timedelta(seconds=1)
+
+    floor.slurm.before_call = wait
+    await floor.carry_out(intents)
+    assert await floor.outcomes() == ["not tried: another call to Slurm took more than 1 s"]
+    assert floor.slurm.jobs() == ()
+
+
+async def test_a_lease_that_is_lost_while_a_call_waits(floor: Floor) -> None:
+    """The call is left to the new holder: nothing is sent, and nothing is said of it."""
+    intents = await floor.intents(2)
+
+    async def sleep(call: str) -> None:
+        floor.slept_s = TTL_S
+
+    floor.slurm.before_call = sleep
+    await floor.carry_out(intents)
+    assert await floor.outcomes() == ["", ""]
+    assert floor.slurm.jobs() == ()
 
 
 async def test_doubt_counts_from_the_end_of_a_call_without_an_answer(floor: Floor) -> None:
