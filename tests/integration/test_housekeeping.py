@@ -59,6 +59,52 @@ async def test_a_decision_repeated_a_million_times_is_one_row(database: Database
     assert (first.first_at, first.last_at) == (NOW, at(3600))
 
 
+async def test_counts_outlive_an_outage_and_another_log_does_not_get_them(
+    database: Database, tmp_path: Path
+) -> None:
+    book = recorder(tmp_path)
+    steady = Plan((Decision("", "", Reason.CLUSTER_REACHABLE, "all is well"),), (), ())
+    async with database.transaction() as conn:
+        await book.record(conn, "t", NOW, steady, World({}, {}))
+    for second in range(1, 10):
+        book.count(steady, at(second))
+    async with (
+        database.transaction() as conn
+    ):  # As after an outage, or a lease that was lost and taken again.
+        await book.resume(conn)
+        await book.flush(conn)
+    assert await rows(database) == [("all is well", 10)]
+    book.count(steady, at(20))
+    async with database.transaction() as conn:
+        other = Decision("", "", Reason.CLUSTER_UNREACHABLE, "another controller wrote this")
+        await decisions.insert(conn, "t", [other], at(21))
+    async with database.transaction() as conn:
+        await book.resume(conn)
+        await book.flush(conn)
+    assert await rows(database) == [("another controller wrote this", 1), ("all is well", 10)]
+
+
+async def test_counts_that_could_not_be_written_are_kept(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = recorder(tmp_path)
+    steady = Plan((Decision("", "", Reason.CLUSTER_REACHABLE, "all is well"),), (), ())
+    async with database.transaction() as conn:
+        await book.record(conn, "t", NOW, steady, World({}, {}))
+    book.count(steady, at(1))
+
+    async def lost(*given: Any) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(decisions, "bump", lost)
+        async with database.transaction() as conn:
+            await book.flush(conn)
+    async with database.transaction() as conn:
+        await book.flush(conn)
+    assert await rows(database) == [("all is well", 2)]
+
+
 async def test_a_round_forgets_what_is_old_in_batches(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,28 +166,32 @@ async def test_a_file_server_that_hangs_does_not_hold_the_round(
             await asyncio.sleep(0.01)
 
 
-async def test_the_first_round_comes_soon_after_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_first_round_comes_soon_after_the_lease(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And begins with the counts, so that whoever is killed loses few of them."""
     monkeypatch.setattr(controller_module, "HOUSEKEEPING_LOOK_S", 0.01)
     lease, kept = SimpleNamespace(held=False), asyncio.Event()
-    rounds = 0
+    done: list[str] = []
+
+    async def flush(connection: object) -> None:
+        done.append("counts")
 
     async def run() -> None:
-        nonlocal rounds
-        rounds += 1
+        done.append("round")
         kept.set()
 
     nothing = cast(Any, None)
-    made = Controller(
-        nothing, cast(Any, lease), nothing, nothing, cast(Any, SimpleNamespace(run=run)), interval_s=5
-    )
+    book, keeper = cast(Any, SimpleNamespace(flush=flush)), cast(Any, SimpleNamespace(run=run))
+    made = Controller(database, cast(Any, lease), book, nothing, keeper, interval_s=5)
     task = asyncio.create_task(made._keep_house())
     try:
         await asyncio.sleep(0.1)
-        assert rounds == 0, "only the holder keeps house"
+        assert done == [], "only the holder keeps house"
         lease.held = True
         await asyncio.wait_for(kept.wait(), 10)
         await asyncio.sleep(0.1)
-        assert rounds == 1, "and then once an hour"
+        assert done == ["counts", "round"], "and then once an hour"
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

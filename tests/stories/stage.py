@@ -6,7 +6,7 @@ what the control API calls when an agent speaks. A tick happens when the story s
 
 The transcript holds what an on-call engineer could see: the decisions that were new in a tick with their sentences, the
 effects on Slurm with what came of them, and where the replicas stand then. Tokens are numbered in the order of their
-appearance; nothing else is changed.
+appearance, and the attempts' folder has a name of its own; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class Stage:
         """Whether the jobs' agents are alive enough to drain on SIGTERM; else it ends them at once."""
         self.ready_at_least = 0
         """Checked after each tick (rule 5)."""
+        self.answered = 0
+        """Effects of `long` that Slurm has answered: after each of those ticks the controller looks again soon."""
         self._reconciler: Reconciler | None = None
+        self._recorder: Recorder | None = None
         self._lease: Lease | None = None
         self._lease_task: asyncio.Task[None] | None = None
         self._controllers = 0
@@ -93,7 +96,7 @@ class Stage:
         taken = asyncio.Event()
         self._lease_task = asyncio.create_task(lease.run(taken))
         await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
-        recorder = Recorder(
+        recorder = self._recorder = Recorder(
             INSTALLATION, self.folders, AgentSettings(("127.0.0.1:8600",), "127.0.0.1", ""), "python3"
         )
         async with self.database.transaction() as conn:
@@ -154,6 +157,25 @@ class Stage:
     async def ticks(self, count: int, every_s: float) -> None:
         for _ in range(count):
             await self.tick(every_s)
+
+    async def long(self, count: int, every_s: float) -> int:
+        """So many passes; what was decided in them is written down at the end, each with how often. Returns how many
+        rows that was."""
+        assert self._reconciler is not None
+        for _ in range(count):
+            self.now += timedelta(seconds=every_s)
+            self.answered += (await self._reconciler.tick()).effects
+        self.say(f"after {count} ticks, {every_s:g} s apart")
+        async with self.database.transaction() as conn:
+            assert self._recorder is not None
+            await self._recorder.flush(conn)
+            fresh = await decisions.after(conn, self._last_decision, limit=1000)
+        rows = [(f"{one.replica or one.deployment or 'cluster':<10}{one.reason:<20}", one) for one in fresh]
+        for said, one in rows:
+            tries = "".join(f" > {self._action(its, {})}" for its in one.actions)
+            self._lines.append(self._tidy(f"{one.count:>8}x {said}{one.message}{tries}"))
+        self._last_decision = max((one.id for one in fresh), default=self._last_decision)
+        return len(fresh)
 
     async def quiet_tick(self, after_s: float = 5) -> None:
         """A tick that must find nothing to do: one listing, no other call, and not a row written."""
@@ -451,6 +473,7 @@ class Stage:
         return f"{said}: {action.outcome}" if action.outcome else said
 
     def _tidy(self, line: str) -> str:
+        line = line.replace(str(self.folders.root), "/shared/attempts")
         return re.sub(r"[a-km-z2-9]{20}", lambda found: self._tokens.get(found.group(), found.group()), line)
 
     async def _rows(self) -> list[Any]:

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
 from penstock.core.spec import Burst, Engine, NodeSpread, OutsideChanges, Placement, RestartPolicy
+from penstock.slurm.port import SlurmError
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
 
@@ -120,6 +124,27 @@ async def test_refused_submission(stage: Stage) -> None:
     stage.pass_time(2)
     await stage.becomes_ready("chat-1")
     await stage.tick()
+
+
+async def test_full_disk(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.tell("""The shared file system is full for an hour. Slurm is not asked, so nothing was refused and nothing
+        has failed: the attempt stays, says what is in its way and what helps, and is tried again.""")
+
+    def full(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        await stage.apply()
+        await stage.tick()
+        await stage.tick(5)
+        assert await stage.long(720, 5) <= 5
+    assert stage.slurm.calls["submit"] == 0
+    stage.say("somebody makes room")
+    await stage.long(60, 5)
+    await stage.becomes_ready("chat-1")
+    await stage.tick(1)
+    await stage.quiet_tick()
 
 
 async def test_lost_reply_of_an_accepted_submission(stage: Stage) -> None:
@@ -379,6 +404,67 @@ async def test_orphans_and_strangers(stage: Stage) -> None:
         "penstock-chat-forgotten2",
         "penstock-chat,chat-forgotten2",
     ]
+
+
+async def test_cancellations_refused(stage: Stage) -> None:
+    stage.tell("""Slurm answers, and for an hour refuses to cancel or to signal any job: one that waits, one that
+        serves, and one that is nobody's. Each is tried again, more and more seldom, at last every five minutes; the log
+        says why in a handful of rows with counts.""")
+    await serve(stage)
+    stage.slurm.drain_node("node1")
+    stage.slurm.drain_node("node2")
+    await stage.submit_foreign(
+        "penstock-chat-b2c3d4e5f6g7h8j9k2m3", f"penstock/1 {INSTALLATION} b2c3d4e5f6g7h8j9k2m3"
+    )
+    await stage.scale(2)
+    await stage.tick(5)
+    await stage.tick(5)
+
+    async def refuse(call: str) -> None:
+        if call in ("cancel", "signal"):
+            raise SlurmError(f"s{call}: error: Access/permission denied")
+
+    stage.slurm.before_call = refuse
+    await stage.delete()
+    calls = stage.slurm.calls.copy()
+    assert await stage.long(720, 5) <= 20
+    assert stage.answered == 0, "what comes to nothing wakes nobody"
+    asked = stage.slurm.calls - calls
+    assert asked["cancel"] <= 3 * 20
+    assert asked["signal"] <= 6
+    stage.slurm.before_call = None
+    stage.say("Slurm does as it is told again")
+    stage.drains_on_term = False
+    await stage.long(120, 5)
+    assert stage.running() == []
+
+
+async def test_suspended_while_it_leaves(stage: Stage) -> None:
+    stage.tell("""Replicas are to go, and Slurm has suspended their jobs: they hear no signal, and are sent no more.
+        One that is let go on drains; one that is not is cancelled when its time to drain is over.""")
+    await serve(stage, 2)
+    first, second = await stage.job_of("chat-1"), await stage.job_of("chat-2")
+
+    async def deaf(call: str) -> None:
+        if call == "signal":
+            raise SlurmError("scancel: error: Job is suspended")
+
+    for job_id in (first, second):
+        stage.say(f"job {job_id} is suspended")
+        stage.slurm.show(job_id, JobState.SUSPENDED)
+    await stage.tick(1)
+    stage.slurm.before_call = deaf
+    await stage.delete()
+    await stage.tick(1)
+    await stage.tick(5)
+    await stage.quiet_tick()
+    stage.say(f"job {first} is let go on")
+    stage.slurm.before_call = None
+    stage.slurm.show(first, None)
+    await stage.tick(5)
+    await stage.long(20, 5)
+    await stage.long(40, 5)
+    assert stage.running() == []
 
 
 async def test_slurm_lost_its_state(stage: Stage) -> None:

@@ -96,6 +96,9 @@ class Controller:
                 continue
             due_at = elapsed() + HOUSEKEEPING_EVERY_S
             try:
+                # Who is killed loses no more than a round's counts.
+                async with self._db.transaction() as connection:
+                    await self._recorder.flush(connection)
                 await self._housekeeping.run()
             except Exception as error:
                 if not is_outage(error):

@@ -19,12 +19,16 @@ from sqlalchemy.exc import IntegrityError
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer, failures_of
+from penstock.controller.outcomes import Outcome as Tried
+from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
-from penstock.core.decisions import CreateReplica, Resubmit, Submit
+from penstock.core.decisions import CancelOrphan, CreateReplica, Resubmit, Submit
 from penstock.core.estimates import Start
 from penstock.core.jobs import MESSAGE_TIMEOUT_S
-from penstock.core.model import Listing, Observation, Replica, Unknown, job_name, marked_token
+from penstock.core.model import Listing, Observation, Replica, Unknown, Vain, job_name, marked_token
+from penstock.core.pace import again_at
+from penstock.core.pace import key as key_of
 from penstock.core.plan import Plan, plan
 from penstock.core.suspects import suspects
 from penstock.store.database import Database
@@ -36,6 +40,9 @@ log = logging.getLogger(__name__)
 STARTS_STAND_FOR = timedelta(minutes=1)
 """How attempts of the past came to serve moves slowly, and reading it goes through all of them."""
 
+FORGOTTEN_AFTER = timedelta(minutes=1)
+"""What is still wanted is tried within twice its pace, whatever a tick may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -43,7 +50,7 @@ class Outcome:
 
     tick: str
     effects: int
-    """Effects on Slurm that were carried out or tried."""
+    """Effects on Slurm that it has answered: what came of them shows in the next listing."""
 
 
 class Reconciler:
@@ -73,6 +80,8 @@ class Reconciler:
         self._world = world.Reader()
         self._strays_since: dict[int, datetime] = {}
         """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
+        self._vain: dict[str, Vain] = {}
+        """Of the tries of the last minutes. Another controller tries at once."""
         self._starts: Mapping[str, tuple[Start, ...]] = {}
         self._read_starts_at: datetime | None = None
 
@@ -98,9 +107,9 @@ class Reconciler:
             seen, Listing
         ):  # Else the plan speaks of the cluster alone, and the others still stand.
             self._recorder.forget_gone(frozenset(decision.subject for decision in decided.decisions))
-        if intents:
-            await self._executor.carry_out(tick, intents)
-        return Outcome(tick, len(intents))
+        ended = await self._executor.carry_out(tick, intents) if intents else ()
+        self._remember(ended)
+        return Outcome(tick, sum(one.result is Result.DONE for one in ended))
 
     async def look_around(self) -> bool:
         """Looks at nodes and reservations for the ticks to come. Returns whether anything is another than before."""
@@ -109,6 +118,25 @@ class Reconciler:
         return (before and (before.leaving, before.maintenance)) != (
             after and (after.leaving, after.maintenance)
         )
+
+    def _remember(self, ended: Sequence[Tried]) -> None:
+        """What came to nothing, for the next tries; forgotten once nobody tries any more."""
+        now = self._clock()
+        self._vain = {
+            key: vain
+            for key, vain in self._vain.items()
+            if now < vain.last_at + 2 * (again_at(vain) - vain.last_at) + FORGOTTEN_AFTER
+        }
+        for one in ended:
+            action = one.intent.action
+            its_key = key_of(action, one.intent.token)
+            # An orphan's row, where it has one, does not tell that it was cancelled.
+            if one.result is Result.VAIN or (one.result is Result.DONE and isinstance(action, CancelOrphan)):
+                before = self._vain.get(its_key)
+                why = one.text if one.result is Result.VAIN else ""
+                self._vain[its_key] = Vain(1 if before is None else before.times + 1, now, why)
+            else:
+                self._vain.pop(its_key, None)
 
     async def _observe(self, seen: Listing | Unknown) -> Observation:
         async with self._db.snapshot() as connection:
@@ -138,6 +166,7 @@ class Reconciler:
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},
             strays_since=self._strays_since,
             known_tokens=known,
+            vain=self._vain,
         )
 
     def _strays(self, seen: Listing | Unknown, replicas: Sequence[Replica]) -> Mapping[int, str]:

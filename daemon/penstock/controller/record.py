@@ -3,7 +3,8 @@
 One transaction holds a tick's decisions, every change that needs only the database, and the intents of the
 effects on Slurm. What comes back are those intents, complete: the executor needs no further look at the
 world. A decision that stands is one row: it is written when it is made, and counted in memory until another
-one takes its place, so that a tick that finds nothing to do writes nothing.
+one takes its place, so that a tick that finds nothing to do writes nothing. One that tries the same effect again is
+counted in its row, too, whose outcome is that of the last try.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from penstock.core.plan import Plan
 from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
 from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
-from penstock.store.records import ReplicaStatus
+from penstock.store.records import DecisionRecord, ReplicaStatus, decided
 
 TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """Legal in job names everywhere, and without the letters that people mistake for digits."""
@@ -37,6 +38,10 @@ TOKEN_LENGTH = 20
 
 _SILENT = acts.RecordJob | acts.RecordMissing | acts.RecordRollout
 """Actions that only remember: they make no new row in the log when the sentence is the same."""
+
+
+_AGAIN = acts.Resubmit | acts.Drain | acts.Cancel | acts.Withdraw | acts.CancelOrphan | _SILENT
+"""Actions that may be said in the row of an earlier try. A Submit is a new attempt each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class _Standing:
     reason: str
     message: str
     last_at: datetime
+    actions: tuple[tuple[str, str], ...]
+    """Each with its target."""
     repeats: int = 0
 
     def repeat(self, now: datetime) -> None:
@@ -91,6 +98,11 @@ class _Standing:
         """What is to be added to the row: nothing, or its id, a count and the last time."""
         repeats, self.repeats = self.repeats, 0
         return [(self.row, repeats, self.last_at)] if repeats else []
+
+
+def _standing(row: DecisionRecord) -> _Standing:
+    actions = tuple((one.action, one.target) for one in row.actions)
+    return _Standing(row.id, row.reason, row.message, row.last_at, actions)
 
 
 @dataclass(slots=True)
@@ -151,22 +163,26 @@ class Recorder:
     async def resume(self, connection: AsyncConnection) -> None:
         """Takes up the log where the last controller left it."""
         newest = await decisions.newest_per_subject(connection)
-        self._standing = {
-            subject: _Standing(row.id, row.reason, row.message, row.last_at)
-            for subject, row in newest.items()
-        }
+        before, self._standing = self._standing, {}
+        for subject, row in newest.items():
+            its = _standing(row)
+            old = before.get(subject)
+            # What was counted before an outage has not been written.
+            if old is not None and (old.row, old.reason, old.message) == (its.row, its.reason, its.message):
+                its.repeats, its.last_at = old.repeats, max(old.last_at, its.last_at)
+            self._standing[subject] = its
 
     async def record(
         self, connection: AsyncConnection, tick: str, now: datetime, plan: Plan, world: World
     ) -> tuple[Intent, ...]:
         """Writes the plan down. The caller commits, and carries the intents out only then."""
-        rows = await self._log(connection, tick, now, plan, world.names)
+        await self._log(connection, tick, now, plan, world.names)
         intents: list[Intent] = []
         batch = _Batch()
         for decision in plan.decisions:
             for position, action in enumerate(decision.actions):
                 if isinstance(action, EFFECTS):
-                    row = rows[decision.subject]
+                    row = self._standing[decision.subject].row
                     intent = await self._intend(connection, now, row, position, action, world)
                     batch.attempt_of(intent)
                     intents.append(intent)
@@ -199,11 +215,20 @@ class Recorder:
             self._standing[decision.subject].repeat(now)
 
     def _stands(self, decision: Decision) -> bool:
-        """Whether the log says it already. A decision that acts is always said anew."""
+        """Whether the log says it already. A decision that acts is always written."""
+        return self._is_said(decision) and all(isinstance(action, _SILENT) for action in decision.actions)
+
+    def _is_said(self, decision: Decision) -> bool:
         standing = self._standing.get(decision.subject)
         said = (decision.reason.word, decision.message)
-        silent = all(isinstance(action, _SILENT) for action in decision.actions)
-        return standing is not None and (standing.reason, standing.message) == said and silent
+        return standing is not None and (standing.reason, standing.message) == said
+
+    def _is_tried_again(self, decision: Decision, names: Mapping[str, str]) -> bool:
+        """Whether the log says it already, with the very same effects."""
+        if not self._is_said(decision) or not all(isinstance(one, _AGAIN) for one in decision.actions):
+            return False
+        shown = [decided(action, names) for action in decision.actions]
+        return self._standing[decision.subject].actions == tuple((one.action, one.target) for one in shown)
 
     def forget_gone(self, subjects: frozenset[tuple[str, str]]) -> None:
         """Drops what is remembered of subjects that are not there any more."""
@@ -211,10 +236,14 @@ class Recorder:
             del self._standing[subject]
 
     async def flush(self, connection: AsyncConnection) -> None:
-        """Writes the counts that are still in memory, at a clean stop."""
-        await decisions.bump(
-            connection, [count for standing in self._standing.values() for count in standing.take()]
-        )
+        """Writes the counts that are still in memory. The caller commits."""
+        counted = [(standing, standing.take()) for standing in self._standing.values()]
+        try:
+            await decisions.bump(connection, [count for _, taken in counted for count in taken])
+        except BaseException:
+            for standing, taken in counted:
+                standing.repeats += sum(times for _, times, _ in taken)
+            raise
 
     async def _log(
         self,
@@ -223,22 +252,26 @@ class Recorder:
         now: datetime,
         plan: Plan,
         names: Mapping[str, str],
-    ) -> Mapping[tuple[str, str], int]:
-        """Writes the decisions that are new; the others are counted. Returns the row of each new one's
-        subject."""
-        fresh = [decision for decision in plan.decisions if not self._stands(decision)]
+    ) -> None:
+        """Writes the decisions that are new or act; the others are counted."""
+        fresh, again = [], []
         for decision in plan.decisions:
             if self._stands(decision):
                 self._standing[decision.subject].repeat(now)
+            elif self._is_tried_again(decision, names):
+                again.append(self._standing[decision.subject])
+                again[-1].repeat(now)
+            else:
+                fresh.append(decision)
         replaced = [
             self._standing[decision.subject] for decision in fresh if decision.subject in self._standing
         ]
-        await decisions.bump(connection, [count for standing in replaced for count in standing.take()])
-        written = await decisions.insert(connection, tick, fresh, now, names)
-        for row in written:
-            self._standing[row.subject] = _Standing(row.id, row.reason, row.message, now)
-        return {row.subject: row.id for row in written}
-
+        # An effect's decision is in the database before it, the count of its tries included (rule 6).
+        await decisions.bump(
+            connection, [count for standing in (*replaced, *again) for count in standing.take()]
+        )
+        for row in await decisions.insert(connection, tick, fresh, now, names):
+            self._standing[row.subject] = _standing(row)
     async def _intend(
         self,
         connection: AsyncConnection,

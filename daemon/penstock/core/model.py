@@ -249,6 +249,16 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
+class Vain:
+    """An effect that was tried, and of which nothing has come yet."""
+
+    times: int
+    last_at: datetime
+    why: str
+    """What was said last; empty: it was done, and what it was to end is there all the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The world at `now`."""
 
@@ -276,6 +286,8 @@ class Observation:
     seen only now. By our own clock, since Slurm's may be another."""
     known_tokens: frozenset[str] = frozenset()
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
+    vain: Mapping[str, Vain] = field(default_factory=dict)
+    """Effects that have come to nothing, by `pace.key`."""
 
 
 def job_name(deployment: str, token: str) -> str:

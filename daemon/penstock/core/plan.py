@@ -7,7 +7,8 @@ its actions were carried out it finds nothing to do. The order of a pass:
 2. how the rollout goes (`progress`), and how many replicas of which revision there are to be (`rollout`): that may let
    some go, and those are looked at again;
 3. what to show of each deployment (`conditions`);
-4. jobs that bear our mark and belong to nothing (`orphans`).
+4. jobs that bear our mark and belong to nothing (`orphans`);
+5. what came to nothing before is tried again only when that is due (`pace`).
 
 When Slurm did not answer, one decision says so, and nothing else happens (rule 3).
 """
@@ -46,6 +47,7 @@ from penstock.core.model import (
     marked_token,
 )
 from penstock.core.orphans import plan_orphans
+from penstock.core.pace import paced, why
 from penstock.core.placements import misplaced, placed, with_kinds
 from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
@@ -115,8 +117,13 @@ def plan(observation: Observation) -> Plan:
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
-    decisions.append(plan_orphans(observation, jobs_by_token))
-    return Plan(tuple(decisions), tuple(replica_statuses), tuple(deployment_statuses))
+    of_orphans = plan_orphans(observation, jobs_by_token)
+    decisions.append(replace(of_orphans, message=f"{of_orphans.message}{why(of_orphans, observation.vain)}"))
+    return Plan(
+        tuple(paced(decision, observation.vain, observation.now) for decision in decisions),
+        tuple(replica_statuses),
+        tuple(deployment_statuses),
+    )
 
 
 def _jobs_by_token(listing: Listing, installation: str) -> tuple[Mapping[str, tuple[Job, ...]], Unmarked]:
@@ -200,7 +207,7 @@ def _plan_deployment(
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
         spec, avoiding, crowd, limits = at_its_placement(replica)
-        return plan_replica(
+        outlook = plan_replica(
             Scene(
                 now=observation.now,
                 deployment=deployment,
@@ -219,6 +226,8 @@ def _plan_deployment(
                 bounds=limits,
             )
         )
+        unconfirmed = "" if attempt is None or attempt.job_id is not None else attempt.token
+        return _told(outlook, why(outlook.decision, observation.vain, unconfirmed))
 
     # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
     outlooks = {replica.uid: look(replica) for replica in replicas}
@@ -265,6 +274,14 @@ def _plan_deployment(
             deployment, conditions_of(deployment, own, shown, after, observation.now, blocked)
         ),
     )
+
+
+def _told(outlook: Outlook, more: str) -> Outlook:
+    """The outlook with both its sentences continued."""
+    if not more:
+        return outlook
+    decision = replace(outlook.decision, message=f"{outlook.decision.message}{more}")
+    return replace(outlook, decision=decision, message=f"{outlook.message}{more}")
 
 
 def _by_their_end(outlooks: Mapping[str, Outlook]) -> list[str]:

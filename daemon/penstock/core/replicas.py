@@ -579,6 +579,12 @@ def _leaving(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if began_at is not None and scene.now >= began_at + allowed:
         message = f"job {job.job_id} was told to drain at {clock(began_at, scene.now)} and is cancelled"
         return _cancel(scene, attempt, job, Reason.DRAIN_TIMEOUT, message)
+    if attempt.drain_at is not None and attempt.signalled_at is None and job.state in HALTED_STATES:
+        cut_at = clock(attempt.drain_at + allowed, scene.now)
+        message = (
+            f"job {job.job_id} is suspended in Slurm and hears no signal; cancelled at {cut_at} at the latest"
+        )
+        return scene.decide(Reason.SUSPENDED, ReplicaState.DRAINING, message)
     if attempt.signalled_at is None:
         name = job_name(scene.deployment.name, attempt.token)
         drain = Drain(scene.replica.uid, attempt.token, job.job_id, name)

@@ -196,8 +196,9 @@ def _written(decision: Decision, names: Mapping[str, str] | None) -> tuple[Decid
 async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetime]]) -> None:
     """Writes of decisions made again (id, how many more times, last time) how often and when. Wakes nobody."""
     if repeated:
+        # In the order of their ids, as outcomes are.
         await conn.execute(
-            BUMP, [{"at": id_, "times": count, "seen": last_at} for id_, count, last_at in repeated]
+            BUMP, [{"at": id_, "times": count, "seen": last_at} for id_, count, last_at in sorted(repeated)]
         )
 
 
