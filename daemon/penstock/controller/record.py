@@ -272,6 +272,7 @@ class Recorder:
         )
         for row in await decisions.insert(connection, tick, fresh, now, names):
             self._standing[row.subject] = _standing(row)
+
     async def _intend(
         self,
         connection: AsyncConnection,
