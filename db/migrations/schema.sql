@@ -201,6 +201,27 @@ CREATE SEQUENCE public.resource_version
     NO MAXVALUE
     CACHE 1;
 
+CREATE TABLE public.revision_events (
+    id bigint NOT NULL,
+    deployment_uid text NOT NULL,
+    revision bigint NOT NULL,
+    type text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    author text DEFAULT ''::text NOT NULL,
+    cause text DEFAULT ''::text NOT NULL,
+    CONSTRAINT revision_events_type_check CHECK ((type = ANY (ARRAY['promoted'::text, 'completed'::text, 'failed'::text, 'undone'::text, 'rollouts_paused'::text, 'rollouts_resumed'::text, 'paused'::text, 'resumed'::text]))),
+    CONSTRAINT revision_events_words_check CHECK (((char_length(author) <= 256) AND (char_length(cause) <= 1024)))
+);
+
+ALTER TABLE public.revision_events ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.revision_events_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.revisions (
     deployment_uid text NOT NULL,
     number bigint NOT NULL,
@@ -208,6 +229,7 @@ CREATE TABLE public.revisions (
     created_at timestamp with time zone NOT NULL,
     author text DEFAULT ''::text NOT NULL,
     cause text DEFAULT ''::text NOT NULL,
+    proven boolean DEFAULT false NOT NULL,
     CONSTRAINT revisions_number_check CHECK ((number >= 1)),
     CONSTRAINT revisions_spec_check CHECK ((jsonb_typeof(spec) = 'object'::text)),
     CONSTRAINT revisions_words_check CHECK (((char_length(author) <= 256) AND (char_length(cause) <= 1024)))
@@ -249,6 +271,9 @@ ALTER TABLE ONLY public.replicas
 ALTER TABLE ONLY public.replicas
     ADD CONSTRAINT replicas_pkey PRIMARY KEY (uid);
 
+ALTER TABLE ONLY public.revision_events
+    ADD CONSTRAINT revision_events_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.revisions
     ADD CONSTRAINT revisions_pkey PRIMARY KEY (deployment_uid, number);
 
@@ -268,6 +293,8 @@ CREATE INDEX model_names_deployment_uid_index ON public.model_names USING btree 
 
 CREATE INDEX replicas_removed_at_index ON public.replicas USING btree (removed_at);
 
+CREATE INDEX revision_events_revision_index ON public.revision_events USING btree (deployment_uid, revision, id);
+
 CREATE TRIGGER attempts_end_once BEFORE UPDATE OF ended_at ON public.attempts FOR EACH ROW WHEN (((old.ended_at IS NOT NULL) AND (new.ended_at IS NULL))) EXECUTE FUNCTION public.attempts_end_once();
 
 CREATE TRIGGER deployments_version BEFORE INSERT OR UPDATE ON public.deployments FOR EACH ROW EXECUTE FUNCTION public.deployments_version();
@@ -285,6 +312,9 @@ ALTER TABLE ONLY public.replicas
 
 ALTER TABLE ONLY public.replicas
     ADD CONSTRAINT replicas_deployment_uid_revision_fkey FOREIGN KEY (deployment_uid, revision) REFERENCES public.revisions(deployment_uid, number);
+
+ALTER TABLE ONLY public.revision_events
+    ADD CONSTRAINT revision_events_deployment_uid_revision_fkey FOREIGN KEY (deployment_uid, revision) REFERENCES public.revisions(deployment_uid, number) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.revisions
     ADD CONSTRAINT revisions_deployment_uid_fkey FOREIGN KEY (deployment_uid) REFERENCES public.deployments(uid) ON DELETE CASCADE;

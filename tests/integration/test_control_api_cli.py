@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,9 +20,10 @@ import pytest_asyncio
 import yaml
 from typer.testing import CliRunner, Result
 
+from penstock.cli.author import author
 from penstock.cli.main import app
 from penstock.core import decisions as core
-from penstock.core.model import Condition, ConditionStatus, Phase, ReplicaState
+from penstock.core.model import Condition, ConditionStatus, Phase, ReplicaState, RolloutRecord
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas, runtime
 from penstock.store.records import Load, ReplicaStatus
@@ -224,7 +226,10 @@ class TestChange:
         for arguments, said in (
             (("scale", "a", "--replicas", "3"), "deployment/a scaled to 3"),
             (("restart", "a"), "deployment/a restarts as revision 2"),
-            (("rollback", "a", "--to", "1"), "deployment/a rolled back, as revision 3"),
+            (
+                ("rollback", "a", "--to", "1"),
+                "deployment/a stays as it is: its revision 2 has that spec",
+            ),
             (("pause", "a"), "deployment/a paused"),
             (("resume", "a"), "deployment/a resumed"),
             (("drain", "a-1"), "replica/a-1 drains"),
@@ -233,7 +238,7 @@ class TestChange:
             done = await penstock(*arguments)
             assert (done.exit_code, done.stdout) == (0, said + "\n"), done.output
         found = await api.stored(deployments.get, "a")
-        assert (found.spec.replicas, found.revision, found.paused) == (3, 3, False)
+        assert (found.spec.replicas, found.revision, found.paused) == (3, 2, False)
         assert found.deleted_at is not None
         assert (await api.stored(replicas.get, "a-1")).leaving
 
@@ -255,6 +260,89 @@ class TestChange:
         await api.stored(deployments.remove, uid)
         done = await running
         assert done.stdout == "deployment/a is being deleted\ndeployment/a deleted\n"
+
+
+CANARY = MANIFEST.replace("strategy: recreate", "strategy: canary, canary: {{percent: 10}}")
+
+
+class TestRollout:
+    async def apply(self, penstock: Penstock, memory: str, *more: str) -> None:
+        text = CANARY.format(name="a").replace("8GiB", memory)
+        done = await penstock("apply", "-f", "-", *more, input=text)
+        assert done.exit_code == 0, done.output
+
+    async def is_stable(self, api: ControlApi, revision: int) -> None:
+        uid = (await api.stored(deployments.get, "a")).uid
+        await api.stored(deployments.record_rollout, uid, RolloutRecord(revision), now())
+
+    async def test_who_did_what_and_why_is_in_the_history(self, penstock: Penstock, api: ControlApi) -> None:
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        await self.apply(penstock, "9GiB", "--reason", "longer answers")
+        for arguments, said in (
+            (("pause", "a", "--reason", "lunch"), "deployment/a: rollouts paused"),
+            (("pause", "a", "--reason", "lunch again"), "deployment/a: rollouts paused"),
+            (("resume", "a"), "deployment/a: rollouts resumed"),
+            (("promote", "a", "--reason", "as fast as before"), "deployment/a: revision 2 promoted"),
+            (("undo", "a", "--reason", "answers in French"), "deployment/a rolled back, as revision 3"),
+        ):
+            done = await penstock("rollout", *arguments)
+            assert (done.exit_code, done.stdout) == (0, said + "\n"), done.output
+        assert (await penstock("pause", "a", "--reason", "the night")).exit_code == 0
+        me = author()
+        back = "rollback to revision 1: answers in French"
+        header, *lines = (await penstock("rollout", "history", "a")).stdout.splitlines()
+        assert header.split() == ["REVISION", "REPLICAS", "WHAT", "AGE", "AUTHOR", "CAUSE"]
+        cells = [re.split(" {3,}", line) for line in lines]
+        assert [[number, what, who, why] for number, _, what, _, who, why in cells] == [
+            ["3 (current)", "paused", me, "the night"],
+            ["3 (current)", "made", me, back],
+            ["2", "undone", me, back],
+            ["2", "promoted", me, "as fast as before"],
+            ["2", "rollouts resumed", me, "-"],
+            ["2", "rollouts paused", me, "lunch"],
+            ["2", "made", me, "longer answers"],
+            ["1", "completed", "penstock", "all wanted replicas were ready"],
+            ["1", "made", me, "-"],
+        ]
+        shown = json.loads((await penstock("rollout", "history", "a", "-o", "json")).stdout)["items"]
+        assert [item.get("proven", False) for item in shown] == [True, True, True]
+        promoted = shown[1]["events"][2]
+        assert promoted.pop("at")
+        assert promoted == {
+            "type": "REVISION_EVENT_TYPE_PROMOTED",
+            "author": me,
+            "cause": "as fast as before",
+        }
+
+    async def test_undo_says_what_it_does(self, penstock: Penstock, api: ControlApi) -> None:
+        """Revision 1 ran everywhere; 2 was never more than a canary, so going back to it is one again."""
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        await self.apply(penstock, "9GiB")
+        await self.apply(penstock, "10GiB")
+        for number, said in (
+            ("2", "rolled back, as revision 4, on a canary until `penstock rollout promote a`"),
+            ("2", "stays as it is: its revision 4 has that spec"),
+            ("1", "rolled back, as revision 5"),
+        ):
+            done = await penstock("rollout", "undo", "a", "--to-revision", number)
+            assert (done.exit_code, done.stdout) == (0, f"deployment/a {said}\n"), done.output
+        await penstock("rollout", "pause", "a")
+        done = await penstock("rollout", "undo", "a", "--to-revision", "3")
+        assert done.stdout.endswith("; its rollouts stand still until `penstock rollout resume a`\n")
+
+    async def test_refusals(self, penstock: Penstock) -> None:
+        await self.apply(penstock, "8GiB")
+        for arguments, said in (
+            (("promote", "a"), 'deployment "a" has no canary to promote: nothing is rolled out'),
+            (("undo", "a"), 'deployment "a" has no revision before its current one, 1'),
+            (("undo", "a", "--to-revision", "7"), 'deployment "a" has no revision 7; it has 1'),
+            (("history", "a", "--revision", "7"), "`penstock rollout history a` lists those it has"),
+            (("pause", "x"), "there is no deployment 'x'"),
+        ):
+            done = await penstock("rollout", *arguments)
+            assert (done.exit_code, said in done.stderr) == (1, True), done.output
 
 
 class TestWait:

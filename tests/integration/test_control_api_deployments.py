@@ -319,7 +319,7 @@ class TestRevisions:
         )
         assert (code, message) == (
             grpc.StatusCode.NOT_FOUND,
-            'deployment "a" has no revision 7; it has 1 to 1',
+            'deployment "a" has no revision 7; it has 1',
         )
 
     async def test_pausing_shows_at_once(self, stub: DeploymentServiceStub) -> None:

@@ -196,10 +196,10 @@ class TestOutages:
             async with impatient.transaction() as conn:
                 await deployments.create(conn, "a", {}, SPEC, NOW)
             async with impatient.transaction() as conn:
-                await deployments.set_paused(conn, "a", True)
+                await deployments.set_paused(conn, "a", True, NOW)
                 with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
                     async with impatient.transaction() as other:
-                        await deployments.set_paused(other, "a", False)
+                        await deployments.set_paused(other, "a", False, NOW)
             assert is_outage(caught.value)
         finally:
             await impatient.close()

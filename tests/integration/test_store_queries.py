@@ -23,6 +23,8 @@ from penstock.core.model import (
     Phase,
     Replica,
     ReplicaState,
+    RevisionEvent,
+    RevisionEventType,
     RolloutRecord,
 )
 from penstock.core.routing import Endpoint, Route
@@ -49,6 +51,7 @@ from penstock.store.queries import (
     leases,
     members,
     replicas,
+    revision_events,
     revisions,
     runtime,
     world,
@@ -162,13 +165,81 @@ class TestDeployments:
                 restart=RestartPolicy(max_failures_per_hour=9),
             ),
         ):
-            await deployments.record_rollout(conn, made.uid, failed)
+            await deployments.record_rollout(conn, made.uid, failed, NOW)
             same = replace((await deployments.get(conn, "a")).spec, replicas=limits.replicas + 1)
             for spec, expected in ((same, failed), (limits, RolloutRecord(1))):
                 changed = await deployments.update_spec(
                     conn, "a", spec, None, NOW, new_revision=False, expected_version=None
                 )
                 assert changed.rollout == expected
+
+    async def test_what_became_of_a_revision_is_kept_with_it(self, conn: AsyncConnection) -> None:
+        """Of a promoted revision that failed, going back to it needs a canary again; of one that ran all over none."""
+        made = await a_deployment(conn)
+        for model in ("promoted", "baked"):
+            spec = replace(SPEC, model=Model(hub=f"owner/{model}"))
+            await deployments.update_spec(
+                conn, "a", spec, None, NOW, new_revision=True, expected_version=None
+            )
+        await deployments.promote(conn, "a", 2, NOW, author="anna", cause="looks well")
+        await deployments.promote(conn, "a", 2, later(1), author="bob")
+        for seconds, record in enumerate(
+            (
+                RolloutRecord(1),
+                RolloutRecord(1, failed_revision=2, failed_message="a-2: it died"),
+                RolloutRecord(1, baked_revision=3),
+                RolloutRecord(1, baked_revision=3),
+                RolloutRecord(3, baked_revision=3),
+            )
+        ):
+            await deployments.record_rollout(conn, made.uid, record, later(seconds))
+        found = await revision_events.of(conn, made.uid, [1, 2, 3, 4])
+        penstock, kinds = deployments.PENSTOCK, RevisionEventType
+        assert found == {
+            1: (RevisionEvent(kinds.COMPLETED, later(0), penstock, "all wanted replicas were ready"),),
+            2: (
+                RevisionEvent(kinds.PROMOTED, NOW, "anna", "looks well"),
+                RevisionEvent(kinds.FAILED, later(1), penstock, "a-2: it died"),
+            ),
+            3: (
+                RevisionEvent(kinds.PROMOTED, later(2), penstock, "its canary stood its bake time"),
+                RevisionEvent(kinds.COMPLETED, later(4), penstock, "all wanted replicas were ready"),
+            ),
+        }
+        assert [one.proven for one in await revisions.list_page(conn, made.uid, limit=9)] == [
+            True,
+            False,
+            True,
+        ]
+
+    async def test_a_revision_keeps_its_newest_events_and_takes_them_with_it(
+        self, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(revision_events, "EVENTS_KEPT", 3)
+        monkeypatch.setattr(revisions, "REVISIONS_KEPT", 1)
+        made = await a_deployment(conn)
+        for number in range(6):
+            await deployments.set_paused(conn, "a", number % 2 == 0, later(number), cause=f"{number}")
+        found = await revision_events.of(conn, made.uid, [1])
+        assert [one.cause for one in found[1]] == ["3", "4", "5"]
+        await deployments.update_spec(conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None)
+        assert await revision_events.of(conn, made.uid, [1, 2]) == {}
+        gone = RolloutRecord(1, failed_revision=1, failed_message="too late")
+        await deployments.record_rollout(conn, made.uid, gone, NOW)
+        assert await revision_events.of(conn, made.uid, [1]) == {}
+
+    async def test_going_back_is_told_of_both_revisions(self, conn: AsyncConnection) -> None:
+        made = await a_deployment(conn)
+        other = replace(SPEC, model=Model(hub="owner/other"))
+        await deployments.update_spec(conn, "a", other, None, NOW, new_revision=True, expected_version=None)
+        await deployments.record_rollout(conn, made.uid, RolloutRecord(1), NOW)
+        after = RolloutRecord(stable_revision=3, failed_revision=2, failed_message="a-2: it died")
+        assert await deployments.go_back(conn, made.uid, 2, 1, rollout=after, cause="it died", now=NOW)
+        events = await revision_events.of(conn, made.uid, [2, 3])
+        assert [one.type for one in events[2]] == [RevisionEventType.FAILED, RevisionEventType.UNDONE]
+        assert 3 not in events
+        stands = await revisions.get(conn, made.uid, 3)
+        assert (stands.author, stands.cause, stands.proven) == (deployments.PENSTOCK, "it died", True)
 
     async def test_undo_passes_over_what_failed_and_what_is_no_other_spec(
         self, conn: AsyncConnection
@@ -180,7 +251,7 @@ class TestDeployments:
                 conn, "a", spec, None, NOW, new_revision=True, expected_version=None
             )
         assert await history.previous(conn, await deployments.get(conn, "a")) == 2
-        await deployments.record_rollout(conn, made.uid, RolloutRecord(3, failed_revision=2))
+        await deployments.record_rollout(conn, made.uid, RolloutRecord(3, failed_revision=2), NOW)
         with pytest.raises(Refused, match="than that and than revision 2, which failed"):
             await history.previous(conn, await deployments.get(conn, "a"))
 
@@ -272,7 +343,7 @@ class TestDeployments:
             deployments.get(conn, "x"),
             deployments.get_by_uid(conn, "x"),
             deployments.scale(conn, "x", 1, NOW),
-            deployments.set_paused(conn, "x", True),
+            deployments.set_paused(conn, "x", True, NOW),
             deployments.mark_deleted(conn, "x", False, NOW),
             revisions.get(conn, "x", 1),
             replicas.get(conn, "x-1"),
@@ -292,13 +363,13 @@ class TestDeployments:
         with pytest.raises(BeingDeleted):
             await deployments.scale(conn, "a", 1, NOW)
         with pytest.raises(BeingDeleted):
-            await deployments.set_paused(conn, "a", True)
+            await deployments.set_paused(conn, "a", True, NOW)
 
     async def test_pause(self, conn: AsyncConnection) -> None:
         await a_deployment(conn)
-        paused = await deployments.set_paused(conn, "a", True)
+        paused = await deployments.set_paused(conn, "a", True, NOW)
         assert paused.paused
-        assert await deployments.set_paused(conn, "a", True) == paused
+        assert await deployments.set_paused(conn, "a", True, NOW) == paused
 
     async def test_status_is_written_only_where_it_differs(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
@@ -765,7 +836,7 @@ class TestRuntime:
     async def test_a_canary_gets_as_much_of_its_share_as_is_ready(self, conn: AsyncConnection) -> None:
         policy = Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(50))
         made = await a_deployment(conn, spec=replace(SPEC, replicas=4, rollout=policy))
-        await deployments.record_rollout(conn, made.uid, RolloutRecord(stable_revision=1))
+        await deployments.record_rollout(conn, made.uid, RolloutRecord(stable_revision=1), NOW)
         other = replace(made.spec, model=Model(hub="owner/other"))
         await deployments.update_spec(conn, "a", other, None, NOW, new_revision=True, expected_version=None)
 

@@ -394,7 +394,7 @@ async def undo(world: World) -> None:
             to = await revisions.get(conn, found.uid, max(1, found.revision - back))
             spec = with_count_and_policies_of(found.spec, to.spec)
             await deployments.update_spec(
-                conn, name, spec, None, world.now, new_revision=True, expected_version=None
+                conn, name, spec, None, world.now, new_revision=True, expected_version=None, proven=to.proven
             )
 
         await world.people(f"someone undoes {back} rollouts of {name}", change)
@@ -404,7 +404,8 @@ async def promote(world: World) -> None:
     for name in await names(world, "deleted_at IS NULL"):
 
         async def change(conn: AsyncConnection, name: str = name) -> None:
-            await deployments.promote(conn, name, (await deployments.get(conn, name)).revision)
+            found = await deployments.get(conn, name)
+            await deployments.promote(conn, name, found.revision, world.now)
 
         await world.people(f"someone promotes {name}", change)
 
@@ -416,7 +417,7 @@ async def pause_rollout(world: World) -> None:
 
 async def _pause_rollout(world: World, name: str, paused: bool) -> None:
     async def change(conn: AsyncConnection) -> None:
-        await deployments.set_rollout_paused(conn, name, paused)
+        await deployments.set_paused(conn, name, paused, world.now, rollout_only=True)
 
     await world.people(f"someone {'pauses' if paused else 'resumes'} the rollouts of {name}", change)
 
@@ -454,7 +455,7 @@ async def pause(world: World, name: str = "", paused: bool | None = None) -> Non
     wanted = world.chance(0.4) if paused is None else paused
 
     async def change(conn: AsyncConnection) -> None:
-        await deployments.set_paused(conn, name, wanted)
+        await deployments.set_paused(conn, name, wanted, world.now)
 
     await world.people(f"someone {'pauses' if wanted else 'resumes'} {name}", change)
 

@@ -34,7 +34,16 @@ from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolic
 from penstock.rpc.revise import roll_back
 from penstock.store.clock import elapsed
 from penstock.store.database import Database
-from penstock.store.queries import attempts, decisions, deployments, leases, replicas, revisions, runtime
+from penstock.store.queries import (
+    attempts,
+    decisions,
+    deployments,
+    leases,
+    replicas,
+    revision_events,
+    revisions,
+    runtime,
+)
 from penstock.store.records import DecidedAction, Load
 from penstock.store.tables import metadata
 from penstock.testing.slurm import FakeJob, FakeSlurm
@@ -255,18 +264,19 @@ class Stage:
 
     async def undo(self, to: int = 0, name: str = "chat") -> None:
         made = await roll_back(self.database, name, to, self.now)
-        self.say(f"someone undoes the rollout of {name}: revision {made.revision}")
+        revision = f"revision {made.revision}" if made else "it has that spec already"
+        self.say(f"someone undoes the rollout of {name}: {revision}")
 
     async def promote(self, name: str = "chat") -> None:
         self.say(f"someone promotes the canary of {name}")
         async with self.database.transaction() as conn:
             found = await deployments.get(conn, name)
-            await deployments.promote(conn, name, found.revision)
+            await deployments.promote(conn, name, found.revision, self.now)
 
     async def pause_rollout(self, paused: bool, name: str = "chat") -> None:
         self.say(f"someone {'pauses' if paused else 'resumes'} the rollout of {name}")
         async with self.database.transaction() as conn:
-            await deployments.set_rollout_paused(conn, name, paused)
+            await deployments.set_paused(conn, name, paused, self.now, rollout_only=True)
 
     async def change_policy(self, restart: RestartPolicy, name: str = "chat") -> None:
         await self.change_unrevised(name, "restart policy", restart=restart)
@@ -294,7 +304,7 @@ class Stage:
     async def pause(self, paused: bool, name: str = "chat") -> None:
         self.say(f"someone {'pauses' if paused else 'resumes'} {name}")
         async with self.database.transaction() as conn:
-            await deployments.set_paused(conn, name, paused)
+            await deployments.set_paused(conn, name, paused, self.now)
 
     async def delete(self, name: str = "chat", *, force: bool = False) -> None:
         self.say(f"someone deletes {name}" + (", by force" if force else ""))
@@ -406,9 +416,14 @@ class Stage:
         """Writes down the deployment's revisions, as `penstock rollout history` shows them."""
         async with self.database.snapshot() as conn:
             uid = (await deployments.get(conn, name)).uid
-            for one in reversed(await revisions.list_page(conn, uid, limit=100)):
-                by = f" by {one.author}" if one.author else ""
-                self.say(f"revision {one.number}{by}" + f": {one.cause}" * bool(one.cause))
+            found = await revisions.list_page(conn, uid, limit=100)
+            events = await revision_events.of(conn, uid, [one.number for one in found])
+        for one in reversed(found):
+            lines = [("made", one.author, one.cause)]
+            lines += [(event.type.value, event.author, event.cause) for event in events.get(one.number, ())]
+            for what, author, cause in lines:
+                by = f" by {author}" * bool(author)
+                self.say(f"revision {one.number} {what}{by}" + f": {cause}" * bool(cause))
 
     def running(self) -> list[str]:
         """Names of jobs that have not ended, tokens numbered."""

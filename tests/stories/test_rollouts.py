@@ -85,6 +85,29 @@ async def test_canary_undone(stage: Stage) -> None:
     await stage.quiet_tick()
 
 
+async def test_undo_to_what_ran_before(stage: Stage) -> None:
+    stage.tell("""A canary is promoted and runs everywhere, and only then it shows that it answers badly. Revision 1 ran
+        everywhere before, so going back to it is no canary in its turn: the replica goes as soon as its successor is
+        ready, and nobody need promote. What the revisions went through is kept.""")
+    await serve(stage, 1)
+    stage.ready_at_least = 1
+    await stage.edit(rollout=CANARY)
+    await stage.edit(engine=Engine(args=("--new",)))
+    await stage.tick(5)
+    await starts(stage, "chat-2")
+    await stage.promote()
+    await stage.tick(1)
+    await ends(stage, "chat-1")
+    await stage.tick(1)
+    await stage.undo()
+    await stage.tick(5)
+    await starts(stage, "chat-3")
+    await ends(stage, "chat-2")
+    await stage.tick(1)
+    await stage.quiet_tick()
+    await stage.history()
+
+
 async def test_rollout_failed(stage: Stage) -> None:
     stage.tell("""A new revision waits in the queue for ten minutes, which is no failure. Then its job runs, and has not
         generated a token within the progress deadline: the rollout is stopped, its replica goes, and the old ones are

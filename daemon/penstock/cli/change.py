@@ -67,6 +67,8 @@ def rollback(
 ) -> None:
     """Want the spec of an earlier revision again. The number of replicas stays as it is.
 
+    What was promoted or ran everywhere before goes to all replicas at once, whatever the strategy.
+
     Examples:
 
       penstock rollback smollm2
@@ -76,13 +78,25 @@ def rollback(
 
     async def command(server: Server) -> None:
         request = pb.RollbackDeploymentRequest(name=name, revision=to or 0, author=author(), cause=reason)
-        done = await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)
-        say(f"deployment/{name} rolled back, as revision {done.deployment.status.current_revision}")
+        say(_rolled_back(await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)))
 
     run(address(context), command)
 
 
-def pause(context: typer.Context, name: DeploymentName) -> None:
+def _rolled_back(done: pb.RollbackDeploymentResponse) -> str:
+    name, status = done.deployment.metadata.name, done.deployment.status
+    if done.outcome == pb.APPLY_OUTCOME_UNCHANGED:
+        return f"deployment/{name} stays as it is: its revision {status.current_revision} has that spec"
+    said = f"deployment/{name} rolled back, as revision {status.current_revision}"
+    if status.rollout.canary:
+        bakes = done.deployment.spec.rollout.canary.HasField("bake_s")
+        said += f", on a canary until `penstock rollout promote {name}`" + " or its bake time" * bakes
+    if status.rollout.paused:
+        said += f"; its rollouts stand still until `penstock rollout resume {name}`"
+    return said
+
+
+def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Let the controller act no more on a deployment. Running replicas go on serving.
 
     Examples:
@@ -90,14 +104,10 @@ def pause(context: typer.Context, name: DeploymentName) -> None:
       penstock pause smollm2
     """
 
-    async def command(server: Server) -> None:
-        await server.deployments.PauseDeployment(pb.PauseDeploymentRequest(name=name), timeout=TIMEOUT_S)
-        say(f"deployment/{name} paused")
-
-    run(address(context), command)
+    set_paused(context, name, True, reason)
 
 
-def resume(context: typer.Context, name: DeploymentName) -> None:
+def resume(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Let the controller act on a paused deployment again.
 
     Examples:
@@ -105,9 +115,31 @@ def resume(context: typer.Context, name: DeploymentName) -> None:
       penstock resume smollm2
     """
 
+    set_paused(context, name, False, reason)
+
+
+def set_paused(
+    context: typer.Context, name: str, paused: bool, reason: str, *, rollout_only: bool = False
+) -> None:
+    """What pause, resume, and those of rollouts have in common."""
+
     async def command(server: Server) -> None:
-        await server.deployments.ResumeDeployment(pb.ResumeDeploymentRequest(name=name), timeout=TIMEOUT_S)
-        say(f"deployment/{name} resumed")
+        if paused:
+            await server.deployments.PauseDeployment(
+                pb.PauseDeploymentRequest(
+                    name=name, rollout_only=rollout_only, author=author(), cause=reason
+                ),
+                timeout=TIMEOUT_S,
+            )
+        else:
+            await server.deployments.ResumeDeployment(
+                pb.ResumeDeploymentRequest(
+                    name=name, rollout_only=rollout_only, author=author(), cause=reason
+                ),
+                timeout=TIMEOUT_S,
+            )
+        said = "paused" if paused else "resumed"
+        say(f"deployment/{name}: rollouts {said}" if rollout_only else f"deployment/{name} {said}")
 
     run(address(context), command)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import change, pages, rows
-from penstock.cli.author import Reason
+from penstock.cli.author import Reason, author
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import REFUSED, Failure
 from penstock.cli.options import DeploymentName, address
@@ -95,7 +95,7 @@ def history(
     ] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to show it.")] = Format.TABLE,
 ) -> None:
-    """Show a deployment's revisions, newest first: who made them, and why.
+    """Show a deployment's revisions, newest first: who did what about them, when and why.
 
     Examples:
 
@@ -109,8 +109,8 @@ def history(
         if revision is not None:
             chosen = [item for item in found if item.number == revision]
             if not chosen:
-                there = f"it has {found[-1].number} to {found[0].number}"
-                raise Failure(f'deployment "{name}" has no revision {revision}; {there}', REFUSED)
+                listed = f"`penstock rollout history {name}` lists those it has"
+                raise Failure(f'deployment "{name}" has no revision {revision}; {listed}', REFUSED)
             data(chosen, Format.JSON if output is Format.JSON else Format.YAML, is_list=False)
         elif output is Format.NAME:
             for item in found:
@@ -118,7 +118,7 @@ def history(
         elif output in (Format.JSON, Format.YAML):
             data(found, output, is_list=True)
         else:
-            table(rows.HISTORY, [rows.history_row(item) for item in found])
+            table(rows.HISTORY, [row for item in found for row in rows.history_rows(item)])
 
     run(address(context), command)
 
@@ -134,6 +134,8 @@ def undo(
     reason: Reason = "",
 ) -> None:
     """Want the spec of an earlier revision again. Replicas that still run it are not touched.
+
+    What was promoted or ran everywhere before goes to all replicas at once, whatever the strategy.
 
     Examples:
 
@@ -152,16 +154,19 @@ def promote(
         int | None,
         typer.Option("--revision", min=1, help="Only if this is the canary's revision. [default: whichever]"),
     ] = None,
+    reason: Reason = "",
 ) -> None:
     """Roll a canary's revision out to all replicas.
 
     Examples:
 
-      penstock rollout promote smollm2
+      penstock rollout promote smollm2 --reason "as fast, and fewer errors"
     """
 
     async def command(server: Server) -> None:
-        request = pb.PromoteDeploymentRequest(name=name, revision=revision or 0)
+        request = pb.PromoteDeploymentRequest(
+            name=name, revision=revision or 0, author=author(), cause=reason
+        )
         done = await server.deployments.PromoteDeployment(request, timeout=TIMEOUT_S)
         say(f"deployment/{name}: revision {done.deployment.status.current_revision} promoted")
 
@@ -169,7 +174,7 @@ def promote(
 
 
 @rollout.command()
-def pause(context: typer.Context, name: DeploymentName) -> None:
+def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Let a deployment's rollouts stand still. Its replicas are kept as they are, and replaced when they end.
 
     Examples:
@@ -177,16 +182,11 @@ def pause(context: typer.Context, name: DeploymentName) -> None:
       penstock rollout pause smollm2
     """
 
-    async def command(server: Server) -> None:
-        request = pb.PauseDeploymentRequest(name=name, rollout_only=True)
-        await server.deployments.PauseDeployment(request, timeout=TIMEOUT_S)
-        say(f"deployment/{name}: rollouts paused")
-
-    run(address(context), command)
+    change.set_paused(context, name, True, reason, rollout_only=True)
 
 
 @rollout.command()
-def resume(context: typer.Context, name: DeploymentName) -> None:
+def resume(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Let a deployment's rollouts go on.
 
     Examples:
@@ -194,12 +194,7 @@ def resume(context: typer.Context, name: DeploymentName) -> None:
       penstock rollout resume smollm2
     """
 
-    async def command(server: Server) -> None:
-        request = pb.ResumeDeploymentRequest(name=name, rollout_only=True)
-        await server.deployments.ResumeDeployment(request, timeout=TIMEOUT_S)
-        say(f"deployment/{name}: rollouts resumed")
-
-    run(address(context), command)
+    change.set_paused(context, name, False, reason, rollout_only=True)
 
 
 rollout.command()(change.restart)

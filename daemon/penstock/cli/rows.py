@@ -11,7 +11,7 @@ REPLICAS = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ATTEMPTS", "AGE")
 REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "MESSAGE")
 REVISIONS = ("REVISION", "REPLICAS", "READY", "CURRENT", "AGE")
 REVISIONS_WIDE = (*REVISIONS, "MODEL", "GPUS", "AUTHOR", "CAUSE")
-HISTORY = ("REVISION", "REPLICAS", "AGE", "AUTHOR", "CAUSE")
+HISTORY = ("REVISION", "REPLICAS", "WHAT", "AGE", "AUTHOR", "CAUSE")
 MODELS = ("MODEL", "DEPLOYMENT", "READY", "TASK")
 
 
@@ -114,11 +114,22 @@ def revision_row(item: revision_pb2.Revision, *, wide: bool) -> tuple[str, ...]:
     return (*row, model(item.spec), str(item.spec.resources.gpus), item.author or "-", item.cause or "-")
 
 
-def history_row(item: revision_pb2.Revision) -> tuple[str, ...]:
-    """A row of HISTORY."""
+def history_rows(item: revision_pb2.Revision) -> list[tuple[str, ...]]:
+    """Rows of HISTORY: what happened to the revision, the newest first, and last that it was made."""
     number = f"{item.number} (current)" if item.current else str(item.number)
     replicas = f"{item.ready_replicas}/{item.replicas}" if item.replicas else "-"
-    return number, replicas, age(item.created_at), item.author or "-", item.cause or "-"
+    lines = [("made", item.created_at, item.author, item.cause)]
+    lines += [(event_word(event), event.at, event.author, event.cause) for event in item.events]
+    return [
+        (number, replicas, what, age(at), author or "-", cause or "-")
+        for what, at, author, cause in reversed(lines)
+    ]
+
+
+def event_word(event: revision_pb2.RevisionEvent) -> str:
+    """What happened, in a word or two."""
+    name = revision_pb2.RevisionEventType.Name(event.type)
+    return name.removeprefix("REVISION_EVENT_TYPE_").lower().replace("_", " ")
 
 
 def model_row(item: inference_pb2.ServedModel) -> tuple[str, ...]:

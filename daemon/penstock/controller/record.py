@@ -360,7 +360,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
         case acts.RemoveReplica(replica_uid):
             await replicas.remove(connection, replica_uid, now)
         case acts.RecordRollout(deployment_uid, rollout):
-            await deployments.record_rollout(connection, deployment_uid, rollout)
+            await deployments.record_rollout(connection, deployment_uid, rollout, now)
         case acts.GoBack(deployment_uid, revision, to, rollout, cause):
             await deployments.go_back(
                 connection, deployment_uid, revision, to, rollout=rollout, cause=cause, now=now

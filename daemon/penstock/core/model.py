@@ -218,6 +218,36 @@ class Deployment:
         return self.spec.model.served_name or self.name
 
 
+class RevisionEventType(enum.StrEnum):
+    """What somebody did about a revision, or what became of it, after it was made."""
+
+    PROMOTED = "promoted"
+    """Its canary: by hand, or because it stood its bake time."""
+    COMPLETED = "completed"
+    """All wanted replicas were ready of it."""
+    FAILED = "failed"
+    """Its rollout was stopped."""
+    UNDONE = "undone"
+    """An earlier one was made the wanted one again in its place."""
+    ROLLOUTS_PAUSED = "rollouts_paused"
+    ROLLOUTS_RESUMED = "rollouts_resumed"
+    PAUSED = "paused"
+    """The whole deployment, while this one was the current one."""
+    RESUMED = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionEvent:
+    """A line of a revision's history."""
+
+    type: RevisionEventType
+    at: datetime
+    author: str = ""
+    """Who, as the client said; `penstock` where the controller did by itself; empty: nobody was named."""
+    cause: str = ""
+    """Why, in the author's words, or what made it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """An immutable snapshot of a deployment's spec."""
@@ -230,6 +260,9 @@ class Revision:
     """Who made it, as the client said; empty: it did not say."""
     cause: str = ""
     """Why, in the author's words, or what made it: a rollback, a restart."""
+    proven: bool = False
+    """It was promoted, stood its bake time or ran everywhere, and has not failed since: going back to it needs no
+    canary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from penstock.core.jobs import Job, JobState
@@ -17,6 +18,21 @@ def clock(at: datetime, now: datetime) -> str:
 def count(number: int, noun: str) -> str:
     """`1 replica`, `2 replicas`: for nouns that take a plain s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Which numbers there are, in order.
+
+    >>> ranges([7, 1, 6, 3, 5])
+    '1, 3, 5 to 7'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(str(end) for end in run) for run in runs)
 
 
 def estimate(at: datetime, now: datetime) -> str:

@@ -30,7 +30,7 @@ from penstock.rpc.standing import whole
 from penstock.rpc.watch import Change, Changes
 from penstock.store.errors import NameTaken, NotFound, VersionConflict
 from penstock.store.filters import Match, Term, parse_filter
-from penstock.store.queries import attempts, deployments, replicas, revisions
+from penstock.store.queries import attempts, deployments, replicas, revision_events, revisions
 from penstock.store.records import RevisionCount
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import deployment_pb2_grpc, metadata_pb2
@@ -169,15 +169,13 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def RestartDeployment(
         self, request: pb.RestartDeploymentRequest, context: Context
     ) -> pb.RestartDeploymentResponse:
-        found = await restart(
-            self._db, request.name, self._deps.clock(), author=request.author, cause=request.cause
-        )
-        return pb.RestartDeploymentResponse(deployment=await self._shown(found.name))
+        await restart(self._db, request.name, self._deps.clock(), author=request.author, cause=request.cause)
+        return pb.RestartDeploymentResponse(deployment=await self._shown(request.name))
 
     async def RollbackDeployment(
         self, request: pb.RollbackDeploymentRequest, context: Context
     ) -> pb.RollbackDeploymentResponse:
-        found = await roll_back(
+        made = await roll_back(
             self._db,
             request.name,
             request.revision,
@@ -186,34 +184,32 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             cause=request.cause,
         )
         self._deps.on_routing_change()  # Its canary, if there was one, gets no more requests.
-        return pb.RollbackDeploymentResponse(deployment=await self._shown(found.name))
+        outcome = pb.APPLY_OUTCOME_UNCHANGED if made is None else pb.APPLY_OUTCOME_CONFIGURED
+        return pb.RollbackDeploymentResponse(deployment=await self._shown(request.name), outcome=outcome)
 
     async def PromoteDeployment(
         self, request: pb.PromoteDeploymentRequest, context: Context
     ) -> pb.PromoteDeploymentResponse:
-        found = await promote(self._db, request.name, request.revision)
+        found = await promote(
+            self._db,
+            request.name,
+            request.revision,
+            self._deps.clock(),
+            author=request.author,
+            cause=request.cause,
+        )
         self._deps.on_routing_change()
         return pb.PromoteDeploymentResponse(deployment=await self._shown(found.name))
 
     async def PauseDeployment(
         self, request: pb.PauseDeploymentRequest, context: Context
     ) -> pb.PauseDeploymentResponse:
-        async with self._db.transaction() as conn:
-            change = deployments.set_rollout_paused if request.rollout_only else deployments.set_paused
-            paused = await change(conn, request.name, True)
-            return pb.PauseDeploymentResponse(
-                deployment=deployment_out(paused, await _counts(conn, paused.uid))
-            )
+        return pb.PauseDeploymentResponse(deployment=await self._set_paused(request, True))
 
     async def ResumeDeployment(
         self, request: pb.ResumeDeploymentRequest, context: Context
     ) -> pb.ResumeDeploymentResponse:
-        async with self._db.transaction() as conn:
-            change = deployments.set_rollout_paused if request.rollout_only else deployments.set_paused
-            resumed = await change(conn, request.name, False)
-            return pb.ResumeDeploymentResponse(
-                deployment=deployment_out(resumed, await _counts(conn, resumed.uid))
-            )
+        return pb.ResumeDeploymentResponse(deployment=await self._set_paused(request, False))
 
     async def ListRevisions(
         self, request: pb.ListRevisionsRequest, context: Context
@@ -225,10 +221,11 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             rows = await revisions.list_page(
                 conn, found.uid, before_number=int(start[0]) if start else None, limit=size + 1
             )
+            events = await revision_events.of(conn, found.uid, [row.number for row in rows[:size]])
             counts = (await replicas.count(conn, [found.uid]))[found.uid]
         token = pages.token(request, rows[size - 1].number) if len(rows) > size else ""
         return pb.ListRevisionsResponse(
-            revisions=revisions_out(found, rows[:size], counts), next_page_token=token
+            revisions=revisions_out(found, rows[:size], events, counts), next_page_token=token
         )
 
     async def _write(self, admitted: Admitted, author: str, cause: str) -> pb.ApplyDeploymentResponse:
@@ -259,6 +256,21 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             # The names that clients may ask for may be other ones now.
             self._deps.on_routing_change()
         return pb.ApplyDeploymentResponse(deployment=shown, outcome=outcome, warnings=admitted.warnings)
+
+    async def _set_paused(
+        self, request: pb.PauseDeploymentRequest | pb.ResumeDeploymentRequest, paused: bool
+    ) -> pb.Deployment:
+        async with self._db.transaction() as conn:
+            changed = await deployments.set_paused(
+                conn,
+                request.name,
+                paused,
+                self._deps.clock(),
+                rollout_only=request.rollout_only,
+                author=request.author,
+                cause=request.cause,
+            )
+            return deployment_out(changed, await _counts(conn, changed.uid))
 
     async def _shown(self, name: str) -> pb.Deployment:
         async with self._db.snapshot() as conn:

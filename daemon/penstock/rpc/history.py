@@ -7,8 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.contract import quoted
 from penstock.core.changes import needs_revision
-from penstock.core.model import Deployment
-from penstock.core.spec import Spec
+from penstock.core.model import Deployment, Revision
+from penstock.core.sentences import ranges
 from penstock.rpc.refusals import Refused
 from penstock.store.errors import NotFound
 from penstock.store.queries import revisions
@@ -31,14 +31,15 @@ async def previous(conn: AsyncConnection, deployment: Deployment) -> int:
     )
 
 
-async def spec_of(conn: AsyncConnection, deployment: Deployment, number: int) -> Spec:
-    """The spec of a revision. Raises Refused, and says which there are."""
+async def revision(conn: AsyncConnection, deployment: Deployment, number: int) -> Revision:
+    """Raises Refused, and says which there are."""
     try:
-        return (await revisions.get(conn, deployment.uid, number)).spec
+        return await revisions.get(conn, deployment.uid, number)
     except NotFound:
-        kept = await revisions.list_page(conn, deployment.uid, limit=revisions.REVISIONS_KEPT)
+        # The stable one, and those that replicas run, are kept beside the newest.
+        kept = await revisions.list_page(conn, deployment.uid, limit=2 * revisions.REVISIONS_KEPT)
         raise Refused(
             grpc.StatusCode.NOT_FOUND,
             f"deployment {quoted(deployment.name)} has no revision {number};"
-            f" it has {kept[-1].number} to {kept[0].number}",
+            f" it has {ranges(one.number for one in kept)}",
         ) from None

@@ -1,6 +1,6 @@
 """The tables. What must never be otherwise is a constraint here, not a habit of the code that writes.
 
-    deployments ──< revisions
+    deployments ──< revisions ──< revision_events      who did what about it, and why
         │   └────< model_names      every name that clients may put into `model`, unique over all deployments
         └────────< replicas ──< attempts      at most one live attempt a replica; a job belongs to one live attempt
     decisions     the log; hangs on nothing, so that it outlives what it speaks of
@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from penstock.core.model import Phase, ReplicaState
+from penstock.core.model import Phase, ReplicaState, RevisionEventType
 
 CHANNEL = "penstock"
 """The NOTIFY channel; the payload is a deployment's name, or empty when what changed is not one deployment's."""
@@ -53,13 +53,19 @@ metadata = MetaData(
     }
 )
 
+AUTHOR_MAX = 256
+CAUSE_MAX = 1024
+"""Characters."""
+
 MOMENT = DateTime(timezone=True)
 NAME = Text(collation="C")
 
 
-def _one_of(column: str, words: type[ReplicaState] | type[Phase]) -> str:
+def _one_of(column: str, words: type[ReplicaState | Phase | RevisionEventType]) -> str:
     return f"{column} IN ({', '.join(repr(word.value) for word in words)})"
 
+
+_WORDS = f"char_length(author) <= {AUTHOR_MAX} AND char_length(cause) <= {CAUSE_MAX}"
 
 resource_version = Sequence("resource_version", metadata=metadata, data_type=BigInteger)
 """One for all objects, so that a later write always has the greater version."""
@@ -125,9 +131,28 @@ revisions = Table(
     Column("created_at", MOMENT, nullable=False),
     Column("author", Text, nullable=False, server_default=text("''")),
     Column("cause", Text, nullable=False, server_default=text("''")),
+    Column("proven", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
-    CheckConstraint("char_length(author) <= 256 AND char_length(cause) <= 1024", name="words"),
+    CheckConstraint(_WORDS, name="words"),
     CheckConstraint("jsonb_typeof(spec) = 'object'", name="spec"),
+)
+
+revision_events = Table(
+    "revision_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("deployment_uid", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("at", MOMENT, nullable=False),
+    Column("author", Text, nullable=False, server_default=text("''")),
+    Column("cause", Text, nullable=False, server_default=text("''")),
+    ForeignKeyConstraint(
+        ["deployment_uid", "revision"], ["revisions.deployment_uid", "revisions.number"], ondelete="CASCADE"
+    ),
+    CheckConstraint(_one_of("type", RevisionEventType), name="type"),
+    CheckConstraint(_WORDS, name="words"),
+    Index("revision_events_revision_index", "deployment_uid", "revision", "id"),
 )
 
 replicas = Table(

@@ -731,7 +731,7 @@ class RollbackDeploymentRequest(_message.Message):
     author: _builtins.str
     """Who asks, as the client says; kept with the revision. Unset: nobody is named."""
     cause: _builtins.str
-    """Why, in a few words; kept with the revision. Unset: `rollback to revision N`."""
+    """Why, in a few words; kept with the revision, behind `rollback to revision N`. Unset: none."""
     def __init__(
         self,
         *,
@@ -753,16 +753,20 @@ class RollbackDeploymentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: Global___ApplyOutcome.ValueType
+    """CONFIGURED, or UNCHANGED where the current revision has that spec."""
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
     def __init__(
         self,
         *,
         deployment: Global___Deployment | None = ...,
+        outcome: Global___ApplyOutcome.ValueType | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -774,18 +778,26 @@ class PromoteDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
     """Unset: the current one. Another one than the current one is refused, so that nothing is promoted that nobody looked at."""
+    author: _builtins.str
+    """Who asks, as the client says; kept in the revision's history. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept there too. Unset: none."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
         revision: _builtins.int | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "name", b"name", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,18 +829,26 @@ class PauseDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ROLLOUT_ONLY_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     rollout_only: _builtins.bool
     """Only rollouts stand still: replicas are kept as they are, and replaced when they end."""
+    author: _builtins.str
+    """Who asks, as the client says; kept in the history of the current revision. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept there too. Unset: none."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
         rollout_only: _builtins.bool | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -860,18 +880,26 @@ class ResumeDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ROLLOUT_ONLY_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     rollout_only: _builtins.bool
     """As in PauseDeploymentRequest; one does not resume what the other has paused."""
+    author: _builtins.str
+    """Who asks, as the client says; kept in the history of the current revision. Unset: nobody is named."""
+    cause: _builtins.str
+    """Why, in a few words; kept there too. Unset: none."""
     def __init__(
         self,
         *,
         name: _builtins.str | None = ...,
         rollout_only: _builtins.bool | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "name", b"name", "rollout_only", b"rollout_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

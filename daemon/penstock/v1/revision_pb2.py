@@ -26,13 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from penstock.v1 import spec_pb2 as penstock_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apenstock/v1/revision.proto\x12\x0bpenstock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16penstock/v1/spec.proto\"\xe3\x01\n\x08Revision\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12)\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.penstock.v1.DeploymentSpec\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12\x16\n\x0eready_replicas\x18\x06 \x01(\x05\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\x12\x0e\n\x06\x61uthor\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apenstock/v1/revision.proto\x12\x0bpenstock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16penstock/v1/spec.proto\"\x9f\x02\n\x08Revision\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12)\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.penstock.v1.DeploymentSpec\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12\x16\n\x0eready_replicas\x18\x06 \x01(\x05\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\x12\x0e\n\x06\x61uthor\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x0e\n\x06proven\x18\n \x01(\x08\x12*\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x1a.penstock.v1.RevisionEvent\"\x84\x01\n\rRevisionEvent\x12,\n\x04type\x18\x01 \x01(\x0e\x32\x1e.penstock.v1.RevisionEventType\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t*\xd1\x02\n\x11RevisionEventType\x12#\n\x1fREVISION_EVENT_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cREVISION_EVENT_TYPE_PROMOTED\x10\x01\x12!\n\x1dREVISION_EVENT_TYPE_COMPLETED\x10\x02\x12\x1e\n\x1aREVISION_EVENT_TYPE_FAILED\x10\x03\x12\x1e\n\x1aREVISION_EVENT_TYPE_UNDONE\x10\x04\x12\'\n#REVISION_EVENT_TYPE_ROLLOUTS_PAUSED\x10\x05\x12(\n$REVISION_EVENT_TYPE_ROLLOUTS_RESUMED\x10\x06\x12\x1e\n\x1aREVISION_EVENT_TYPE_PAUSED\x10\x07\x12\x1f\n\x1bREVISION_EVENT_TYPE_RESUMED\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.v1.revision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REVISIONEVENTTYPE']._serialized_start=526
+  _globals['_REVISIONEVENTTYPE']._serialized_end=863
   _globals['_REVISION']._serialized_start=101
-  _globals['_REVISION']._serialized_end=328
+  _globals['_REVISION']._serialized_end=388
+  _globals['_REVISIONEVENT']._serialized_start=391
+  _globals['_REVISIONEVENT']._serialized_end=523
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from penstock.v1 import spec_pb2 as _spec_pb2
 import builtins as _builtins
 import sys
@@ -17,6 +20,47 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RevisionEventType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevisionEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevisionEventType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVISION_EVENT_TYPE_UNSPECIFIED: _RevisionEventType.ValueType  # 0
+    REVISION_EVENT_TYPE_PROMOTED: _RevisionEventType.ValueType  # 1
+    """Its canary: by hand, or because it stood its bake time."""
+    REVISION_EVENT_TYPE_COMPLETED: _RevisionEventType.ValueType  # 2
+    """All wanted replicas were ready of it."""
+    REVISION_EVENT_TYPE_FAILED: _RevisionEventType.ValueType  # 3
+    """Its rollout was stopped."""
+    REVISION_EVENT_TYPE_UNDONE: _RevisionEventType.ValueType  # 4
+    """The spec of an earlier revision became the wanted one again in its place."""
+    REVISION_EVENT_TYPE_ROLLOUTS_PAUSED: _RevisionEventType.ValueType  # 5
+    """While it was the current one, the deployment's rollouts were told to stand still."""
+    REVISION_EVENT_TYPE_ROLLOUTS_RESUMED: _RevisionEventType.ValueType  # 6
+    REVISION_EVENT_TYPE_PAUSED: _RevisionEventType.ValueType  # 7
+    """While it was the current one, the controller was told to act no more on the deployment."""
+    REVISION_EVENT_TYPE_RESUMED: _RevisionEventType.ValueType  # 8
+
+class RevisionEventType(_RevisionEventType, metaclass=_RevisionEventTypeEnumTypeWrapper): ...
+
+REVISION_EVENT_TYPE_UNSPECIFIED: RevisionEventType.ValueType  # 0
+REVISION_EVENT_TYPE_PROMOTED: RevisionEventType.ValueType  # 1
+"""Its canary: by hand, or because it stood its bake time."""
+REVISION_EVENT_TYPE_COMPLETED: RevisionEventType.ValueType  # 2
+"""All wanted replicas were ready of it."""
+REVISION_EVENT_TYPE_FAILED: RevisionEventType.ValueType  # 3
+"""Its rollout was stopped."""
+REVISION_EVENT_TYPE_UNDONE: RevisionEventType.ValueType  # 4
+"""The spec of an earlier revision became the wanted one again in its place."""
+REVISION_EVENT_TYPE_ROLLOUTS_PAUSED: RevisionEventType.ValueType  # 5
+"""While it was the current one, the deployment's rollouts were told to stand still."""
+REVISION_EVENT_TYPE_ROLLOUTS_RESUMED: RevisionEventType.ValueType  # 6
+REVISION_EVENT_TYPE_PAUSED: RevisionEventType.ValueType  # 7
+"""While it was the current one, the controller was told to act no more on the deployment."""
+REVISION_EVENT_TYPE_RESUMED: RevisionEventType.ValueType  # 8
+Global___RevisionEventType: _TypeAlias = RevisionEventType  # noqa: Y015
 
 @_typing.final
 class Revision(_message.Message):
@@ -35,6 +79,8 @@ class Revision(_message.Message):
     CURRENT_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     number: _builtins.int
     """Counts up from 1 in each deployment."""
@@ -46,10 +92,16 @@ class Revision(_message.Message):
     """Who made it, as the client said; `penstock` where the controller did by itself; empty: nobody was named."""
     cause: _builtins.str
     """Why: the author's words, or what made it. Empty: nobody said."""
+    proven: _builtins.bool
+    """It was promoted, stood its bake time or ran everywhere, and has not failed since: going back to it needs no canary."""
     @_builtins.property
     def spec(self) -> _spec_pb2.DeploymentSpec: ...
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevisionEvent]:
+        """What was done about it and what became of it, the oldest first; the newest 50."""
+
     def __init__(
         self,
         *,
@@ -62,11 +114,44 @@ class Revision(_message.Message):
         current: _builtins.bool | None = ...,
         author: _builtins.str | None = ...,
         cause: _builtins.str | None = ...,
+        proven: _builtins.bool | None = ...,
+        events: _abc.Iterable[Global___RevisionEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "created_at", b"created_at", "current", b"current", "deployment", b"deployment", "number", b"number", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cause", b"cause", "created_at", b"created_at", "current", b"current", "deployment", b"deployment", "events", b"events", "number", b"number", "proven", b"proven", "ready_replicas", b"ready_replicas", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Revision: _TypeAlias = Revision  # noqa: Y015
+
+@_typing.final
+class RevisionEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    type: Global___RevisionEventType.ValueType
+    author: _builtins.str
+    """Who did it, as the client said; `penstock` where the controller did by itself; empty: nobody was named."""
+    cause: _builtins.str
+    """Why: the author's words, or what made it. Empty: nobody said."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        type: Global___RevisionEventType.ValueType | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        author: _builtins.str | None = ...,
+        cause: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "author", b"author", "cause", b"cause", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevisionEvent: _TypeAlias = RevisionEvent  # noqa: Y015

@@ -19,6 +19,17 @@ _STATUSES = {
     core.ConditionStatus.UNKNOWN: metadata_pb2.CONDITION_STATUS_UNKNOWN,
 }
 
+_EVENTS = {
+    core.RevisionEventType.PROMOTED: revision_pb2.REVISION_EVENT_TYPE_PROMOTED,
+    core.RevisionEventType.COMPLETED: revision_pb2.REVISION_EVENT_TYPE_COMPLETED,
+    core.RevisionEventType.FAILED: revision_pb2.REVISION_EVENT_TYPE_FAILED,
+    core.RevisionEventType.UNDONE: revision_pb2.REVISION_EVENT_TYPE_UNDONE,
+    core.RevisionEventType.ROLLOUTS_PAUSED: revision_pb2.REVISION_EVENT_TYPE_ROLLOUTS_PAUSED,
+    core.RevisionEventType.ROLLOUTS_RESUMED: revision_pb2.REVISION_EVENT_TYPE_ROLLOUTS_RESUMED,
+    core.RevisionEventType.PAUSED: revision_pb2.REVISION_EVENT_TYPE_PAUSED,
+    core.RevisionEventType.RESUMED: revision_pb2.REVISION_EVENT_TYPE_RESUMED,
+}
+
 
 def condition_out(condition: core.Condition) -> metadata_pb2.Condition:
     """One observed fact."""
@@ -100,9 +111,12 @@ def new_deployment(name: str, labels: Mapping[str, str], spec: Spec, now: dateti
 
 
 def revisions_out(
-    deployment: core.Deployment, revisions: Sequence[core.Revision], counts: Iterable[RevisionCount]
+    deployment: core.Deployment,
+    revisions: Sequence[core.Revision],
+    events: Mapping[int, Sequence[core.RevisionEvent]],
+    counts: Iterable[RevisionCount],
 ) -> list[revision_pb2.Revision]:
-    """The deployment's revisions, in the order given."""
+    """The deployment's revisions, in the order given, each with its events."""
     by_revision = {count.revision: count for count in counts}
     made = []
     for revision in revisions:
@@ -118,6 +132,14 @@ def revisions_out(
                 current=revision.number == deployment.revision,
                 author=revision.author,
                 cause=revision.cause,
+                proven=revision.proven,
+                events=[_event_out(event) for event in events.get(revision.number, ())],
             )
         )
     return made
+
+
+def _event_out(event: core.RevisionEvent) -> revision_pb2.RevisionEvent:
+    return revision_pb2.RevisionEvent(
+        type=_EVENTS[event.type], at=time_out(event.at), author=event.author, cause=event.cause
+    )

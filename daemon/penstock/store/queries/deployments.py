@@ -18,16 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.changes import needs_revision, with_count_and_policies_of
-from penstock.core.model import Condition, Deployment, RolloutRecord
+from penstock.core.model import Condition, Deployment, RevisionEventType, RolloutRecord
 from penstock.core.spec import Spec
 from penstock.store.documents import encode
 from penstock.store.errors import BeingDeleted, NameTaken, NotFound, ServedNameTaken, VersionConflict
 from penstock.store.filters import Match, Term
-from penstock.store.queries import notify, revisions, rows
+from penstock.store.queries import notify, revision_events, revisions, rows
 from penstock.store.tables import attempts, deployments, model_names, replicas
 
 PENSTOCK = "penstock"
-"""The author of revisions that the controller makes by itself."""
+"""The author of what the controller does by itself."""
 
 INSERT = (
     insert(deployments)
@@ -38,6 +38,14 @@ GET = select(*rows.DEPLOYMENT).where(deployments.c.name == bindparam("name"))
 GET_FOR_UPDATE = GET.with_for_update()
 GET_BY_UID = select(*rows.DEPLOYMENT).where(deployments.c.uid == bindparam("uid"))
 LIST = select(*rows.DEPLOYMENT).order_by(deployments.c.name)
+_PAUSES = {
+    (False, True): RevisionEventType.PAUSED,
+    (False, False): RevisionEventType.RESUMED,
+    (True, True): RevisionEventType.ROLLOUTS_PAUSED,
+    (True, False): RevisionEventType.ROLLOUTS_RESUMED,
+}
+"""By whether only the rollouts, and whether they stand still."""
+
 UPDATE = update(deployments).where(deployments.c.uid == bindparam("at")).returning(*rows.DEPLOYMENT)
 _given = (
     func.unnest(
@@ -62,12 +70,6 @@ WRITE_STATUS = (
         observed_generation=func.least(_given.c.generation, deployments.c.generation),
         conditions=_given.c.facts,
     )
-    .returning(deployments.c.name)
-)
-RECORD_ROLLOUT = (
-    update(deployments)
-    .where(deployments.c.uid == bindparam("at"))
-    .values(rollout=bindparam("record", type_=JSONB))
     .returning(deployments.c.name)
 )
 GET_BY_UID_FOR_UPDATE = GET_BY_UID.with_for_update()
@@ -141,11 +143,13 @@ async def update_spec(
     expected_version: int | None,
     author: str = "",
     cause: str = "",
+    proven: bool = False,
 ) -> Deployment:
     """The deployment with this spec and these labels (None: as they are).
 
     `new_revision`: `spec` becomes a revision of its own even when nothing in it differs, which is how a
     restart is written. Replicas that run just this spec already, of an earlier revision, then belong to the new one.
+    `proven`: that revision needs no canary, because its spec had one, or ran everywhere, before.
     Without it a spec that differs is a new generation of the same revision, and one that has failed is tried again
     where its progress deadline or its restart policy differs. Nothing different: nothing is written.
 
@@ -157,7 +161,7 @@ async def update_spec(
     if labels is not None and dict(labels) != dict(old.labels):
         values["labels"] = dict(labels)
     if new_revision:
-        values |= await _revise(conn, old, spec, now, author=author, cause=cause)
+        values |= await _revise(conn, old, spec, now, author=author, cause=cause, proven=proven)
     if new_revision or document != encode(old.spec):
         values |= {"spec": document, "generation": old.generation + 1}
     if not new_revision and _gives_more_tries(old, spec):
@@ -180,31 +184,45 @@ async def scale(
     return await update_spec(conn, name, spec, None, now, new_revision=False, expected_version=None)
 
 
-async def set_paused(conn: AsyncConnection, name: str, paused: bool) -> Deployment:
-    """Raises NotFound, BeingDeleted."""
+async def set_paused(
+    conn: AsyncConnection,
+    name: str,
+    paused: bool,
+    now: datetime,
+    *,
+    rollout_only: bool = False,
+    author: str = "",
+    cause: str = "",
+) -> Deployment:
+    """It stands still, or only its rollouts do, or it goes on. Raises NotFound, BeingDeleted."""
     old = await _get_to_change(conn, name, None)
-    return old if old.paused == paused else await _update(conn, old, {"paused": paused})
+    if paused == (old.rollout_paused if rollout_only else old.paused):
+        return old
+    kind = _PAUSES[rollout_only, paused]
+    await revision_events.insert(conn, old.uid, old.revision, kind, now, author=author, cause=cause)
+    return await _update(conn, old, {"rollout_paused" if rollout_only else "paused": paused})
 
 
-async def set_rollout_paused(conn: AsyncConnection, name: str, paused: bool) -> Deployment:
-    """Its rollouts alone stand still, or go on. Raises NotFound, BeingDeleted."""
-    old = await _get_to_change(conn, name, None)
-    return old if old.rollout_paused == paused else await _update(conn, old, {"rollout_paused": paused})
-
-
-async def promote(conn: AsyncConnection, name: str, revision: int) -> Deployment:
+async def promote(
+    conn: AsyncConnection, name: str, revision: int, now: datetime, *, author: str = "", cause: str = ""
+) -> Deployment:
     """The canary of this revision, and of those before, is promoted. Raises NotFound, BeingDeleted."""
     old = await _get_to_change(conn, name, None)
     if old.promoted_revision >= revision:
         return old
+    kind = RevisionEventType.PROMOTED
+    await revision_events.insert(conn, old.uid, revision, kind, now, author=author, cause=cause)
+    await revisions.mark_proven(conn, old.uid, revision)
     return await _update(conn, old, {"promoted_revision": revision})
 
 
-async def record_rollout(conn: AsyncConnection, uid: str, record: RolloutRecord) -> None:
-    """Writes what the controller remembers of the deployment's rollouts."""
-    name = (await conn.execute(RECORD_ROLLOUT, {"at": uid, "record": encode(record)})).scalar_one_or_none()
-    if name is not None:
-        await notify.changed(conn, name)
+async def record_rollout(conn: AsyncConnection, uid: str, record: RolloutRecord, now: datetime) -> None:
+    """Writes what the controller remembers of the deployment's rollouts, and what became of a revision by it."""
+    row = (await conn.execute(GET_BY_UID_FOR_UPDATE, {"uid": uid})).one_or_none()
+    if row is not None:
+        old = rows.deployment(row)
+        await _remember(conn, old, record, now)
+        await _update(conn, old, {"rollout": encode(record)})
 
 
 async def go_back(
@@ -228,15 +246,19 @@ async def go_back(
     try:
         async with conn.begin_nested():
             spec = with_count_and_policies_of(old.spec, (await revisions.get(conn, uid, to)).spec)
-            values = await _revise(conn, old, spec, now, author=PENSTOCK, cause=cause)
+            values = await _revise(conn, old, spec, now, author=PENSTOCK, cause=cause, proven=True)
             values |= {"spec": encode(spec), "generation": old.generation + 1, "rollout": encode(rollout)}
             await _rename_model(conn, old, await _update(conn, old, values))
+            # That the new revision is the stable one from its first day is no news of it.
+            await _remember(conn, old, dataclasses.replace(rollout, stable_revision=to), now)
+            undone, why = RevisionEventType.UNDONE, f"rolled back by itself to revision {to}"
+            await revision_events.insert(conn, uid, revision, undone, now, author=PENSTOCK, cause=why)
     except (ServedNameTaken, NotFound) as error:
         message = f"{rollout.failed_message}; it cannot go back to revision {to}: {error}"
         stays = dataclasses.replace(
             rollout, stable_revision=to, failed_message=message, cannot_go_back=revision
         )
-        await record_rollout(conn, uid, stays)
+        await record_rollout(conn, uid, stays, now)
         return False
     return True
 
@@ -344,20 +366,44 @@ async def _update(conn: AsyncConnection, old: Deployment, values: dict[str, Any]
 
 
 async def _revise(
-    conn: AsyncConnection, old: Deployment, spec: Spec, now: datetime, *, author: str, cause: str
+    conn: AsyncConnection,
+    old: Deployment,
+    spec: Spec,
+    now: datetime,
+    *,
+    author: str,
+    cause: str,
+    proven: bool,
 ) -> dict[str, Any]:
     """Writes the next revision; returns what of the deployment changes with it.
 
     The stable spec has nothing to prove to a canary, so a revision that is it again counts as promoted.
     """
     number = old.revision + 1
-    await revisions.insert(conn, old.uid, number, encode(spec), now, author=author, cause=cause)
+    proven = proven or await _is_stable(conn, old, spec)
+    document = encode(spec)
+    await revisions.insert(conn, old.uid, number, document, now, author=author, cause=cause, proven=proven)
     if needs_revision(old.spec, spec):
         await revisions.adopt(conn, old.uid, number, spec)
-    values: dict[str, Any] = {"revision": number}
-    if await _is_stable(conn, old, spec):
-        values["promoted_revision"] = number
-    return values
+    return {"revision": number} | ({"promoted_revision": number} if proven else {})
+
+
+async def _remember(conn: AsyncConnection, old: Deployment, record: RolloutRecord, now: datetime) -> None:
+    """What the controller found out about a revision goes into its history."""
+    baked, completed, failed = (
+        RevisionEventType.PROMOTED,
+        RevisionEventType.COMPLETED,
+        RevisionEventType.FAILED,
+    )
+    was = old.rollout
+    for kind, number, before, cause in (
+        (baked, record.baked_revision, was.baked_revision, "its canary stood its bake time"),
+        (completed, record.stable_revision, was.stable_revision, "all wanted replicas were ready"),
+        (failed, record.failed_revision, was.failed_revision, record.failed_message),
+    ):
+        if number not in (0, before):
+            await revision_events.insert(conn, old.uid, number, kind, now, author=PENSTOCK, cause=cause)
+            await revisions.mark_proven(conn, old.uid, number, kind is not failed)
 
 
 def _gives_more_tries(old: Deployment, spec: Spec) -> bool:

@@ -15,15 +15,11 @@ from penstock.core.spec import Spec
 from penstock.store.documents import decode
 from penstock.store.errors import NotFound
 from penstock.store.queries import rows
-from penstock.store.tables import deployments, replicas, revisions
+from penstock.store.tables import AUTHOR_MAX, CAUSE_MAX, deployments, replicas, revisions
 
 REVISIONS_KEPT = 100
 """A deployment's newest; an older one goes unless a replica that is still there bears it, or it is the stable one.
 Enough to go back by hand to any that is remembered."""
-AUTHOR_MAX = 256
-CAUSE_MAX = 1024
-"""Characters, as the table has it."""
-
 INSERT = insert_into(revisions)
 _stable = (
     select(func.coalesce(deployments.c.rollout["stable_revision"].as_integer(), 0))
@@ -70,6 +66,15 @@ ADOPT = (
     )
     .values(revision=bindparam("to"))
 )
+PROVE = (
+    update(revisions)
+    .where(
+        revisions.c.deployment_uid == bindparam("of"),
+        revisions.c.number == bindparam("at"),
+        revisions.c.proven != bindparam("is"),
+    )
+    .values(proven=bindparam("is"))
+)
 LIST = (
     select(*rows.REVISION)
     .where(revisions.c.deployment_uid == bindparam("uid"))
@@ -87,10 +92,11 @@ async def insert(
     *,
     author: str = "",
     cause: str = "",
+    proven: bool = False,
 ) -> None:
     """Adds a revision, whose spec is given as its document, and lets the oldest go with their removed replicas."""
     values = {"deployment_uid": deployment_uid, "number": number, "spec": document, "created_at": now}
-    values |= {"author": author[:AUTHOR_MAX], "cause": cause[:CAUSE_MAX]}
+    values |= {"author": author[:AUTHOR_MAX], "cause": cause[:CAUSE_MAX], "proven": proven}
     await conn.execute(INSERT, values)
     if number > REVISIONS_KEPT:
         oldest = {"uid": deployment_uid, "last": number - REVISIONS_KEPT}
@@ -107,6 +113,11 @@ async def adopt(conn: AsyncConnection, deployment_uid: str, number: int, spec: S
     ]
     if same:
         await conn.execute(ADOPT, {"of": deployment_uid, "to": number, "numbers": same})
+
+
+async def mark_proven(conn: AsyncConnection, deployment_uid: str, number: int, proven: bool = True) -> None:
+    """Remembers whether going back to this revision needs a canary; nothing for one that is not there any more."""
+    await conn.execute(PROVE, {"of": deployment_uid, "at": number, "is": proven})
 
 
 async def get(conn: AsyncConnection, deployment_uid: str, number: int) -> Revision:

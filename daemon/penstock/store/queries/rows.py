@@ -34,7 +34,8 @@ DEPLOYMENT = tuple(
 )  # fmt: skip
 
 REVISION = tuple(
-    revisions.c[name] for name in ("deployment_uid", "number", "spec", "created_at", "author", "cause")
+    revisions.c[name]
+    for name in ("deployment_uid", "number", "spec", "created_at", "author", "cause", "proven")
 )
 
 REPLICA = tuple(column.label(f"r_{column.name}") for column in replicas.c)
@@ -94,9 +95,8 @@ def deployment(row: AnyRow) -> Deployment:
 
 def revision(row: AnyRow) -> Revision:
     """From a row of REVISION."""
-    return Revision(
-        row.deployment_uid, row.number, decode(Spec, row.spec), row.created_at, row.author, row.cause
-    )
+    spec = decode(Spec, row.spec)
+    return Revision(row.deployment_uid, row.number, spec, row.created_at, row.author, row.cause, row.proven)
 
 
 def replica(row: AnyRow, its_attempt: Attempt | None) -> Replica:
