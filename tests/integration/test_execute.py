@@ -31,7 +31,7 @@ from penstock.store.clock import elapsed
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas
 from penstock.store.tables import attempts as attempts_table
-from penstock.testing.slurm import FakeSlurm
+from penstock.testing.slurm import FakeSlurm, SubmitFault
 from tests.worlds import NOW
 
 LEASE_WITHIN_S = 10
@@ -258,6 +258,44 @@ async def test_a_submission_that_waits_too_long_for_its_turn(floor: Floor) -> No
     await floor.carry_out(intents)
     assert await floor.outcomes() == ["not tried: another call to Slurm took more than 1 s"]
     assert floor.slurm.jobs() == ()
+    assert (await floor.rows())["token1"].submitted_at is None
+
+
+async def test_only_a_submission_that_was_not_sent_is_in_no_doubt(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "CONCURRENCY", 1)
+    monkeypatch.setattr(execute, "SILENT_AFTER", 2)
+    intents = await floor.intents(3)
+    floor.slurm.faults.submits += [SubmitFault.NOT_SENT, SubmitFault.LOST_BEFORE]
+    results = await floor.carry_out(intents)
+    assert results == [Result.VAIN, Result.OPEN, Result.OPEN]
+    assert (await floor.outcomes())[2] == "not tried: Slurm does not answer"
+    marks = [(await floor.rows())[one.token].submitted_at for one in intents]
+    assert marks == [None, floor.now, None]
+
+
+async def test_what_is_repeated_stays_in_the_doubt_about_its_first_call(floor: Floor) -> None:
+    (first,) = await floor.intents(1)
+    floor.slurm.faults.submits += [SubmitFault.LOST_BEFORE, SubmitFault.NOT_SENT]
+    await floor.carry_out([first])
+    await floor.carry_out([dataclasses.replace(first, action=Resubmit("", first.token))])
+    assert (await floor.rows())["token1"].submitted_at == floor.now
+
+
+async def test_anothers_mark_is_not_taken_back(floor: Floor) -> None:
+    """Another controller submits the attempt again while this one's call waits."""
+    intents = await floor.intents(1)
+
+    async def wait(call: str) -> None:
+        floor.now += timedelta(seconds=40)
+        async with floor.database.transaction() as conn:
+            await attempts.mark_submitting(conn, ["token1"], floor.now)
+
+    floor.slurm.before_call = wait
+    await floor.carry_out(intents)
+    assert floor.slurm.jobs() == ()
+    assert (await floor.rows())["token1"].submitted_at == floor.now
 
 
 async def test_a_lease_that_is_lost_while_a_call_waits(floor: Floor) -> None:

@@ -35,7 +35,7 @@ from penstock.controller.record import TOKEN_ALPHABET, TOKEN_LENGTH, Recorder, h
 from penstock.core.jobs import Job, JobState, Node, Submission
 from penstock.core.model import Phase
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Rollout, Spec
-from penstock.slurm.port import SubmissionRefused, SubmissionUnknown
+from penstock.slurm.port import SlurmUnavailable, SubmissionRefused, SubmissionUnknown
 from penstock.store.clock import DatabaseClock
 from penstock.store.database import Database
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken, StoreError
@@ -93,7 +93,7 @@ class Risk:
     submit: float = 0.0
     stale: float = 0.0
     agent: float = 0.0
-    submissions: tuple[str, ...] = ("before", "after", "late", "refused")
+    submissions: tuple[str, ...] = ("before", "after", "late", "refused", "unsent")
     """What becomes of those that do not go well."""
     agents: tuple[str, ...] = ("fails", "dies", "silent", "stuck", "deaf")
     pause_at: str = ""
@@ -487,6 +487,8 @@ class World:
         if kind == "refused":
             process.refused.add(submission.name.rpartition("-")[2])
             raise SubmissionRefused("Job violates accounting/QOS policy (simulated)")
+        if kind == "unsent":
+            raise SlurmUnavailable("the bridge is not there (simulated)")
         if kind == "after":
             await self._accept(submission)
         if kind == "late":

@@ -114,8 +114,7 @@ class Executor:
         """Carries all of them out, several at a time, and returns what came of them when each has its outcome; those
         that are left to another holder of the lease have none.
 
-        Where Slurm falls silent the rest is not tried. The planner asks for it again: a submission that was not tried
-        is in doubt to it like any other without a job.
+        Where Slurm falls silent the rest is not tried. The planner asks for it again.
         Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all
         have ended.
         """
@@ -160,7 +159,7 @@ class Executor:
         intent = effect.intent
         async with self._slots:
             if silence.complete:
-                return Outcome(intent, NOT_TRIED, Result.OPEN)
+                return _not_sent(effect, NOT_TRIED, Result.OPEN)
             try:
                 outcome = await self._branch(effect)
             except SubmissionUnknown as error:
@@ -168,11 +167,11 @@ class Executor:
                 return _unknown(intent, error, self._clock())
             except SlurmUnavailable as error:
                 silence.calls += 1
-                return Outcome(intent, str(error), Result.VAIN)
+                return _not_sent(effect, str(error), Result.VAIN)
             except SlurmError as error:
                 return Outcome(intent, str(error), Result.VAIN)
             except _NotTried as untried:
-                return Outcome(intent, str(untried), Result.OPEN)
+                return _not_sent(effect, str(untried), Result.OPEN)
             except LeaseLost as lost:
                 log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
                 return None
@@ -307,6 +306,19 @@ class Executor:
             return Outcome(effect.intent, DONE)
         token, now = cancel.token, self._clock()
         return Outcome(effect.intent, DONE, write=lambda conn: attempts.mark_cancelled(conn, token, now))
+
+
+def _not_sent(effect: _Effect, text: str, result: Result) -> Outcome:
+    """A submission that Slurm was not asked for is in no doubt: its mark is taken back, if it is still ours.
+
+    That of one that is repeated stays, as an earlier call of it was made.
+    """
+    intent, marked_at = effect.intent, effect.proven_at
+    if not isinstance(intent.action, acts.Submit) or marked_at is None:
+        return Outcome(intent, text, result)
+    return Outcome(
+        intent, text, result, write=lambda conn: attempts.unmark_submitting(conn, intent.token, marked_at)
+    )
 
 
 def _unknown(intent: Intent, error: SubmissionUnknown, now: datetime) -> Outcome:

@@ -88,6 +88,10 @@ class Reason(enum.Enum):
         "SubmissionDoubtful",
         "It is not known whether Slurm took the submission; it is looked up first. Not now.",
     )
+    SUBMISSION_PUT_OFF = (
+        "SubmissionPutOff",
+        "Slurm was not asked for the job: it did not answer, or something was in the way. It is asked soon. Not now.",
+    )
     RESUBMIT = ("Resubmit", "Slurm certainly does not have the job; the same attempt is submitted again.")
     SUBMISSION_REFUSED = ("SubmissionRefused", "Slurm said no to the submission.")
     ADOPT = ("Adopt", "A live job with this attempt's token was found in Slurm and is taken over.")

@@ -64,7 +64,8 @@ class Attempt:
     intended_at: datetime
     """When the intent was committed: before the submission."""
     submitted_at: datetime | None = None
-    """When the last call of sbatch was begun, or, where no answer came, given up. None: never called."""
+    """When the last call of sbatch was about to begin, or, where no answer came, given up. None: it was never called,
+    as far as this database remembers."""
     refusal: str = ""
     """Slurm's sentence, where it said no to the submission: there is no job and will be none."""
     job_id: int | None = None

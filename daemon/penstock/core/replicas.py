@@ -242,6 +242,14 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         return scene.decide(Reason.ADOPT, ReplicaState.SUBMITTING, message, Adopt(attempt.token, job))
     asked_at = attempt.submitted_at or attempt.intended_at
     doubtful_until = asked_at + timedelta(seconds=DOUBT_FACTOR * scene.message_timeout_s)
+    # A database that was restored from a backup may have lost the mark: so what is not marked waits as long.
+    asked = attempt.submitted_at is not None
+    if scene.now < doubtful_until and not asked:
+        message = (
+            f"Slurm was not asked for attempt {attempt.number};"
+            f" it is asked at {clock(doubtful_until, scene.now)} unless the job is seen by then"
+        )
+        return scene.decide(Reason.SUBMISSION_PUT_OFF, ReplicaState.SUBMITTING, message)
     if scene.now < doubtful_until:
         message = (
             f"not known whether Slurm took attempt {attempt.number};"
@@ -251,7 +259,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     if scene.replica.leaving or scene.deployment.paused:
         message = f"attempt {attempt.number} never reached Slurm"
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
-    message = f"Slurm does not have attempt {attempt.number}; it is submitted again under the same token"
+    how = "it is submitted again under the same token" if asked else "it is submitted now"
+    message = f"Slurm does not have attempt {attempt.number}; {how}"
     message += told(scene.avoiding, scene.now) + _elsewhere(scene) + scene.bounds.told
     resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)

@@ -29,7 +29,8 @@ class SlurmError(Exception):
 class SlurmUnavailable(SlurmError):
     """Slurm could not be asked, or answered in part or in a form this release cannot read.
 
-    From `cancel` and `signal` it leaves open whether the job was reached: both can be repeated.
+    From `submit` it means that nothing was sent. From `cancel` and `signal` it leaves open whether the job was reached:
+    both can be repeated.
     """
 
 
@@ -93,8 +94,8 @@ class Slurm(Protocol):
         """Make one job and return its id. Not idempotent: calling twice makes two jobs.
 
         Raises SubmissionRefused when there certainly is no job that could run, SubmissionUnknown when there may be
-        one. Slurm keeps some refused submissions for a while as a FAILED job with the reason BadConstraints; it is
-        listed like any ended job.
+        one, and SlurmUnavailable when Slurm was certainly not asked. Slurm keeps some refused submissions for a while
+        as a FAILED job with the reason BadConstraints; it is listed like any ended job.
         """
         ...
 

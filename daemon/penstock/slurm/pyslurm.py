@@ -105,7 +105,7 @@ class PySlurm:
                 extra_options=dict(submission.extra_options),
             )
         except BridgeBroken as error:
-            raise SubmissionUnknown(f"{about}: {error}") from error
+            raise (SubmissionUnknown if error.sent else SlurmUnavailable)(f"{about}: {error}") from error
         match answer:
             case {"value": int(job_id)}:
                 return job_id

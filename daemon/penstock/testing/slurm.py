@@ -62,6 +62,7 @@ DOWN_NODE = "DOWN+NOT_RESPONDING"
 class SubmitFault(enum.Enum):
     """What can become of a submission besides an answer."""
 
+    NOT_SENT = "there was nobody to send the request"
     LOST_BEFORE = "the request never arrived; there is no job"
     LOST_AFTER = "the job was made and the reply was lost"
 
@@ -234,6 +235,8 @@ class FakeSlurm:
             await self._begin("submit", may)
         except SlurmUnavailable as error:
             raise SubmissionUnknown(f"submitting job {submission.name}: {error}") from error
+        if fault is SubmitFault.NOT_SENT:
+            raise SlurmUnavailable(f"submitting job {submission.name}: the request was not sent (injected)")
         if fault is SubmitFault.LOST_BEFORE:
             raise SubmissionUnknown(f"submitting job {submission.name}: the request was lost (injected)")
         if isinstance(fault, str):

@@ -157,6 +157,12 @@ async def test_a_submission_that_may_not_be_made_any_more_when_its_turn_comes(tm
     await slurm.close()
 
 
+async def test_a_submission_that_nobody_could_send_is_in_no_doubt(tmp_path: Path) -> None:
+    slurm = PySlurm(python=[str(tmp_path / "nothing")])
+    with pytest.raises(SlurmUnavailable, match="submitting job n-1: .*cannot be run: No such file"):
+        await slurm.submit(JOB, may=anybody)
+
+
 async def test_much_noise_on_standard_error_blocks_nothing(tmp_path: Path) -> None:
     one = made(
         tmp_path,

@@ -64,6 +64,12 @@ MARK_SUBMITTING = notify.telling(
     )
     .values(submitted_at=_NOT_BEFORE_INTENT)
 )
+UNMARK_SUBMITTING = notify.telling(
+    _LIVE.where(
+        attempts.c.job_id.is_(None),
+        attempts.c.submitted_at == func.greatest(bindparam("marked_at"), attempts.c.intended_at),
+    ).values(submitted_at=None)
+)
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
 MARK_HANDED_OVER = notify.telling(_LIVE.values(handover_at=bindparam("now")))
 MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
@@ -190,6 +196,11 @@ async def mark_submitting(conn: AsyncConnection, tokens: Sequence[str], now: dat
     if not tokens:
         return 0
     return len((await conn.execute(MARK_SUBMITTING, {"tokens": list(tokens), "now": now})).all())
+
+
+async def unmark_submitting(conn: AsyncConnection, token: str, marked_at: datetime) -> bool:
+    """Takes that mark back: sbatch was not called after all. False where another mark has taken its place."""
+    return await _write(conn, UNMARK_SUBMITTING, token, marked_at=marked_at)
 
 
 async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bool:
