@@ -54,7 +54,8 @@ from penstock.store.documents import encode
 from penstock.store.embedded import EmbeddedServer
 from penstock.store.queries import deployments
 from penstock.store.tables import attempts, replicas
-from penstock.testing.slurm import FakeJob, FakeSlurm
+from penstock.testing.jobs import FakeJob
+from penstock.testing.slurm import FakeSlurm
 
 INSTALLATION = "bench"
 DEPLOYMENTS = 1000

@@ -21,7 +21,8 @@ from penstock.core.jobs import Job, JobState, Maintenance, Submission
 from penstock.slurm.commands import CommandLine
 from penstock.slurm.port import Slurm
 from penstock.slurm.pyslurm import SERVER, PySlurm
-from penstock.testing.slurm import FakeJob, FakeSlurm, SubmitFault
+from penstock.testing.jobs import FakeJob
+from penstock.testing.slurm import FakeSlurm, SubmitFault
 
 T = TypeVar("T")
 

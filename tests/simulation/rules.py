@@ -23,7 +23,7 @@ from penstock.core.jobs import JobState
 from penstock.core.rollout import available_floor
 from penstock.core.spec import OutsideChanges, RolloutStrategy, Spec, share
 from penstock.store.documents import decode
-from penstock.testing.slurm import FakeJob
+from penstock.testing.jobs import FakeJob
 
 if TYPE_CHECKING:
     from tests.simulation.world import Process, World

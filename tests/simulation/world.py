@@ -41,7 +41,8 @@ from penstock.store.database import Database
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken, StoreError
 from penstock.store.queries import members, runtime
 from penstock.store.records import Load
-from penstock.testing.slurm import FakeJob, FakeSlurm
+from penstock.testing.jobs import FakeJob
+from penstock.testing.slurm import FakeSlurm
 from tests.simulation.ports import DatabasePort, LeasePort, SlurmPort, outage
 from tests.simulation.rules import Rules, Violation
 

@@ -46,7 +46,8 @@ from penstock.store.queries import (
 )
 from penstock.store.records import DecidedAction, Load
 from penstock.store.tables import metadata
-from penstock.testing.slurm import FakeJob, FakeSlurm
+from penstock.testing.jobs import FakeJob
+from penstock.testing.slurm import FakeSlurm
 
 INSTALLATION = "story"
 BEGIN = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)

@@ -39,6 +39,8 @@ from penstock.slurm.port import (
     SubmissionRefused,
     SubmissionUnknown,
 )
+from penstock.testing.jobs import FakeJob
+from penstock.testing.room import compressed, cpus, described, fits, free, gpus
 
 DEFAULT_NODES = (
     Node(
@@ -53,9 +55,6 @@ DEFAULT_NODES = (
 DEFAULT_LIMITS = {"gpu": (None, 3600), "cpu": (None, 3600), "short": (600, 300)}
 """Partition -> longest and default time in seconds; the development cluster's. The first is the default."""
 
-MEMORY_PER_CPU_MIB = 1000
-"""What a job gets that asks for no memory; the development cluster's DefMemPerCPU."""
-
 DOWN_NODE = "DOWN+NOT_RESPONDING"
 
 
@@ -65,50 +64,6 @@ class SubmitFault(enum.Enum):
     NOT_SENT = "there was nobody to send the request"
     LOST_BEFORE = "the request never arrived; there is no job"
     LOST_AFTER = "the job was made and the reply was lost"
-
-
-@dataclass(slots=True)
-class FakeJob:
-    """A job inside the fake. Hooks get it to read; change it through FakeSlurm's methods."""
-
-    job_id: int
-    submission: Submission
-    partition: Partition
-    state: JobState
-    reason: str
-    submitted_at: datetime
-    eligible_at: datetime
-    """Not considered by the scheduler before this."""
-    time_limit_s: int | None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    nodes: tuple[str, ...] = ()
-    restarts: int = 0
-    exit_code: int | None = None
-    exit_signal: int | None = None
-    warned: bool = False
-    ending: JobState | None = None
-    """What it will be once its processes are gone; then the state is COMPLETING."""
-    kill_at: datetime | None = None
-    shown: tuple[JobState, str] | None = None
-    """What a listing calls its state, where that is not `state`; see `FakeSlurm.show`."""
-    comment: str | None = None
-    """What somebody wrote over the submission's."""
-
-    @property
-    def limit_at(self) -> datetime | None:
-        if self.started_at is None or self.time_limit_s is None:
-            return None
-        return self.started_at + timedelta(seconds=self.time_limit_s)
-
-    @property
-    def active(self) -> bool:
-        """Whether it holds nodes."""
-        return self.state in (JobState.RUNNING, JobState.COMPLETING)
-
-    @property
-    def ended(self) -> bool:
-        return self.ended_at is not None
 
 
 @dataclass(slots=True)
@@ -271,7 +226,7 @@ class FakeSlurm:
             name=self._name,
             slurm_version=self._slurm_version,
             partitions=tuple(self._partitions.values()),
-            nodes=tuple(self._described(node, holders.get(node.name, ())) for node in self._nodes.values()),
+            nodes=tuple(described(node, holders.get(node.name, ())) for node in self._nodes.values()),
             accounts=self._accounts,
             message_timeout_s=self._message_timeout_s,
             maintenance=tuple(sorted(self._maintenance, key=lambda one: (one.begins_at, one.name))),
@@ -469,7 +424,7 @@ class FakeSlurm:
         if unknown:
             return f"unrecognized option '--{unknown[0]}'"
         try:
-            _gpus(submission)
+            gpus(submission)
         except ValueError:
             return "Invalid generic resource (gres) specification"
         return None
@@ -580,12 +535,12 @@ class FakeSlurm:
     def _exceeds(self, job: FakeJob) -> bool:
         """Whether the job is larger than its whole partition."""
         nodes = job.submission.nodes
-        return nodes > job.partition.total_nodes or nodes * _cpus(job.submission) > job.partition.total_cpus
+        return nodes > job.partition.total_nodes or nodes * cpus(job.submission) > job.partition.total_cpus
 
     def _able(self, job: FakeJob) -> int:
         """How many nodes of the partition could carry the job if they were empty."""
         return sum(
-            _fits(job.submission, node)
+            fits(job.submission, node)
             for node in self._nodes.values()
             if job.partition.name in node.partitions
         )
@@ -605,7 +560,7 @@ class FakeSlurm:
             for name, node in self._nodes.items()
             if node.usable
             and job.partition.name in node.partitions
-            and self._free(job.submission, node, holders.get(name, ()))
+            and free(job.submission, node, holders.get(name, ()))
             and not self._runs_into_maintenance(job, name, limit_s)
         ]
         return tuple(free[: job.submission.nodes]) if len(free) >= job.submission.nodes else None
@@ -617,35 +572,6 @@ class FakeSlurm:
             for name in job.nodes if job.active else ():
                 holders.setdefault(name, []).append(job)
         return holders
-
-    def _free(self, submission: Submission, node: Node, others: Sequence[FakeJob]) -> bool:
-        if others and (submission.exclusive or any(job.submission.exclusive for job in others)):
-            return False
-        taken: Counter[str] = Counter()
-        for job in others:
-            taken.update(_take_gpus(_gpus(job.submission), node.gpus))
-        holds = self._described(node, others)
-        left = replace(
-            node,
-            cpus=node.cpus - holds.cpus_allocated,
-            memory_mib=node.memory_mib - holds.memory_allocated_mib,
-            gpus={kind: count - taken[kind] for kind, count in node.gpus.items()},
-        )
-        return _fits(submission, left)
-
-    def _described(self, node: Node, jobs: Sequence[FakeJob]) -> Node:
-        """The node with what its jobs hold, and the state that follows from it."""
-        cpus = sum(node.cpus if job.submission.exclusive else _cpus(job.submission) for job in jobs)
-        state = node.state
-        if state.startswith("IDLE") and jobs:
-            state = state.replace("IDLE", "ALLOCATED" if cpus >= node.cpus else "MIXED")
-        return replace(
-            node,
-            state=state,
-            cpus_allocated=cpus,
-            memory_allocated_mib=sum(_memory_mib(job.submission) for job in jobs),
-            gpus_allocated=sum(sum(_gpus(job.submission).values()) for job in jobs),
-        )
 
     def _signal(self, job: FakeJob, signal: str) -> None:
         if self.on_signal is not None and self.on_signal(job, signal):
@@ -706,7 +632,7 @@ class FakeSlurm:
             state_text=state_text,
             reason=job.reason,
             partition=job.partition.name,
-            nodes=_compressed(job.nodes),
+            nodes=compressed(job.nodes),
             submitted_at=job.submitted_at,
             started_at=started_at,
             ends_at=ends_at,
@@ -738,56 +664,3 @@ def _partitions(
             nodes=tuple(node.name for node in members),
         )
     return found
-
-
-def _cpus(submission: Submission) -> int:
-    """CPUs on each node."""
-    return (submission.cpus_per_task or 1) * submission.tasks_per_node
-
-
-def _memory_mib(submission: Submission) -> int:
-    """Memory on each node."""
-    if submission.memory_per_node_mib is None:
-        return MEMORY_PER_CPU_MIB * _cpus(submission)
-    return submission.memory_per_node_mib
-
-
-def _gpus(submission: Submission) -> dict[str, int]:
-    """GPUs on each node by type; ValueError for a resource that is no GPU."""
-    text = submission.gres or ""
-    if any(part and part.split(":")[0] != "gpu" for part in text.split(",")):
-        raise ValueError(text)
-    return parse.parse_gpus(text)
-
-
-def _take_gpus(wanted: Mapping[str, int], there: Mapping[str, int]) -> dict[str, int]:
-    """From which types the wanted GPUs are taken; an untyped wish takes any, in order."""
-    taken: dict[str, int] = {}
-    for kind, count in wanted.items():
-        left = count
-        for candidate in (kind,) if kind else tuple(there):
-            share = min(left, there.get(candidate, 0) - taken.get(candidate, 0))
-            taken[candidate] = taken.get(candidate, 0) + share
-            left -= share
-    return taken
-
-
-def _fits(submission: Submission, node: Node) -> bool:
-    """Whether the node, with what it has left, can take one node's share of the job."""
-    wanted = _gpus(submission)
-    return (
-        node.name not in submission.exclude_nodes
-        and (submission.constraint is None or submission.constraint in node.features)
-        and _cpus(submission) <= node.cpus
-        and _memory_mib(submission) <= node.memory_mib
-        and sum(_take_gpus(wanted, node.gpus).values()) == sum(wanted.values())
-    )
-
-
-def _compressed(names: Sequence[str]) -> str:
-    """A node list the way Slurm writes it, for names that differ in one trailing number."""
-    stems = {name.rstrip("0123456789") for name in names}
-    if len(names) < 2 or len(stems) != 1:
-        return ",".join(names)
-    stem = stems.pop()
-    return f"{stem}[{','.join(name.removeprefix(stem) for name in names)}]"

@@ -10,7 +10,8 @@ import pytest
 
 from penstock.core.jobs import Job, JobState, Node, Submission
 from penstock.slurm.port import NoSuchJob, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
-from penstock.testing.slurm import DEFAULT_NODES, FakeJob, FakeSlurm, SubmitFault
+from penstock.testing.jobs import FakeJob
+from penstock.testing.slurm import DEFAULT_NODES, FakeSlurm, SubmitFault
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
