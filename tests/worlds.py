@@ -12,6 +12,8 @@ from typing import Any
 
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import (
+    TOKEN_ALPHABET,
+    TOKEN_LENGTH,
     Attempt,
     Deployment,
     Listing,
@@ -32,6 +34,15 @@ INSTALLATION = "here"
 
 def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
+
+
+def drawn(number: int) -> str:
+    """An attempt's token as the recorder draws them, the same for the same number."""
+    letters = ""
+    while len(letters) < TOKEN_LENGTH:
+        number, letter = divmod(number, len(TOKEN_ALPHABET))
+        letters = TOKEN_ALPHABET[letter] + letters
+    return letters
 
 
 SPEC = Spec(
@@ -70,7 +81,7 @@ def deployment(
 def attempt(**changes: Any) -> Attempt:
     """Submitted 100 s ago and known to Slurm as job 7; its agent has not been heard."""
     facts: dict[str, Any] = {
-        "token": "tok1",
+        "token": drawn(1),
         "number": 1,
         "intended_at": at(-100),
         "submitted_at": at(-100),
@@ -110,7 +121,7 @@ def replica(number: int = 1, *, its: Attempt | None = None, **changes: Any) -> R
     return Replica(**facts | changes)
 
 
-def job(state: JobState = JobState.RUNNING, *, token: str = "tok1", **changes: Any) -> Job:
+def job(state: JobState = JobState.RUNNING, *, token: str = drawn(1), **changes: Any) -> Job:
     """The attempt's job, running since a minute ago on gpu1."""
     facts: dict[str, Any] = {
         "job_id": 7,

@@ -88,6 +88,7 @@ async def run_controller(settings: Settings) -> None:
             executor=Executor(db, slurm, lease, folders, clock),
             lease=lease,
             clock=clock,
+            clock_off_s=lambda: clock.off_s,
         )
         housekeeping = Housekeeping(db, folders, clock, timedelta(days=settings.retention_days))
         await Controller(db, lease, recorder, reconciler, housekeeping, settings.tick_interval_s).run()

@@ -39,7 +39,7 @@ from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor, is_stopped
 from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.spec import Canary, Rollout, RolloutStrategy, share
-from tests.worlds import INSTALLATION, NOW, at, deployment, replica
+from tests.worlds import INSTALLATION, NOW, at, deployment, drawn, replica
 
 LOOK = NOW + timedelta(seconds=0.95)
 A_MOMENT = timedelta(seconds=0.1)
@@ -111,7 +111,7 @@ def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> 
 def replicas(draw: st.DrawFn, of: Deployment, number: int) -> tuple[Replica, list[Job]]:
     """One replica, and what Slurm lists under its token: nothing, its job, its job twice, or another one only."""
     kind = draw(st.sampled_from(["none", "ended", "unconfirmed", "known", "known"]))
-    token, own = f"tok{number}", 100 * number
+    token, own = drawn(number), 100 * number
     job_id = own if kind == "known" else None
     live = kind in ("unconfirmed", "known")
     its = None if kind == "none" else draw(attempts(token, job_id, live=live))
@@ -205,14 +205,17 @@ CLUSTER = Cluster(
 
 @st.composite
 def strangers(draw: st.DrawFn) -> list[Job]:
-    """Jobs without our mark, or with another installation's, or with a copy of ours under a name of their own."""
+    """Jobs without our mark, or with another installation's, or with a copy of ours under a name of their own.
+
+    None has the name of an attempt: that one is its job, whose mark somebody rewrote."""
     bodies = [
         ("train", ""),
-        ("train", job_comment(INSTALLATION, "tok1")),
-        ("penstock-chat-tok1", ""),
-        (job_name("chat", "far1"), job_comment("elsewhere", "far1")),
-        (job_name("chat", "tok1"), job_comment("elsewhere", "tok1")),
-        ("penstock-tok1", job_comment(INSTALLATION, "tok1")),
+        ("train", job_comment(INSTALLATION, drawn(1))),
+        (job_name("chat", drawn(99)), ""),
+        (job_name("chat", drawn(201)), job_comment("elsewhere", drawn(201))),
+        (job_name("chat", drawn(99)), job_comment("elsewhere", drawn(99))),
+        (job_name("chat", "tok1"), job_comment(INSTALLATION, "tok1")),
+        (f"penstock-{drawn(1)}", job_comment(INSTALLATION, drawn(1))),
     ]
     chosen = draw(st.lists(st.sampled_from(bodies), max_size=4))
     return [draw(jobs(name, comment, 9000 + index)) for index, (name, comment) in enumerate(chosen)]
@@ -240,7 +243,7 @@ def worlds(draw: st.DrawFn) -> Observation:
             made.append(one)
             listed += its_jobs
     for number in range(draw(st.integers(0, 2))):
-        token = f"lost{number}"
+        token = drawn(100 + number)
         listed.append(draw(jobs(job_name("chat", token), job_comment(INSTALLATION, token), 8000 + number)))
     if draw(st.booleans()):
         listed = _ids_given_again(made, listed)

@@ -31,9 +31,9 @@ from penstock.controller.housekeeping import Housekeeping
 from penstock.controller.lease import Lease
 from penstock.controller.observe import Observer
 from penstock.controller.reconcile import Reconciler
-from penstock.controller.record import TOKEN_ALPHABET, TOKEN_LENGTH, Recorder, hash_of
+from penstock.controller.record import Recorder, hash_of
 from penstock.core.jobs import Job, JobState, Node, Submission
-from penstock.core.model import Phase
+from penstock.core.model import TOKEN_ALPHABET, TOKEN_LENGTH, Phase
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Rollout, Spec
 from penstock.slurm.port import SlurmUnavailable, SubmissionRefused, SubmissionUnknown
 from penstock.store.clock import DatabaseClock
@@ -189,6 +189,7 @@ class Process:
             executor=Executor(db, slurm, self.lease, folders, self.clock),
             lease=self.lease,
             clock=self.clock,
+            clock_off_s=lambda: self.clock.off_s,
             message_timeout_s=MESSAGE_TIMEOUT_S,
         )
         self.look_around = reconciler.look_around

@@ -17,6 +17,7 @@ from penstock.core.spec import Burst, Engine, NodeSpread, OutsideChanges, Placem
 from penstock.slurm.port import SlurmError
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
+from tests.worlds import drawn
 
 
 async def serve(stage: Stage, count: int = 1) -> list[str]:
@@ -384,12 +385,12 @@ async def test_orphans_and_strangers(stage: Stage) -> None:
         not quite as we write it, are not even mentioned.""")
     await serve(stage)
     await stage.submit_foreign("training-run")
-    await stage.submit_foreign("penstock-chat-elsewhere1", "penstock/1 elsewhere elsewhere1")
-    await stage.submit_foreign("resumed-run", f"penstock/1 {INSTALLATION} forgotten1")
-    await stage.submit_foreign("penstock-chat-forgotten1", f"penstock/1 {INSTALLATION} forgotten1")
-    mark = f"penstock/1 {INSTALLATION} forgotten2"
-    await stage.submit_foreign("penstock-chat-forgotten2", f"{mark}\n{mark}")
-    await stage.submit_foreign("penstock-chat,chat-forgotten2", mark)
+    await stage.submit_foreign(f"penstock-chat-{drawn(1)}", f"penstock/1 elsewhere {drawn(1)}")
+    await stage.submit_foreign("resumed-run", f"penstock/1 {INSTALLATION} {drawn(2)}")
+    await stage.submit_foreign(f"penstock-chat-{drawn(2)}", f"penstock/1 {INSTALLATION} {drawn(2)}")
+    mark = f"penstock/1 {INSTALLATION} {drawn(3)}"
+    await stage.submit_foreign(f"penstock-chat-{drawn(3)}", f"{mark}\n{mark}")
+    await stage.submit_foreign(f"penstock-chat,chat-{drawn(3)}", mark)
     await stage.tick(5)
     await stage.quiet_tick(5)
     stage.drains_on_term = False
@@ -399,10 +400,10 @@ async def test_orphans_and_strangers(stage: Stage) -> None:
     assert stage.running() == [
         "penstock-chat-<token 1>",
         "training-run",
-        "penstock-chat-elsewhere1",
+        f"penstock-chat-{drawn(1)}",
         "resumed-run",
-        "penstock-chat-forgotten2",
-        "penstock-chat,chat-forgotten2",
+        f"penstock-chat-{drawn(3)}",
+        f"penstock-chat,chat-{drawn(3)}",
     ]
 
 
@@ -413,9 +414,7 @@ async def test_cancellations_refused(stage: Stage) -> None:
     await serve(stage)
     stage.slurm.drain_node("node1")
     stage.slurm.drain_node("node2")
-    await stage.submit_foreign(
-        "penstock-chat-b2c3d4e5f6g7h8j9k2m3", f"penstock/1 {INSTALLATION} b2c3d4e5f6g7h8j9k2m3"
-    )
+    await stage.submit_foreign(f"penstock-chat-{drawn(2)}", f"penstock/1 {INSTALLATION} {drawn(2)}")
     await stage.scale(2)
     await stage.tick(5)
     await stage.tick(5)

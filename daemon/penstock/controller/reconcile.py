@@ -66,9 +66,11 @@ class Reconciler:
         executor: Executor,
         lease: Lease,
         clock: Callable[[], datetime],
+        clock_off_s: Callable[[], int] = lambda: 0,
         message_timeout_s: int | None = None,
     ) -> None:
-        """`message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers."""
+        """`clock_off_s`: how far the host's own clock is ahead of `clock`.
+        `message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers."""
         self._db = db
         self._installation = installation
         self._observer = observer
@@ -76,6 +78,7 @@ class Reconciler:
         self._executor = executor
         self._lease = lease
         self._clock = clock
+        self._clock_off_s = clock_off_s
         self._message_timeout_s = message_timeout_s
         self._world = world.Reader()
         self._strays_since: dict[int, datetime] = {}
@@ -167,6 +170,7 @@ class Reconciler:
             strays_since=self._strays_since,
             known_tokens=known,
             vain=self._vain,
+            clock_off_s=self._clock_off_s(),
         )
 
     def _strays(self, seen: Listing | Unknown, replicas: Sequence[Replica]) -> Mapping[int, str]:

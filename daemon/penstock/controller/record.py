@@ -23,18 +23,13 @@ from penstock.controller.folders import AgentSettings, Folders, agent_config
 from penstock.core import decisions as acts
 from penstock.core.decisions import EFFECTS, Action, Decision
 from penstock.core.jobs import Job, Submission
-from penstock.core.model import Deployment, Replica
+from penstock.core.model import TOKEN_ALPHABET, TOKEN_LENGTH, Deployment, Replica
 from penstock.core.placements import placement_of
 from penstock.core.plan import Plan
 from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
 from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
 from penstock.store.records import DecisionRecord, ReplicaStatus, decided
-
-TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-"""Legal in job names everywhere, and without the letters that people mistake for digits."""
-TOKEN_LENGTH = 20
-"""Of 32 letters: 100 bits, unique for ever without asking anybody."""
 
 _SILENT = acts.RecordJob | acts.RecordMissing | acts.RecordRollout
 """Actions that only remember: they make no new row in the log when the sentence is the same."""

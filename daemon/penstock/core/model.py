@@ -23,9 +23,14 @@ JOB_NAME_PREFIX = "penstock-"
 MARK = "penstock/1"
 """First word of the comment of every job of ours: `penstock/1 <installation> <token>`."""
 
+TOKEN_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+"""Legal in job names everywhere, and without the letters that people mistake for digits."""
+TOKEN_LENGTH = 20
+"""Of 32 letters: 100 bits, unique for ever without asking anybody."""
 
-_PLAIN = re.compile(r"[A-Za-z0-9-]+")
-"""What deployments' names and tokens consist of."""
+_TOKEN = re.compile(f"[{TOKEN_ALPHABET}]{{{TOKEN_LENGTH}}}")
+_DEPLOYMENT = re.compile(r"[A-Za-z0-9-]+")
+"""What deployments' names consist of."""
 
 
 class ReplicaState(enum.StrEnum):
@@ -322,6 +327,8 @@ class Observation:
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
     vain: Mapping[str, Vain] = field(default_factory=dict)
     """Effects that have come to nothing, by `pace.key`."""
+    clock_off_s: int = 0
+    """How far our host's clock is ahead of the database's, as it was last told of; 0: they agree."""
 
 
 def job_name(deployment: str, token: str) -> str:
@@ -341,10 +348,9 @@ def marked_token(job: Job, installation: str) -> str | None:
     not ours and is never touched.
     """
     words = job.comment.split(" ")
-    if len(words) != 3 or words[:2] != [MARK, installation] or not words[2]:
+    if len(words) != 3 or words[:2] != [MARK, installation] or not _TOKEN.fullmatch(words[2]):
         return None
     token = words[2]
-    # What stands between the prefix and the token is the deployment's name, and it is never empty.
-    rest = job.name.removeprefix(JOB_NAME_PREFIX)
-    agrees = rest != job.name and rest.endswith(f"-{token}") and len(rest) > len(token) + 1
-    return token if agrees and _PLAIN.fullmatch(rest) else None
+    ends = job.name.startswith(JOB_NAME_PREFIX) and job.name.endswith(f"-{token}")
+    deployment = job.name[len(JOB_NAME_PREFIX) : -len(token) - 1]
+    return token if ends and _DEPLOYMENT.fullmatch(deployment) else None

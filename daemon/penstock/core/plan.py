@@ -117,13 +117,21 @@ def plan(observation: Observation) -> Plan:
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
         deployment_statuses += outcome.deployment_statuses
-    of_orphans = plan_orphans(observation, jobs_by_token)
-    decisions.append(replace(of_orphans, message=f"{of_orphans.message}{why(of_orphans, observation.vain)}"))
+    of_cluster = plan_orphans(observation, jobs_by_token)
+    more = why(of_cluster, observation.vain) + _clock_told(observation.clock_off_s)
+    decisions.append(replace(of_cluster, message=f"{of_cluster.message}{more}"))
     return Plan(
         tuple(paced(decision, observation.vain, observation.now) for decision in decisions),
         tuple(replica_statuses),
         tuple(deployment_statuses),
     )
+
+
+def _clock_told(off_s: int) -> str:
+    if not off_s:
+        return ""
+    how = f"{round(abs(off_s) / 60)} min {'ahead of' if off_s > 0 else 'behind'}"
+    return f"; the clock of the controller's host is {how} the database's, by which all times here are: set it right"
 
 
 def _jobs_by_token(listing: Listing, installation: str) -> tuple[Mapping[str, tuple[Job, ...]], Unmarked]:

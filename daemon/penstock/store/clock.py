@@ -10,6 +10,7 @@ Until the first look it is this host's.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -17,7 +18,12 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+log = logging.getLogger(__name__)
+
 NOW = select(func.clock_timestamp())
+
+OFF_S = 60
+"""Clocks that somebody keeps differ by less than a second, and the answer to a look by a few: this one nobody keeps."""
 
 
 def host_time() -> datetime:
@@ -45,6 +51,8 @@ class DatabaseClock:
         self._elapsed_s = elapsed_s
         self._at_zero: datetime | None = None
         """The database's time when `elapsed_s` was 0."""
+        self.off_s = 0
+        """By how many seconds the host's clock is ahead, rounded and as it was last told of; 0: by less than OFF_S."""
 
     def __call__(self) -> datetime:
         if self._at_zero is None:
@@ -52,6 +60,20 @@ class DatabaseClock:
         return (self._at_zero + timedelta(seconds=self._elapsed_s())).astimezone(self._zone)
 
     async def sync(self, conn: AsyncConnection) -> None:
-        """Looks at the database's clock. Good to the time that the answer takes."""
+        """Looks at the database's clock. Good to the time that the answer takes. Tells once when the host's own is
+        another."""
         now: datetime = (await conn.execute(NOW)).scalar_one()
         self._at_zero = now - timedelta(seconds=self._elapsed_s())
+        self._compare(round((self._host() - now).total_seconds()))
+
+    def _compare(self, off_s: int) -> None:
+        if abs(off_s) > OFF_S and abs(off_s - self.off_s) > OFF_S:
+            log.warning(
+                "this host's clock is %d s %s the database's, by which all times are: set it right",
+                abs(off_s),
+                "ahead of" if off_s > 0 else "behind",
+            )
+            self.off_s = off_s
+        elif self.off_s and abs(off_s) <= OFF_S / 2:  # Half: a clock at the limit is not told of each time.
+            log.info("this host's clock agrees with the database's again")
+            self.off_s = 0

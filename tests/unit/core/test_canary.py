@@ -15,7 +15,7 @@ from penstock.core.plan import plan
 from penstock.core.progress import rollout_record
 from penstock.core.rollout import plan_counts
 from penstock.core.spec import Canary, Rollout, RolloutStrategy
-from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica, world
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, ready_attempt, replica, world
 
 READY, STARTING, QUEUED, WAITING = (
     ReplicaState.READY,
@@ -286,9 +286,9 @@ def test_it_goes_back_by_itself_where_that_is_asked_for() -> None:
 def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
     """Both end at the same second, and the tick that gives the job up must not hide that it was late."""
     of = deployment(replicas=1, revision=2)
-    serving, late = job(token="tok2", job_id=8), job(started_at=at(-600))
+    serving, late = job(token=drawn(2), job_id=8), job(started_at=at(-600))
     mine = [
-        replica(1, state=READY, its=ready_attempt(token="tok2", job_id=8, job=serving)),
+        replica(1, state=READY, its=ready_attempt(token=drawn(2), job_id=8, job=serving)),
         replica(2, revision=2, state=STARTING, its=attempt(phase=Phase.STARTING, job=late)),
     ]
     own, *_ = plan(world([of], mine, [serving, late])).decisions
@@ -300,9 +300,9 @@ def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
 def test_the_deadline_counts_from_the_start_of_this_run() -> None:
     """A node failed, and between two looks its job was requeued and began anew: stored is the earlier run."""
     of = deployment(replicas=1, revision=2)
-    serving, before = job(token="tok2", job_id=8), job(started_at=at(-600))
+    serving, before = job(token=drawn(2), job_id=8), job(started_at=at(-600))
     mine = [
-        replica(1, state=READY, its=ready_attempt(token="tok2", job_id=8, job=serving)),
+        replica(1, state=READY, its=ready_attempt(token=drawn(2), job_id=8, job=serving)),
         replica(2, revision=2, state=STARTING, its=attempt(phase=Phase.STARTING, job=before)),
     ]
     own, *_ = plan(world([of], mine, [serving, replace(before, restarts=1, started_at=at(-4))])).decisions

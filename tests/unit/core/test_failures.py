@@ -16,7 +16,7 @@ from penstock.core.model import ConditionStatus, Deployment, Failure, Phase, Rep
 from penstock.core.plan import plan
 from penstock.core.spec import Placement, Resources, RestartPolicy
 from penstock.core.suspects import EXCLUDED_MAX, Suspect, avoided, suspects, told
-from tests.worlds import NOW, SPEC, at, attempt, deployment, ready_attempt, replica, world
+from tests.worlds import NOW, SPEC, at, attempt, deployment, drawn, ready_attempt, replica, world
 
 
 def failed(
@@ -77,7 +77,7 @@ class TestBudget:
 
     def test_what_is_under_way_may_fail_too(self) -> None:
         trying = replica(1, its=attempt(), state=ReplicaState.STARTING)
-        serving = replica(2, its=ready_attempt(token="tok2"), state=ReplicaState.READY)
+        serving = replica(2, its=ready_attempt(token=drawn(2)), state=ReplicaState.READY)
         held = held_back(
             budget(5, 5), [trying, serving, waiting(3), waiting(4), waiting(5)], failures(2), NOW
         )
@@ -212,7 +212,7 @@ class TestCrashLoop:
     def test_what_was_said_stands_while_the_next_try_is_under_way(self) -> None:
         own = Decision("chat", "", Reason.PROGRESSING, "0 of 1 ready")
         before = conditions_of(deployment(), own, [], [self.loop()], NOW)
-        trying = replica(its=attempt(token="tok2"), state=ReplicaState.STARTING, failures=3)
+        trying = replica(its=attempt(token=drawn(2)), state=ReplicaState.STARTING, failures=3)
         after = conditions_of(deployment(conditions=before), own, [], [trying], at(60))
         assert after[LOOPING] == before[LOOPING]
         assert (after[LOOPING].status, after[LOOPING].reason) == (ConditionStatus.TRUE, "CrashLooping")

@@ -9,9 +9,9 @@ import pytest
 from penstock.core.decisions import Cancel, CancelOrphan, Decision, Drain, Leave, Reason, Resubmit, Submit
 from penstock.core.model import Vain
 from penstock.core.pace import FIRST_S, MAX_S, again_at, key, paced, why
-from tests.worlds import NOW, at
+from tests.worlds import NOW, at, drawn
 
-CANCEL = Cancel("tok1", 7, "penstock-chat-tok1")
+CANCEL = Cancel(drawn(1), 7, f"penstock-chat-{drawn(1)}")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ def test_the_pace_doubles_up_to_a_bound(times: int, wait_s: int) -> None:
 
 
 def test_an_effect_is_known_over_its_tries() -> None:
-    assert key(Submit("r1"), "tok1") == key(Resubmit("r1", "tok1", exclude=("gpu1",))) == "tok1"
-    apart = {key(CANCEL), key(Drain("r1", "tok1", 7, "n")), key(CancelOrphan(7, "n")), key(Leave("r1"))}
+    assert key(Submit("r1"), drawn(1)) == key(Resubmit("r1", drawn(1), exclude=("gpu1",))) == drawn(1)
+    apart = {key(CANCEL), key(Drain("r1", drawn(1), 7, "n")), key(CancelOrphan(7, "n")), key(Leave("r1"))}
     assert len(apart) == 4
 
 
@@ -40,5 +40,5 @@ def test_the_sentence_says_why_and_holds_no_clock() -> None:
     said = {why(decision, {key(CANCEL): Vain(times, at(times), "scancel: no")}) for times in range(1, 50)}
     assert said == {": scancel: no; tried again within 5 min"}
     assert why(decision, {key(CANCEL): Vain(1, NOW, "")}) == ""
-    assert why(decision, {"tok1": Vain(1, NOW, "full")}, "tok1") == ": full; tried again within 5 min"
-    assert why(decision, {"tok1": Vain(1, NOW, "full")}) == ""
+    assert why(decision, {drawn(1): Vain(1, NOW, "full")}, drawn(1)) == ": full; tried again within 5 min"
+    assert why(decision, {drawn(1): Vain(1, NOW, "full")}) == ""

@@ -15,14 +15,14 @@ from penstock.core.placements import misplaced, named, placement_of, with_kinds
 from penstock.core.replicas import Scene, plan_replica
 from penstock.core.rollout import plan_counts
 from penstock.core.spec import Burst, Canary, Placement, Rollout
-from tests.worlds import NOW, at, attempt, deployment, job, replica
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica
 
 S = ReplicaState
 FIRST, SECOND = Placement(partition="gpu", patience_s=300), Placement(qos="long", patience_s=60)
 TWO = deployment()
 TWO = replace(TWO, spec=replace(TWO.spec, placement=FIRST, fallbacks=(SECOND,)))
 WAITING = job(JobState.PENDING, reason="Resources")
-WITHDRAW = Withdraw("tok1", 7, "penstock-chat-tok1")
+WITHDRAW = Withdraw(drawn(1), 7, f"penstock-chat-{drawn(1)}")
 
 
 def queued(since_s: float, listed: Job = WAITING, placement: int = 0, **changes: object) -> Replica:

@@ -23,7 +23,7 @@ from penstock.core.jobs import Job, JobState
 from penstock.core.model import Attempt, ConditionStatus, Observation, Replica, ReplicaState
 from penstock.core.plan import Plan, plan
 from penstock.core.states import IllegalMove
-from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica, world
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, ready_attempt, replica, world
 
 
 def reasons(made: Plan) -> dict[tuple[str, str], Reason]:
@@ -32,8 +32,8 @@ def reasons(made: Plan) -> dict[tuple[str, str], Reason]:
 
 
 def serving(number: int = 1, **changes: Any) -> tuple[Replica, Job]:
-    listed = job(job_id=number, token=f"tok{number}")
-    its = ready_attempt(token=f"tok{number}", job_id=number, job=listed)
+    listed = job(job_id=number, token=drawn(number))
+    its = ready_attempt(token=drawn(number), job_id=number, job=listed)
     return replica(number, its=its, state=ReplicaState.READY, **changes), listed
 
 
@@ -142,7 +142,7 @@ def test_a_state_that_cannot_be_is_a_bug() -> None:
 # Jobs without their mark ----------------------------------------------------------------------------------------------
 
 UNMARKED = (
-    "job 7's comment is no longer ours; put it back with scontrol update JobId=7 Comment='penstock/1 here tok1';"
+    f"job 7's comment is no longer ours; put it back with scontrol update JobId=7 Comment='penstock/1 here {drawn(1)}';"
     " until then it is neither touched nor replaced"
 )
 
@@ -160,7 +160,7 @@ def its_decision(observation: Observation) -> tuple[Reason, str, tuple[object, .
         (
             {"name": "analysis"},
             UNMARKED.replace("comment", "name").replace(
-                "Comment='penstock/1 here tok1'", "JobName=penstock-chat-tok1"
+                f"Comment='penstock/1 here {drawn(1)}'", f"JobName=penstock-chat-{drawn(1)}"
             ),
         ),
     ],
@@ -184,7 +184,7 @@ def test_a_job_whose_mark_was_rewritten_is_left_and_not_replaced(
     decision = next(one for one in made.decisions if one.replica == "chat-1")
     assert (decision.reason, decision.message) == (Reason.JOB_UNMARKED, message)
     if its.missing_since is not None:
-        assert decision.actions == (RecordMissing("tok1", None),)
+        assert decision.actions == (RecordMissing(drawn(1), None),)
     (status,) = made.deployment_statuses
     blocked = next(one for one in status.conditions if one.type == "Blocked")
     assert (blocked.status, blocked.message) == (ConditionStatus.TRUE, f"chat-1: {message}")
@@ -221,7 +221,7 @@ def cluster_says(observation: Observation) -> tuple[Reason, str, tuple[object, .
 
 def stray(number: int = 9, **changes: Any) -> Job:
     facts: dict[str, Any] = {"job_id": number, "submitted_at": at(-60)}
-    return job(token=f"lost{number}", **facts | changes)
+    return job(token=drawn(100 + number), **facts | changes)
 
 
 def long_seen(*jobs: Job) -> dict[str, Any]:
@@ -232,20 +232,22 @@ def test_an_orphan_is_given_time_then_cancelled() -> None:
     """From the listing that showed it first: its submission is by Slurm's clock, which may be an hour off."""
     assert cluster_says(world([], [], [stray(submitted_at=at(-3600))], strays_since={9: at(-59)})) == (
         Reason.ORPHAN_FOUND,
-        "job 9 (penstock-chat-lost9) bears our mark and belongs to no attempt in the database; cancelled at 14:00:01,"
-        " unless the controller is stopped before then and the database that knows them is restored",
+        f"job 9 (penstock-chat-{drawn(109)}) bears our mark and belongs to no attempt in the database;"
+        " cancelled at 14:00:01, unless the controller is stopped before then and the database that knows them is"
+        " restored",
         (),
     )
-    known = frozenset({"lost9"})
+    known = frozenset({drawn(109)})
     assert cluster_says(world([], [], [stray()], known_tokens=known)) == (
         Reason.ORPHAN_FOUND,
-        "job 9 (penstock-chat-lost9) bears our mark and belongs to an attempt that has ended; cancelled at 14:01:00",
+        f"job 9 (penstock-chat-{drawn(109)}) bears our mark and belongs to an attempt that has ended;"
+        " cancelled at 14:01:00",
         (),
     )
     assert cluster_says(world([], [], [stray()], known_tokens=known, **long_seen(stray()))) == (
         Reason.ORPHAN_CANCELLED,
-        "job 9 (penstock-chat-lost9) bears our mark and belongs to an attempt that has ended; cancelled",
-        (CancelOrphan(9, "penstock-chat-lost9"),),
+        f"job 9 (penstock-chat-{drawn(109)}) bears our mark and belongs to an attempt that has ended; cancelled",
+        (CancelOrphan(9, f"penstock-chat-{drawn(109)}"),),
     )
 
 
@@ -253,17 +255,19 @@ def test_many_orphans_are_one_decision() -> None:
     jobs = [stray(number) for number in range(14, 9, -1)]
     reason, message, actions = cluster_says(world([], [], jobs, **long_seen(*jobs)))
     assert reason is Reason.ORPHAN_CANCELLED
-    assert message.endswith("job 12 (penstock-chat-lost12) bears our mark and belongs to no attempt in the database;"
-                            " and 2 more; cancelled")  # fmt: skip
-    assert actions == tuple(CancelOrphan(number, f"penstock-chat-lost{number}") for number in range(10, 15))
+    assert message.endswith(f"job 12 (penstock-chat-{drawn(112)}) bears our mark and belongs to no attempt in the"
+                            " database; and 2 more; cancelled")  # fmt: skip
+    assert actions == tuple(
+        CancelOrphan(number, f"penstock-chat-{drawn(100 + number)}") for number in range(10, 15)
+    )
 
 
 def test_only_what_is_due_is_cancelled() -> None:
     _, message, actions = cluster_says(
         world([], [], [stray(9), stray(10)], strays_since={9: at(-60), 10: at(-1)})
     )
-    assert actions == (CancelOrphan(9, "penstock-chat-lost9"),)
-    assert "lost10" not in message
+    assert actions == (CancelOrphan(9, f"penstock-chat-{drawn(109)}"),)
+    assert drawn(110) not in message
 
 
 @pytest.mark.parametrize(
@@ -273,15 +277,15 @@ def test_only_what_is_due_is_cancelled() -> None:
         stray(state=JobState.COMPLETING),
         stray(state=JobState.UNKNOWN),
         stray(comment=""),
-        stray(comment="penstock/1 elsewhere lost9"),
+        stray(comment=f"penstock/1 elsewhere {drawn(109)}"),
         stray(name="training-run"),
-        stray(comment=" penstock/1 here lost9"),
-        stray(comment="penstock/1 here lost9\npenstock/1 here lost9"),
-        stray(comment="penstock/1 here lost9 extra"),
-        stray(comment="penstock/1\there\tlost9"),
+        stray(comment=f" penstock/1 here {drawn(109)}"),
+        stray(comment=f"penstock/1 here {drawn(109)}\npenstock/1 here {drawn(109)}"),
+        stray(comment=f"penstock/1 here {drawn(109)} extra"),
+        stray(comment=f"penstock/1\there\t{drawn(109)}"),
         stray(comment="penstock/1 here "),
-        stray(name="penstock-lost9"),
-        stray(name="penstock-chat-lost9\n"),
+        stray(name=f"penstock-{drawn(109)}"),
+        stray(name=f"penstock-chat-{drawn(109)}\n"),
     ],
     ids=[
         "ended",
@@ -326,7 +330,7 @@ def test_of_a_doubled_submission_the_second_job_goes() -> None:
     reason, message, actions = cluster_says(world([deployment()], [its], [job(), twin], **long_seen(twin)))
     assert reason is Reason.ORPHAN_CANCELLED
     assert "belongs to an attempt that another job is running" in message
-    assert actions == (CancelOrphan(8, "penstock-chat-tok1"),)
+    assert actions == (CancelOrphan(8, f"penstock-chat-{drawn(1)}"),)
 
 
 def test_while_the_attempts_job_is_not_known_none_is_an_orphan() -> None:
@@ -340,9 +344,9 @@ def test_while_the_attempts_job_is_not_known_none_is_an_orphan() -> None:
 
 def test_slurm_lost_its_state_and_gave_a_live_attempts_id_to_another() -> None:
     """The store lets one live attempt have an id: the one whose job is gone ends before the other takes it."""
-    lost = replica(1, its=ready_attempt(token="tok1", job_id=7), state=ReplicaState.READY)
-    fresh = replica(2, its=attempt(token="tok2", job_id=None), state=ReplicaState.SUBMITTING)
-    listed = job(token="tok2", job_id=7)
+    lost = replica(1, its=ready_attempt(token=drawn(1), job_id=7), state=ReplicaState.READY)
+    fresh = replica(2, its=attempt(token=drawn(2), job_id=None), state=ReplicaState.SUBMITTING)
+    listed = job(token=drawn(2), job_id=7)
     made = plan(world([deployment(replicas=2)], [lost, fresh], [listed]))
     says = {decision.replica: (decision.reason, decision.message) for decision in made.decisions}
     assert says["chat-1"] == (
@@ -353,10 +357,20 @@ def test_slurm_lost_its_state_and_gave_a_live_attempts_id_to_another() -> None:
         Reason.SUBMISSION_DOUBTFUL,
         "job 7 bears attempt 1's token; its id is still another attempt's",
     )
-    ended = replica(1, its=ready_attempt(token="tok1", job_id=7, ended_at=NOW), next_attempt_at=at(10))
+    ended = replica(1, its=ready_attempt(token=drawn(1), job_id=7, ended_at=NOW), next_attempt_at=at(10))
     made = plan(world([deployment(replicas=2)], [ended, fresh], [listed]))
     assert reasons(made)["chat", "chat-2"] is Reason.ADOPT
 
 
 def test_now_is_the_observations() -> None:
     assert plan(world([deployment()])).deployment_statuses[0].conditions[0].since == NOW
+
+
+def test_a_clock_that_is_wrong_is_told_of() -> None:
+    """Whatever else there is to say of the cluster; and a reachable cluster it is."""
+    right, orphan = world([], [], []), world([], [], [stray()])
+    for seen in (right, orphan):
+        reason, message, _ = cluster_says(seen)
+        for off_s, how in ((3600, "60 min ahead of"), (-90, "2 min behind")):
+            told = f"; the clock of the controller's host is {how} the database's, by which all times here are: set it"
+            assert cluster_says(replace(seen, clock_off_s=off_s))[:2] == (reason, f"{message}{told} right")

@@ -26,13 +26,13 @@ from penstock.core.replicas import Scene, jobs_of, plan_replica
 from penstock.core.spec import OutsideChanges
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect
-from tests.worlds import NOW, at, attempt, deployment, job, ready_attempt, replica
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, ready_attempt, replica
 
 S, R, J = ReplicaState, Reason, JobState
 
-NAME = "penstock-chat-tok1"
-CANCEL = Cancel("tok1", 7, NAME)
-DRAIN = Drain("r1", "tok1", 7, NAME)
+NAME = f"penstock-chat-{drawn(1)}"
+CANCEL = Cancel(drawn(1), 7, NAME)
+DRAIN = Drain("r1", drawn(1), 7, NAME)
 
 CHAT = deployment()
 PAUSED = deployment(paused=True)
@@ -68,7 +68,7 @@ def ended(
 ) -> EndAttempt:
     next_at = None if next_s is None else at(next_s)
     failed = next_s is not None and not served
-    return EndAttempt("r1", "tok1", exit_code, of, failures, next_at, message, failed)
+    return EndAttempt("r1", drawn(1), exit_code, of, failures, next_at, message, failed)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ ROWS = [
         R.RESUBMIT,
         S.SUBMITTING,
         "Slurm does not have attempt 1; it is submitted again under the same token",
-        (Resubmit("r1", "tok1"),),
+        (Resubmit("r1", drawn(1)),),
     ),
     Row(
         "found",
@@ -239,7 +239,7 @@ ROWS = [
         R.ADOPT,
         S.SUBMITTING,
         "job 7 bears attempt 1's token and is taken over",
-        (Adopt("tok1", PENDING),),
+        (Adopt(drawn(1), PENDING),),
     ),
     Row(
         "found after a refusal of the second try",
@@ -248,7 +248,7 @@ ROWS = [
         R.ADOPT,
         S.SUBMITTING,
         "job 7 bears attempt 1's token and is taken over",
-        (Adopt("tok1", PENDING),),
+        (Adopt(drawn(1), PENDING),),
     ),
     Row(
         "refused",
@@ -306,7 +306,7 @@ ROWS = [
         R.JOB_MISSING,
         S.STARTING,
         "Slurm does not list job 7; if that lasts until 14:00:30, it is gone",
-        (RecordMissing("tok1", NOW),),
+        (RecordMissing(drawn(1), NOW),),
     ),
     Row(
         "still missing",
@@ -407,7 +407,7 @@ ROWS = [
         R.READY,
         S.READY,
         "takes requests at gpu1:4000 (job 7)",
-        (RecordMissing("tok1", None),),
+        (RecordMissing(drawn(1), None),),
     ),
     # A job that waits
     Row(
@@ -425,7 +425,7 @@ ROWS = [
         R.QUEUED,
         S.QUEUED,
         "queued in Slurm as job 7, Resources, estimated start 14:03",
-        (RecordJob("tok1", PENDING),),
+        (RecordJob(drawn(1), PENDING),),
     ),
     Row(
         "queued, the estimate has passed",
@@ -494,7 +494,7 @@ ROWS = [
         R.READY,
         S.READY,
         "takes requests at gpu1:4000 (job 7)",
-        (RecordJob("tok1", RUNNING, NOW),),
+        (RecordJob(drawn(1), RUNNING, NOW),),
     ),
     Row(
         "runs on after it was suspended while it started",
@@ -503,7 +503,7 @@ ROWS = [
         R.STARTING,
         S.STARTING,
         "job 7 runs on gpu1: the agent has not registered yet; given up at 14:10:00",
-        (RecordJob("tok1", slow_start, NOW),),
+        (RecordJob(drawn(1), slow_start, NOW),),
     ),
     Row(
         "Slurm's clock is an hour behind: the start is when it was seen",
@@ -931,7 +931,7 @@ def test_rows_have_names_of_their_own() -> None:
 def test_a_changed_job_is_written_down_beside_the_decision() -> None:
     row = replica(its=ready_attempt(job=PENDING, missing_since=at(-9)), state=S.QUEUED)
     outlook = plan_replica(Scene(NOW, CHAT, row, RUNNING, 10, None))
-    assert outlook.decision.actions == (RecordJob("tok1", RUNNING, NOW), RecordMissing("tok1", None))
+    assert outlook.decision.actions == (RecordJob(drawn(1), RUNNING, NOW), RecordMissing(drawn(1), None))
 
 
 def test_an_ended_job_is_written_down_once() -> None:
@@ -953,7 +953,7 @@ def test_which_job_is_the_attempts(
     job_id: int | None, states: list[tuple[int, JobState]], expected: int | None
 ) -> None:
     jobs = tuple(job(state, job_id=number) for number, state in states)
-    found = jobs_of(attempt(job_id=job_id), {"tok1": jobs})
+    found = jobs_of(attempt(job_id=job_id), {drawn(1): jobs})
     assert (found.job_id if found else None) == expected
 
 

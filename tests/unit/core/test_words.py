@@ -17,7 +17,7 @@ from penstock.core.sentences import clock, count, estimate, job_end, queue_wait
 from penstock.core.slurm_words import ENDED_STATES, ENDING_STATES, HALTED_STATES, WAITING_STATES
 from penstock.core.spec import RestartPolicy, share
 from penstock.core.states import MEANINGS, MOVES, IllegalMove, check_move
-from tests.worlds import NOW, at, attempt, deployment, job, replica
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica
 
 # Marks ---------------------------------------------------------------------------------------------------------------
 
@@ -25,25 +25,31 @@ from tests.worlds import NOW, at, attempt, deployment, job, replica
 @pytest.mark.parametrize(
     ("name", "comment", "token"),
     [
-        ("penstock-chat-tok1", "penstock/1 here tok1", "tok1"),
-        ("penstock-a-b-c-tok1", "penstock/1 here tok1", "tok1"),
-        ("penstock-chat-tok1", "penstock/1 elsewhere tok1", None),
-        ("penstock-chat-tok1", "penstock/2 here tok1", None),
-        ("penstock-chat-tok1", "", None),
-        ("penstock-chat-tok1", "penstock/1 here", None),
-        ("penstock-chat-tok1", "penstock/1 here tok1 more", None),
-        ("penstock-chat-tok1", "penstock/1  here tok1", None),
-        ("penstock-chat-tok1", " penstock/1 here tok1", None),
-        ("penstock-chat-tok1", "penstock/1 here tok1\n", None),
-        ("penstock-chat-tok1", "penstock/1\there\ttok1", None),
-        ("penstock-chat-tok1", "x; penstock/1 here tok1", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1 here {drawn(1)}", drawn(1)),
+        (f"penstock-a-b-c-{drawn(1)}", f"penstock/1 here {drawn(1)}", drawn(1)),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1 elsewhere {drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/2 here {drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}", "", None),
+        (f"penstock-chat-{drawn(1)}", "penstock/1 here", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1 here {drawn(1)} more", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1  here {drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}", f" penstock/1 here {drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1 here {drawn(1)}\n", None),
+        (f"penstock-chat-{drawn(1)}", f"penstock/1\there\t{drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}", f"x; penstock/1 here {drawn(1)}", None),
         ("penstock-chat-", "penstock/1 here ", None),
-        ("penstock-chat-tok2", "penstock/1 here tok1", None),
-        ("penstock-chat-xtok1", "penstock/1 here tok1", None),
-        ("penstock-tok1", "penstock/1 here tok1", None),
-        ("penstock--tok1", "penstock/1 here tok1", None),
-        ("train-chat-tok1", "penstock/1 here tok1", None),
-        ("my-penstock-chat-tok1", "penstock/1 here tok1", None),
+        (f"penstock-chat-{drawn(2)}", f"penstock/1 here {drawn(1)}", None),
+        (f"penstock-chat-x{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        (f"penstock-{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        (f"penstock--{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        (f"train-chat-{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        (f"my-penstock-chat-{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        ("penstock-chat-tok1", "penstock/1 here tok1", None),
+        (f"penstock-chat-{drawn(1)}b", f"penstock/1 here {drawn(1)}b", None),
+        (f"penstock-chat-{drawn(1).upper()}", f"penstock/1 here {drawn(1).upper()}", None),
+        (f"penstock-chat-{'l' * 20}", f"penstock/1 here {'l' * 20}", None),
+        (f"penstock-chat,a-{drawn(1)}", f"penstock/1 here {drawn(1)}", None),
+        (f"penstock-chat-{drawn(1)}\n", f"penstock/1 here {drawn(1)}", None),
     ],
 )
 def test_whose_a_job_is(name: str, comment: str, token: str | None) -> None:
