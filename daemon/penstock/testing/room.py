@@ -89,14 +89,14 @@ def free(submission: Submission, node: Node, others: Sequence[FakeJob]) -> bool:
 
 def described(node: Node, jobs: Sequence[FakeJob]) -> Node:
     """The node with what its jobs hold, and the state that follows from it."""
-    cpus = sum(node.cpus if job.submission.exclusive else cpus(job.submission) for job in jobs)
+    held = sum(node.cpus if job.submission.exclusive else cpus(job.submission) for job in jobs)
     state = node.state
     if state.startswith("IDLE") and jobs:
-        state = state.replace("IDLE", "ALLOCATED" if cpus >= node.cpus else "MIXED")
+        state = state.replace("IDLE", "ALLOCATED" if held >= node.cpus else "MIXED")
     return replace(
         node,
         state=state,
-        cpus_allocated=cpus,
+        cpus_allocated=held,
         memory_allocated_mib=sum(memory_mib(job.submission) for job in jobs),
         gpus_allocated=sum(sum(gpus(job.submission).values()) for job in jobs),
     )

@@ -555,7 +555,7 @@ class FakeSlurm:
     def _room(self, job: FakeJob, limit_s: int | None) -> tuple[str, ...] | None:
         """The first nodes that have what the job needs free for so long; None when they are too few."""
         holders = self._holders()
-        free = [
+        able = [
             name
             for name, node in self._nodes.items()
             if node.usable
@@ -563,7 +563,7 @@ class FakeSlurm:
             and free(job.submission, node, holders.get(name, ()))
             and not self._runs_into_maintenance(job, name, limit_s)
         ]
-        return tuple(free[: job.submission.nodes]) if len(free) >= job.submission.nodes else None
+        return tuple(able[: job.submission.nodes]) if len(able) >= job.submission.nodes else None
 
     def _holders(self) -> dict[str, list[FakeJob]]:
         """The jobs that hold each node that any job holds. Asked for once for all nodes: each asks all jobs."""
