@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.changes import with_count_and_policies_of
-from penstock.core.jobs import JobState, Submission
+from penstock.core.jobs import JobState, Maintenance, Submission
 from penstock.core.model import job_comment, job_name
-from penstock.core.spec import Burst, Canary, Engine, OutsideChanges, Placement, Rollout, RolloutStrategy
+from penstock.core.spec import (
+    Burst,
+    Canary,
+    Engine,
+    Handover,
+    NodeSpread,
+    OutsideChanges,
+    Placement,
+    Rollout,
+    RolloutStrategy,
+)
 from penstock.store.queries import deployments, replicas, revisions
+from penstock.testing.jobs import FakeJob
 from tests.simulation.rules import Violation
 from tests.simulation.world import CALM, INSTALLATION, NODES, SPEC, STORMY, Process, Risk, World
 
@@ -39,8 +51,8 @@ ENDS = (
 async def run(world: World, steps: int, risk: Risk = STORMY) -> None:
     """`steps` drawn steps, and then the end: faults off, everything as wanted, and rest. Raises Violation."""
     await world.start_controller()
-    await apply(world)
     world.risk = risk
+    await apply(world)
     for _ in range(steps):
         world.steps += 1
         await step(world)
@@ -79,7 +91,7 @@ async def rests(world: World, process: Process) -> None:
     await process.tick()
     if await world.rules.rows() != rows:
         raise Violation("4", "a pass with nothing to do wrote to the database")
-    asked = [place for place in process.passed if place not in ("read", "listed")]
+    asked = [place for place in process.passed if place not in ("cluster", "read", "listed")]
     if asked != ["list_jobs"]:
         raise Violation("4", f"a pass with nothing to do made these calls: {asked}")
 
@@ -100,6 +112,7 @@ async def calm(world: World) -> Process:
         world.slurm.restore_node(node)
     for job in world.slurm.jobs():
         world.slurm.show(job.job_id, None)
+        mark_again(world, job)
         if job.state is JobState.PENDING and job.eligible_at.year > 9000:
             world.slurm.release(job.job_id)
         if job.submission.name == "training" and not job.ended and job.state is JobState.RUNNING:
@@ -215,7 +228,9 @@ async def job_changes(world: World) -> None:
     job = world.random.choice(jobs)
     slurm, job_id = world.slurm, job.job_id
     if job.state is JobState.RUNNING:
-        kind = world.random.choice(("requeue", "end", "show", "unknown", "clear", "scancel"))
+        kind = world.random.choice(
+            ("requeue", "end", "show", "unknown", "clear", "scancel", "unmark", "mark again")
+        )
         if kind == "requeue":
             slurm.requeue(job_id)
         elif kind == "end":
@@ -228,21 +243,51 @@ async def job_changes(world: World) -> None:
             slurm.show(job_id, JobState.UNKNOWN, "HIBERNATED")
         elif kind == "clear":
             slurm.show(job_id, None)
+        elif kind == "unmark":
+            kind = await unmark(world, job)
+        elif kind == "mark again":
+            mark_again(world, job)
         else:
-            await slurm.cancel(job_id, name=job.submission.name)
+            await slurm.cancel(job_id, name=job.name)
     else:
-        kind = world.random.choice(("hold", "release", "show", "scancel"))
+        kind = world.random.choice(("hold", "release", "show", "scancel", "unmark", "mark again"))
         if kind == "hold":
-            slurm.hold(job_id)
+            reason = world.random.choice(("JobHeldUser", "JobHeldAdmin"))
+            slurm.hold(job_id, reason)
+            kind = f"held ({reason})"
         elif kind == "release":
             slurm.release(job_id)
         elif kind == "show":
             shown = world.random.choice(HELD)
             slurm.show(job_id, shown)
             kind = f"shown as {shown}"
+        elif kind == "unmark":
+            kind = await unmark(world, job)
+        elif kind == "mark again":
+            mark_again(world, job)
         else:
-            await slurm.cancel(job_id, name=job.submission.name)
+            await slurm.cancel(job_id, name=job.name)
     world.say(f"job {job_id} is changed from outside: {kind}")
+
+
+async def unmark(world: World, job: FakeJob) -> str:
+    """Somebody rewrites the comment, or the name. Never both: then nobody can know the job; and no name of a job whose
+    id no attempt has written down: its name is what it is looked up by."""
+    mark_again(world, job)
+    known = await world.admin.execute(
+        "SELECT token FROM attempts WHERE job_id = %s AND ended_at IS NULL", (job.job_id,)
+    )
+    row = await known.fetchone()
+    if row is not None and row.token == job.submission.name.rpartition("-")[2] and world.chance(0.4):
+        world.slurm.rename(job.job_id, "analysis")
+        return "it has another name"
+    world.slurm.comment(job.job_id, "an analysis")
+    return "it has another comment"
+
+
+def mark_again(world: World, job: FakeJob) -> None:
+    world.slurm.rename(job.job_id, None)
+    world.slurm.comment(job.job_id, None)
 
 
 async def preemption(world: World) -> None:
@@ -266,6 +311,36 @@ async def node_changes(world: World) -> None:
         world.slurm.drain_node(node)
     else:
         world.slurm.restore_node(node)
+
+
+async def maintenance(world: World) -> None:
+    """A node is to be taken at a time, whatever runs there."""
+    begins_at = world.now + timedelta(seconds=world.random.choice((40, 120, 600)))
+    node = world.random.choice(NODES).name
+    world.slurm.reserve(Maintenance("firmware", begins_at, begins_at + timedelta(seconds=60), (node,)))
+    world.say(f"maintenance of {node} is announced for {begins_at:%H:%M:%S}")
+
+
+async def no_room(world: World) -> None:
+    """For a while no node takes a new job, and some that run are queued again."""
+    full_up(world)
+    await preemption(world)
+    await scale(world)
+    for _ in range(12):
+        await tick(world)
+    make_room(world)
+
+
+def full_up(world: World) -> None:
+    world.say("no node takes new jobs")
+    for node in NODES:
+        world.slurm.drain_node(node.name)
+
+
+def make_room(world: World) -> None:
+    world.say("every node takes jobs again")
+    for node in NODES:
+        world.slurm.restore_node(node.name)
 
 
 async def foreign_job(world: World) -> None:
@@ -314,12 +389,18 @@ async def apply(world: World) -> None:
         canary=canary if strategy is RolloutStrategy.CANARY else None,
     )
     spec = replace(SPEC, replicas=count, rollout=rollout)
-    if world.chance(0.3):
+    risk = world.risk
+    if world.chance(risk.fallback):
         spec = replace(spec, fallbacks=(SPOT,), placement=replace(spec.placement, patience_s=20))
-    if world.chance(0.3):
+    if world.chance(risk.burst):
         spec = replace(spec, burst=Burst(world.random.randint(0, 2), (SPOT,)))
-    if world.chance(0.3):
+    if world.chance(risk.respect):
         spec = replace(spec, outside_changes=OutsideChanges.RESPECT)
+    if world.chance(risk.spread):
+        spec = replace(spec, node_spread=NodeSpread.SPREAD)
+    if world.chance(risk.short):
+        limited = replace(spec.placement, time_limit="5m", time_limit_s=300)
+        spec = replace(spec, placement=limited, handover=Handover(margin_s=20))
 
     async def create(conn: AsyncConnection) -> None:
         await deployments.create(conn, name, {}, spec, world.now)
@@ -365,15 +446,11 @@ async def roll_out(world: World) -> None:
         await leave_alone(world)  # There is something to roll from.
     full = world.chance(0.4)
     if full:
-        world.say("no node takes new jobs")
-        for node in NODES:
-            world.slurm.drain_node(node.name)
+        full_up(world)
     await edit(world)
     await leave_alone(world)
     if full:
-        world.say("every node takes jobs again")
-        for node in NODES:
-            world.slurm.restore_node(node.name)
+        make_room(world)
 
 
 async def leave_alone(world: World) -> None:
@@ -400,8 +477,8 @@ async def undo(world: World) -> None:
         await world.people(f"someone undoes {back} rollouts of {name}", change)
 
 
-async def promote(world: World) -> None:
-    for name in await names(world, "deleted_at IS NULL"):
+async def promote(world: World, where: str = "true") -> None:
+    for name in await names(world, f"deleted_at IS NULL AND {where}"):
 
         async def change(conn: AsyncConnection, name: str = name) -> None:
             found = await deployments.get(conn, name)
@@ -424,7 +501,7 @@ async def _pause_rollout(world: World, name: str, paused: bool) -> None:
 
 async def tend(world: World) -> None:
     """What a person does in the end: canaries are promoted, and what has failed is tried again."""
-    await promote(world)
+    await promote(world, "promoted_revision < revision AND spec->'rollout'->>'strategy' = 'canary'")
     stopped = "deleted_at IS NULL AND (rollout->>'failed_revision')::bigint = revision"
     for name in await names(world, stopped):
 
@@ -498,10 +575,12 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     job_changes: 5,
     preemption: 1,
     node_changes: 2,
+    maintenance: 0.7,
+    no_room: 0.5,
     foreign_job: 2,
     apply: 3,
     edit: 2.5,
-    roll_out: 0,  # Where a weather asks for it.
+    roll_out: 0.5,
     undo: 1,
     promote: 1,
     pause_rollout: 1.5,

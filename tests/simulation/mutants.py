@@ -290,11 +290,16 @@ def _unborn_not_counted(patch: Patch) -> None:
 
 
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
+DOUBTFUL = replace(LOST, submissions=("before", "after", "late"))
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
 SLEEPY = replace(STORMY, pause=0.06)
 NODDING = replace(
-    CALM, nap=0.4, nap_at=("begin", "committed"), steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0}
+    CALM,
+    nap=0.4,
+    nap_at=("begin", "committed"),
+    naps_s=(0.9, 9.4),
+    steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0},
 )
 FRAIL = replace(
     CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "clock_jump": 0, "restore": 0}
@@ -316,14 +321,39 @@ FLAPPING = replace(
 DEAF = replace(CALM, steps={"control_outage": 10, "long_wait": 8, "delete": 0})
 
 HANDS = replace(CALM, steps={"job_changes": 40, "preemption": 10, "tick": 120})
-SCARCE = replace(CALM, steps={"node_changes": 20, "long_wait": 20, "apply": 10, "delete": 5})
+MINDFUL = replace(
+    CALM,
+    respect=1.0,
+    steps={
+        "job_changes": 20,
+        "tick": 80,
+        "long_wait": 10,
+        "delete": 0,
+        "pause": 0,
+        "clock_jump": 0,
+        "edit": 0,
+    },
+)
+SCARCE = replace(
+    CALM,
+    fallback=1.0,
+    steps={
+        "tick": 40,
+        "node_changes": 30,
+        "long_wait": 20,
+        "apply": 10,
+        "scale": 10,
+        "delete": 0,
+        "reset": 0,
+    },
+)
 MOVING = replace(CALM, steps={"change_burst": 15, "apply": 10})
 
 MUTANTS = (
     Mutant("the intent is written after the submission", ("6",), _intent_after_the_submission),
     Mutant("unknown is read as absent", ("3",), _unknown_is_absent),
     Mutant("no look-up by token on doubt", ("1",), _no_look_up, LATE),
-    Mutant("no time for doubt", ("1",), _no_doubt, LOST),
+    Mutant("no time for doubt", ("1",), _no_doubt, DOUBTFUL),
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
     Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, NODDING),
@@ -346,7 +376,10 @@ MUTANTS = (
     Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names, FORGETFUL),
     Mutant("whoever cancels in a loop makes a storm", ("pace",), _no_pace, HANDS),
     Mutant(
-        "outside changes are repaired where they are to be respected", ("respect",), _nothing_respected, HANDS
+        "outside changes are repaired where they are to be respected",
+        ("respect",),
+        _nothing_respected,
+        MINDFUL,
     ),
     Mutant("a placement is left before its job is gone", ("1", "2"), _placement_left_at_once, SCARCE),
     Mutant("what is of the wrong kind stays", ("4",), _kinds_forgotten, MOVING),

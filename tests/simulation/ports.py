@@ -137,6 +137,8 @@ class SlurmPort:
         await self._process.point("signalled")
 
     async def cluster(self) -> Cluster:
+        await self._process.point("cluster")
+        self._reach("cluster")
         return await self._world.slurm.cluster()
 
     async def close(self) -> None:

@@ -83,6 +83,9 @@ SERVING = (JobState.UNKNOWN, JobState.RESIZING, JobState.SIGNALING)
 """Shown of a job whose processes run all the same: a state that nobody knows says nothing against its agent."""
 
 TIMEOUTS = (Reason.STARTUP_TIMEOUT.word, Reason.REPORT_TIMEOUT.word)
+EVADING = (Reason.HELD.word, Reason.SUSPENDED_TOO_LONG.word)
+"""Cancellations of what somebody else has halted."""
+ADMIN_HOLD = "JobHeldAdmin"
 PATIENCE = 0.74
 """Of the doubled back-off at least this share must be waited: the rest may be jitter."""
 PACE_S = 59
@@ -217,7 +220,8 @@ class Rules:
                     raise Violation(
                         "2", f"the attempt of job {live[row.token].job_id} was ended, and it lives"
                     )
-        if not (process.disturbed or process.stale_s):
+        # A pass without a listing decides nothing, and what it would be judged by is an earlier one's.
+        if process.listed and not (process.disturbed or process.stale_s):
             self._enough_ready()
             await self._not_too_many()
         if process.listed and not process.disturbed:
@@ -348,7 +352,11 @@ class Rules:
             return
         if job not in self._ours():
             raise Violation("2", f"{what}: job {job_id} is not ours")
-        reason = intent.reason
+        reason, as_seen = intent.reason, not (process.disturbed or process.stale_s)
+        if job.comment is not None and as_seen:
+            raise Violation("2", f"{what}: somebody took our mark from job {job_id}")
+        if reason in EVADING and as_seen:
+            await self._respected(job, what)
         if reason in TIMEOUTS and job_id in self._waiting and not process.stale_s:
             raise Violation("9", f"{what}: {reason}, and job {job_id} waits in the queue")
         age_s = (self._world.now - job.submitted_at).total_seconds()
@@ -356,8 +364,17 @@ class Rules:
         if reason == Reason.ORPHAN_CANCELLED.word and is_young and not self._world.skewed:
             raise Violation("2", f"{what}: nobody's for {age_s:.0f} s only")
         token = name.rpartition("-")[2]
-        if token in self._serving and not process.disturbed and not process.stale_s:
+        if token in self._serving and as_seen:
             self._serves(kind, reason, token, job, what)
+
+    async def _respected(self, job: FakeJob, what: str) -> None:
+        """What somebody halts is his to set free, where the deployment says so; what an administrator holds, always."""
+        attempt = await self._all(f"{ATTEMPTS} WHERE a.job_id = %s AND a.ended_at IS NULL", job.job_id)
+        if not attempt or attempt[0].leaving:
+            return
+        spec = decode(Spec, (await self._all(DEPLOYMENTS + " WHERE uid = %s", attempt[0].uid))[0].spec)
+        if job.reason == ADMIN_HOLD or spec.outside_changes is OutsideChanges.RESPECT:
+            raise Violation("respect", f"{what}, and somebody halted job {job.job_id} ({job.reason})")
 
     def _serves(self, kind: str, reason: str, token: str, job: FakeJob, what: str) -> None:
         """The job takes requests: it may be drained, within bounds, and cancelled only for its agent's silence."""

@@ -96,7 +96,6 @@ class Day:
             await self.world.pass_time(60.0 * STEP_MIN)
             for event in events:
                 await event(self)
-            await self.process.look_around()
             await self.process.tick()
             self._note_ends()
             await self._nobody_misses()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -15,21 +13,7 @@ SEEDS = 24
 STEPS = 60
 
 
-UNPROVEN = {
-    "no time for doubt": "doubt that counts from the end of a call hides it in these stories",
-    "outside changes are repaired where they are to be respected": "stopped by another rule, not yet understood",
-    "a placement is left before its job is gone": "stopped by another rule, not yet understood",
-    "what is of the wrong kind stays": "not played since the rule of the surge was changed",
-}
-"""Mutants of which it is not known that the simulation catches them for the right reason, and why: to be mended."""
-
-
-def _param(mutant: Mutant) -> Any:
-    why = UNPROVEN.get(mutant.name)
-    return pytest.param(mutant, id=mutant.name, marks=[pytest.mark.xfail(reason=why)] if why else [])
-
-
-@pytest.mark.parametrize("mutant", map(_param, MUTANTS))
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 async def test_mutant_is_caught(field: Ground, mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     caught: Violation | None = None
     for number in range(SEEDS):

@@ -24,7 +24,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.controller import execute
-from penstock.controller.controller import Controller
+from penstock.controller.controller import LOOK_AROUND_EVERY_S, Controller
 from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
 from penstock.controller.housekeeping import Housekeeping
@@ -58,6 +58,7 @@ LATE_MAX_S = 9.0
 NAPS_S = (0.4, 0.9, 4.0, 9.4)
 """How long a process that nobody notices stands still (a machine that swaps, a host that is migrated): shorter than a
 proof stands for, or nearly as long as a lease lasts, so that one after the other ends between the two."""
+LOOK_AROUND_EVERY = timedelta(seconds=LOOK_AROUND_EVERY_S)
 STALE_MAX_S = 25.0
 """A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
 
@@ -103,8 +104,19 @@ class Risk:
     """Naps happen at these places only; empty: anywhere."""
     oldest: float = 0.5
     """Of stale listings so many are as old as they may be."""
+    naps_s: tuple[float, ...] = NAPS_S
     strategies: tuple[int, ...] = (55, 15, 30)
     """Of the deployments that are made so many in 100 roll, are recreated, or try a canary first."""
+    fallback: float = 0.3
+    """So many of them have a second placement,"""
+    burst: float = 0.3
+    """replicas beyond a base,"""
+    respect: float = 0.3
+    """respect for what somebody else does to their jobs,"""
+    spread: float = 0.2
+    """another node for each replica,"""
+    short: float = 0.2
+    """a time limit of minutes, so that their jobs are handed over."""
     mute: bool = False
     """No agent gets through to the control API."""
     steps: Mapping[str, float] = field(default_factory=dict)
@@ -192,7 +204,8 @@ class Process:
             clock_off_s=lambda: self.clock.off_s,
             message_timeout_s=MESSAGE_TIMEOUT_S,
         )
-        self.look_around = reconciler.look_around
+        self._look_around = reconciler.look_around
+        self._looked_at: datetime | None = None
         self.controller = Controller(db, self.lease, self.recorder, reconciler, self.housekeeping, 5.0)
 
     def _host_time(self) -> datetime:
@@ -207,11 +220,18 @@ class Process:
             self.controller.begin_term()
 
     async def tick(self) -> None:
-        """One pass, until it ends or is held still."""
+        """One pass, until it ends or is held still; before it a look at the nodes, when one is due."""
         self.points, self.passed, self.listed, self.disturbed, self.stale_s = 0, [], False, False, 0.0
         self.refused = set()
-        self.task = asyncio.create_task(self.controller.tick())
+        self.task = asyncio.create_task(self._pass())
         await self._drive()
+
+    async def _pass(self) -> None:
+        since = self._looked_at
+        if self.lease.held and (since is None or self.world.now - since >= LOOK_AROUND_EVERY):
+            self._looked_at = self.world.now
+            await self._look_around()
+        await self.controller.tick()
 
     async def go_on(self) -> None:
         """Wakes a pass that was held still."""
@@ -241,7 +261,7 @@ class Process:
         if fate is Fate.OUTAGE:
             raise outage(where)
         if fate is Fate.NAP:
-            await self.world.pass_time(self.world.random.choice(NAPS_S))
+            await self.world.pass_time(self.world.random.choice(self.world.risk.naps_s))
             return
         assert self._stop is not None
         self._go_on.clear()

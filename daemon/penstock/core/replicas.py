@@ -75,6 +75,9 @@ SUSPENDED_MAX_S = 300
 job that was preempted by suspension may stand still for days; nobody says which of them it is."""
 
 
+NEVER_WITHDRAWN = (Wait.ITS_TURN, Wait.HELD, Wait.HELD_BY_SLURM)
+"""Jobs that wait for this would wait so at any placement."""
+
 USER_HOLD = "JobHeldUser"
 _LEFT = "it stays so until somebody changes that (spec.outside_changes)"
 
@@ -397,7 +400,7 @@ def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     wait = waits_for(job.state, job.reason)
     if wait in (Wait.HELD, Wait.HELD_BY_SLURM):
         return _held(scene, attempt, job, wait)
-    if wait is not Wait.ITS_TURN and not scene.deployment.paused and _patience_is_over(scene, attempt):
+    if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and _patience_is_over(scene, attempt):
         return _given_up(scene, attempt, job)
     if wait is Wait.SOMEBODY:
         return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
@@ -446,8 +449,13 @@ def _given_up(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
 
 
 def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
-    """Whether a cancellation was the withdrawal that was due. Somebody else's in that very moment counts as ours."""
-    return _cancelled_by_somebody(attempt, job) and _patience_is_over(scene, attempt)
+    """Whether a cancellation was the withdrawal that was due. Somebody else's in that very moment counts as ours.
+
+    As it was last seen the job was one that is withdrawn, so not one that is held.
+    """
+    seen = attempt.job
+    due = seen is not None and waits_for(seen.state, seen.reason) not in NEVER_WITHDRAWN
+    return due and _cancelled_by_somebody(attempt, job) and _patience_is_over(scene, attempt)
 
 
 def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:

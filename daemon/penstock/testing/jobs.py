@@ -35,6 +35,13 @@ class FakeJob:
     """What a listing calls its state, where that is not `state`; see `FakeSlurm.show`."""
     comment: str | None = None
     """What somebody wrote over the submission's."""
+    renamed: str | None = None
+    """The same for its name."""
+
+    @property
+    def name(self) -> str:
+        """What Slurm calls it now."""
+        return self.submission.name if self.renamed is None else self.renamed
 
     @property
     def limit_at(self) -> datetime | None:

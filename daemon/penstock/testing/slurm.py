@@ -170,7 +170,7 @@ class FakeSlurm:
 
     async def find(self, name: str) -> tuple[Job, ...]:
         await self._begin("find")
-        rows = tuple(self._row(job) for job in self._jobs.values() if job.submission.name == name)
+        rows = tuple(self._row(job) for job in self._jobs.values() if job.name == name)
         await self._end("find")
         return rows
 
@@ -290,6 +290,10 @@ class FakeSlurm:
     def comment(self, job_id: int, text: str | None) -> None:
         """As `scontrol update Comment=`; None: as it was submitted."""
         self._jobs[job_id].comment = text
+
+    def rename(self, job_id: int, name: str | None) -> None:
+        """As `scontrol update JobName=`; None: as it was submitted."""
+        self._jobs[job_id].renamed = name
 
     def requeue(self, job_id: int) -> None:
         """Slurm takes the job off its nodes and queues it again: same id, one restart more. So ends a preemption."""
@@ -433,9 +437,9 @@ class FakeSlurm:
         job = self._jobs.get(job_id)
         if job is None:
             raise NoSuchJob(f"Slurm knows no job {job_id} ({name}) of this user")
-        if job.submission.name != name:
+        if job.name != name:
             raise NoSuchJob(
-                f"job {job_id} is named {parse.quote(job.submission.name)}, not {name}: its id was used again"
+                f"job {job_id} is named {parse.quote(job.name)}, not {name}: its id was used again"
             )
         return job
 
@@ -523,9 +527,7 @@ class FakeSlurm:
         if self._exceeds(job):
             return "PartitionConfig"
         if job.submission.singleton and any(
-            other.submission.name == job.submission.name
-            and not other.ended
-            and (other.active or other.job_id < job.job_id)
+            other.name == job.name and not other.ended and (other.active or other.job_id < job.job_id)
             for other in self._jobs.values()
             if other is not job
         ):
@@ -626,7 +628,7 @@ class FakeSlurm:
         state, state_text = job.shown or (job.state, job.state.value)
         return Job(
             job_id=job.job_id,
-            name=job.submission.name,
+            name=job.name,
             comment=job.submission.comment if job.comment is None else job.comment,
             state=state,
             state_text=state_text,

@@ -64,6 +64,13 @@ def test_patience(of: Deployment, one: Replica, listed: Job, gives_up: bool) -> 
         (queued(-300, placement=1, ready_at=at(-50)), JobState.PREEMPTED, 0, Reason.PREEMPTED),
         # Its agent has registered: it has had nodes, and somebody else cancelled it.
         (queued(-300, phase=Phase.STARTING), JobState.CANCELLED, 0, Reason.CANCELLED_OUTSIDE),
+        # It was held, so nobody of ours has withdrawn it.
+        (
+            queued(-300, replace(WAITING, reason="JobHeldAdmin")),
+            JobState.CANCELLED,
+            0,
+            Reason.CANCELLED_OUTSIDE,
+        ),
     ],
 )
 def test_where_the_next_attempt_goes(one: Replica, ends_as: JobState, goes_to: int, reason: Reason) -> None:
