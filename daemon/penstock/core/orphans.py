@@ -11,6 +11,7 @@ of.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
@@ -68,7 +69,7 @@ def _forged(observation: Observation) -> list[Job]:
     """Live jobs whose comment begins as our mark does, and is none; those that attempts know are told of by them."""
     if not isinstance(observation.slurm, Listing):
         return []
-    begins = f"{MARK} {observation.installation}"
+    begins = re.compile(rf"{re.escape(f'{MARK} {observation.installation}')}(\s|$)")
     known = {
         attempt.job_id for replica in observation.replicas if (attempt := replica.live_attempt) is not None
     }
@@ -76,7 +77,7 @@ def _forged(observation: Observation) -> list[Job]:
         job
         for job in observation.slurm.jobs
         if not job.ended
-        and (job.comment == begins or job.comment.startswith(f"{begins} "))
+        and begins.match(job.comment)
         and job.job_id not in known
         and marked_token(job, observation.installation) is None
     ]

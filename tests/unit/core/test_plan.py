@@ -324,6 +324,26 @@ def test_a_forged_mark_is_told_of() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rest", "told"),
+    [
+        ("", True),
+        (" ", True),
+        (f" {drawn(109)}|;,\t{drawn(109)}", True),
+        (f"\n{drawn(109)}", True),
+        (f" {drawn(109)}\npenstock/1 here {drawn(109)}", True),
+        (" lost9", True),
+        ("after", False),
+        (f"|{drawn(109)}", False),
+    ],
+)
+def test_a_mark_with_more_or_less_in_it_is_told_of(rest: str, told: bool) -> None:
+    """And left alone, whatever separates its words."""
+    _, message, actions = cluster_says(world([], [], [stray(comment=f"penstock/1 here{rest}")]))
+    assert actions == ()
+    assert ("job 9 has a comment like our mark" in message) is told
+
+
 def test_of_a_doubled_submission_the_second_job_goes() -> None:
     twin = job(JobState.PENDING, job_id=8, reason="Dependency")
     its = replica(its=attempt(job=job()), state=ReplicaState.STARTING)
