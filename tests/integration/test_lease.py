@@ -7,12 +7,13 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from penstock.controller.lease import Lease
 from penstock.store.clock import elapsed
-from penstock.store.database import Database
+from penstock.store.database import Database, driver_url
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import leases
 
@@ -86,6 +87,73 @@ async def test_one_that_slept_through_its_lease_knows_before_it_acts(database: D
         lease.require()
 
 
+class Line:
+    """A way to PostgreSQL on which connections can die without a word, as behind a firewall that forgets them."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._behind = driver_url(url)
+        self._name = f".s.PGSQL.{self._behind.port or 5432}"
+        self.folder = folder
+        self.url = self._behind.update_query_dict({"host": str(folder)}).render_as_string(hide_password=False)
+        self.connections = 0
+        self._dead = asyncio.Event()
+
+    def cut(self) -> None:
+        """What is connected now hears nothing any more."""
+        self._dead.set()
+        self._dead = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        server = await asyncio.start_unix_server(self._connected, self.folder / self._name)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        dead = self._dead
+        there = Path(str(self._behind.query["host"])) / self._name
+        its_reader, its_writer = await asyncio.open_unix_connection(there)
+        try:
+            await asyncio.gather(_pass(reader, its_writer, dead), _pass(its_reader, writer, dead))
+        finally:
+            writer.close()
+            its_writer.close()
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event) -> None:
+    while piece := await reader.read(1 << 16):
+        if not dead.is_set():
+            writer.write(piece)
+    writer.close()
+
+
+async def test_a_renewal_that_hangs_does_not_cost_the_lease(
+    database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver takes 5 s and more to give up a dead connection: here longer than the lease lasts."""
+    monkeypatch.setattr("penstock.controller.lease.TTL_S", 4.0)
+    monkeypatch.setattr("penstock.controller.lease.RENEW_EVERY_S", 1.0)
+    monkeypatch.setattr("penstock.controller.lease.MARGIN_S", 0.8)
+    line = Line(database_url, tmp_path)
+    async with line.open():
+        through = Database(line.url)
+        lease = Lease(through, "first")
+        async with running(lease) as taken:
+            await asyncio.wait_for(taken.wait(), 10)
+            line.cut()
+            before, until = line.connections, elapsed() + 6
+            while elapsed() < until:
+                assert lease.held
+                await asyncio.sleep(0.05)
+            assert line.connections > before
+            async with database.snapshot() as conn:
+                assert await leases.holder(conn, leases.CONTROLLER) == ("first", 1)
+        await through.close()
+
+
 async def test_only_the_change_is_logged_and_never_without_a_cause(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,7 +169,7 @@ async def test_only_the_change_is_logged_and_never_without_a_cause(
         await lease.hold(taken)
     await lease.hold(taken)
     assert [record.getMessage() for record in caplog.records] == [
-        "the lease cannot be taken or renewed; tried again until it can: no answer in 5 s",
+        "the lease cannot be taken or renewed; tried again until it can: no answer in 2.5 s",
         "the lease can be asked for again",
         "the lease is ours (term 1)",
     ]

@@ -26,7 +26,8 @@ LEASE_NAME = leases.CONTROLLER
 TTL_S = 10.0
 """A leader that died is succeeded after at most this time and one renewal interval."""
 RENEW_EVERY_S = TTL_S / 4
-"""Three renewals may fail before the lease is lost."""
+"""So long a renewal may take, too. Two in a row may fail: the third is asked for 7.5 s after the last one that came
+through, and effects may begin until 8 s after it."""
 MARGIN_S = 2.0
 """No effect begins this close to the lease's end."""
 
@@ -50,6 +51,8 @@ class Lease:
         self._term: int | None = None
         self._sure_until = 0.0
         self._failing = False
+        self._abandoned: set[asyncio.Task[int | None]] = set()
+        """Questions without an answer, which the driver gives up within 10 s: five at most."""
 
     @property
     def held(self) -> bool:
@@ -68,30 +71,26 @@ class Lease:
     async def run(self, on_taken: asyncio.Event) -> None:
         """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is
         taken."""
+        loop = asyncio.get_running_loop()
+        due_at = loop.time()
         try:
             while True:
                 await self.hold(on_taken)
-                await asyncio.sleep(RENEW_EVERY_S)
+                due_at = max(due_at + RENEW_EVERY_S, loop.time())
+                await asyncio.sleep(due_at - loop.time())
         finally:
             await asyncio.shield(self._give_back())
 
     async def hold(self, on_taken: asyncio.Event) -> None:
-        """One try to take or to renew it; an outage of the database is no error."""
+        """One try to take or to renew it, for RENEW_EVERY_S at most; an outage of the database is no error."""
         asked_at = self._elapsed_s()
         try:
-            async with asyncio.timeout(TTL_S / 2), self._db.transaction() as connection:
-                term = self._term
-                if term is None:
-                    term = await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
-                elif not await leases.renew(connection, LEASE_NAME, self._holder, term, TTL_S):
-                    term = None
-                if self._clock is not None:
-                    await self._clock.sync(connection)
+            term = await self._answer()
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 raise
             if not self._failing:
-                why = str(error) or f"no answer in {TTL_S / 2:g} s"
+                why = str(error) or f"no answer in {RENEW_EVERY_S:g} s"
                 log.warning("the lease cannot be taken or renewed; tried again until it can: %s", why)
             self._failing = True
             return
@@ -108,6 +107,39 @@ class Lease:
             self._term = term
             if term is not None:
                 on_taken.set()
+
+    async def _answer(self) -> int | None:
+        """The term that is ours now. Raises TimeoutError.
+
+        A question that hangs is not waited for even when it is cancelled: if the connection is dead, the driver takes
+        longer to give it up than the lease lasts.
+        """
+        asking = asyncio.create_task(self._ask(self._term))
+        try:
+            await asyncio.wait([asking], timeout=RENEW_EVERY_S)
+            if asking.done():
+                return asking.result()
+            raise TimeoutError
+        finally:
+            if not asking.done():
+                asking.cancel()
+                self._abandoned.add(asking)
+                asking.add_done_callback(self._forget)
+
+    async def _ask(self, term: int | None) -> int | None:
+        async with self._db.transaction() as connection:
+            if self._clock is not None:
+                await self._clock.sync(connection)
+            # Last, because it locks the lease until the commit.
+            if term is None:
+                return await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
+            renewed = await leases.renew(connection, LEASE_NAME, self._holder, term, TTL_S)
+            return term if renewed else None
+
+    def _forget(self, asking: asyncio.Task[int | None]) -> None:
+        self._abandoned.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # How it failed is of no interest: that it did was said.
 
     async def _give_back(self) -> None:
         term, self._term = self._term, None
