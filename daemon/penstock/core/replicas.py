@@ -248,10 +248,8 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     # A database that was restored from a backup may have lost the mark: so what is not marked waits as long.
     asked = attempt.submitted_at is not None
     if scene.now < doubtful_until and not asked:
-        message = (
-            f"Slurm was not asked for attempt {attempt.number};"
-            f" it is asked at {clock(doubtful_until, scene.now)} unless the job is seen by then"
-        )
+        when = clock(doubtful_until, scene.now)
+        message = f"Slurm was not asked for attempt {attempt.number}; it is asked at {when}"
         return scene.decide(Reason.SUBMISSION_PUT_OFF, ReplicaState.SUBMITTING, message)
     if scene.now < doubtful_until:
         message = (

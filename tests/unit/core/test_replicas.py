@@ -212,7 +212,7 @@ ROWS = [
         None,
         R.SUBMISSION_PUT_OFF,
         S.SUBMITTING,
-        "Slurm was not asked for attempt 1; it is asked at 14:00:01 unless the job is seen by then",
+        "Slurm was not asked for attempt 1; it is asked at 14:00:01",
     ),
     Row(
         "sbatch never called, and time to",
