@@ -221,7 +221,7 @@ ROWS = [
         R.RESUBMIT,
         S.SUBMITTING,
         "Slurm does not have attempt 1; it is submitted now",
-        (Resubmit("r1", "tok1"),),
+        (Resubmit("r1", drawn(1)),),
     ),
     Row(
         "certainly absent",
