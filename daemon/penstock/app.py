@@ -108,7 +108,7 @@ async def run_gateway(settings: Settings) -> None:
     clock = DatabaseClock()
     try:
         identity = await _await_database(db, settings)
-        door = FrontDoor(door_settings, lambda name: prospect_of(db, name, clock()))
+        door = FrontDoor(door_settings, lambda name, adapter: prospect_of(db, name, adapter, clock()))
         follower = Follower(door, lambda: _routing_state(db))
         deps = Deps(
             db=db,

@@ -62,6 +62,8 @@ CREATE TABLE public.attempts (
     handover_at timestamp with time zone,
     placement integer DEFAULT 0 NOT NULL,
     engine_port integer,
+    adapters jsonb DEFAULT '[]'::jsonb NOT NULL,
+    CONSTRAINT attempts_adapters_check CHECK ((jsonb_typeof(adapters) = 'array'::text)),
     CONSTRAINT attempts_ended_at_check CHECK ((ended_at >= intended_at)),
     CONSTRAINT attempts_engine_port_check CHECK (((engine_port >= 1) AND (engine_port <= 65535))),
     CONSTRAINT attempts_failed_check CHECK (((NOT failed) OR (ended_at IS NOT NULL))),

@@ -20,9 +20,10 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from penstock.v1 import replica_pb2
+from penstock.v1 import replica_pb2, spec_pb2
 from penstock.v1.runtime_pb2 import (
     AGENT_PHASE_DRAINING,
     AGENT_PHASE_ENDED,
@@ -31,7 +32,8 @@ from penstock.v1.runtime_pb2 import (
     AGENT_PHASE_STARTING,
     AgentPhase,
 )
-from penstock_runtime.config import AgentConfig
+from penstock_runtime.adapter_keeper import AdapterKeeper
+from penstock_runtime.config import AdapterConfig, AgentConfig
 from penstock_runtime.control import Control, Refused, Unreachable, backoff
 from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import Engine, EngineError, EngineExit, StartError
@@ -94,7 +96,16 @@ class Agent:
         self._server = AgentServer()
         self._control = Control(config.control, config.attempt, secret, restart_count)
         self._standing = Standing(AGENT_PHASE_STARTING, f"starting the engine {config.engine.name}")
-        self._reporter = Reporter(self._control, self._standing, load=self._load, leave=self.leave)
+        self._adapters = AdapterKeeper(engine, config.model.adapters, changed=self._adapters_changed)
+        self._reporter = Reporter(
+            self._control,
+            self._standing,
+            load=self._load,
+            leave=self.leave,
+            adapters=self._adapters.standings,
+            want=self._want_adapters,
+        )
+        self._keeping: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._registered = False
         self._leaving = asyncio.Event()
@@ -118,8 +129,9 @@ class Agent:
             return await self._with_engine()
         finally:
             await self._server.stop(GOODBYE_S)
-            if self._reporting is not None:
-                self._reporting.cancel()
+            for task in (self._reporting, self._keeping):
+                if task is not None:
+                    task.cancel()
             await self._control.close()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
@@ -130,7 +142,7 @@ class Agent:
             self._engine,
             self._gate,
             model_names=config.model_names,
-            adapters=tuple(adapter.name for adapter in config.model.adapters),
+            adapters=lambda: self._adapters.names,
             task=config.engine.task,
         )
         try:
@@ -208,6 +220,7 @@ class Agent:
         self._gate.open()
         self._door.open()
         await self._server.serving(True)
+        self._keeping = asyncio.create_task(self._adapters.run())
         self._change(
             AGENT_PHASE_READY, f"serving, {ready_after_s:.1f} s after the start", ready_after_s=ready_after_s
         )
@@ -215,6 +228,8 @@ class Agent:
     async def _prove(self, timeout_s: float) -> None:
         await self._engine.wait_healthy(timeout_s)
         await self._engine.prove_ready(timeout_s)
+        # One that cannot be loaded holds up nobody; those that can are there from the first request on.
+        await self._adapters.load_all()
         self._missing = "the control plane"
         _log.info("the engine has made its first token, %.1f s after the start", self._age_s())
 
@@ -356,6 +371,12 @@ class Agent:
         done, _ = await asyncio.wait({reporting}, timeout=timeout_s)
         if not done:
             _log.warning("nobody heard the last report within %g s", timeout_s)
+
+    def _adapters_changed(self) -> None:
+        self._reporter.again()
+
+    def _want_adapters(self, adapters: Sequence[spec_pb2.Adapter]) -> None:
+        self._adapters.want([AdapterConfig(one.name, one.path) for one in adapters])
 
     async def _load(self) -> replica_pb2.Load:
         load = await self._engine.load()

@@ -91,14 +91,26 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRoomConfig:
+    """What the engine sets aside for adapters; 0: as the adapters that there are at its start need it."""
+
+    max_rank: int = 0
+    max_in_batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Which model: a folder, or a name (and a revision) at the hub. Empty for an engine that needs none."""
 
     path: str = ""
     hub: str = ""
     hub_revision: str = ""
-    # Loaded at the start, each a model of its own to clients.
+    # Those that were wanted when the attempt was made, each a model of its own to clients.
     adapters: tuple[AdapterConfig, ...] = ()
+    # None: the engine is started without any, and takes none.
+    adapter_room: AdapterRoomConfig | None = None
+    # The engine takes them at its start only.
+    adapters_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +199,8 @@ def _check(config: AgentConfig) -> None:
         raise ConfigError(f"{CONFIG_NAME}: model has both path and hub; one of them is accepted")
     if config.engine.name == "vllm" and not (config.model.path or config.model.hub):
         raise ConfigError(f"{CONFIG_NAME}: model must have path or hub for the engine vllm")
+    if config.model.adapters and config.model.adapter_room is None:
+        raise ConfigError(f"{CONFIG_NAME}: model has adapters and no adapter_room")
     taken = set(config.model_names)
     for adapter in config.model.adapters:
         if not adapter.name or adapter.name in taken or not adapter.path.startswith("/"):
@@ -252,6 +266,6 @@ def _decode_field(hint: Any, value: Any, where: str) -> Any:
         return types.MappingProxyType(dict(value))
     accepted = (int, float) if hint is float else (hint,)
     # bool is an int to Python, and not to anybody who writes a configuration.
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{CONFIG_NAME}: {where} is {value!r}; it must be of type {hint.__name__}")
     return value

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from penstock_runtime.adapters import lora_arguments
+from penstock_runtime.adapters import RANK_ARGUMENT, lora_arguments, max_rank, readable
 from penstock_runtime.child import Child
-from penstock_runtime.config import EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.config import AdapterConfig, EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.door import MIDDLEWARE, EngineDoor
 from penstock_runtime.engine_http import Address, EngineError, EngineHttp, Json
 from penstock_runtime.environment import Command, Host, Program, command
@@ -69,7 +69,11 @@ class Launch:
     address: Address
     served_name: str
     pooling: bool
-    adapters: tuple[str, ...] = ()
+    # Loaded by its start.
+    adapters: tuple[AdapterConfig, ...] = ()
+    # It loads and unloads adapters while it runs; the largest rank that it has room for, None: not known.
+    takes_adapters: bool = False
+    adapter_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ def launch(
         if rank is not None:
             variables["VLLM_HOST_IP"] = rank.own_address
     pooling = engine.task == "embed"
-    names = tuple(adapter.name for adapter in model.adapters)
+    takes_adapters = model.adapter_room is not None and not model.adapters_fixed
     argv = [*start, "--served-model-name", *served_names]
     variables |= engine.env
     if isinstance(door, EngineDoor):
@@ -187,18 +191,31 @@ def launch(
         argv += ["--runner", "pooling"]
     if model.hub_revision:
         argv += ["--revision", model.hub_revision]
-    if model.adapters:
-        argv += lora_arguments(model.adapters)
+    argv += lora_arguments(model)
+    if takes_adapters:
+        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     program = Program(
         (*argv, *engine.args),
         variables,
         shared=str(door.folder if isinstance(door, EngineDoor) else door),
         python_path=str(door.folder) if isinstance(door, EngineDoor) else "",
         model=model.path if engine.name == "vllm" else "",
-        adapters=tuple(adapter.path for adapter in model.adapters),
+        # A folder that is not there would keep the container from being started.
+        adapters=tuple(adapter.path for adapter in readable(model.adapters)),
     )
-    address = door.address if isinstance(door, EngineDoor) else NOWHERE
-    return Launch(command(program, environment, host), address, served_names[0], pooling, names)
+    return Launch(
+        command(program, environment, host),
+        door.address if isinstance(door, EngineDoor) else NOWHERE,
+        served_names[0],
+        pooling,
+        model.adapters if model.adapters_fixed else (),
+        takes_adapters,
+        None if _gives(engine.args, RANK_ARGUMENT) else max_rank(model),
+    )
+
+
+def _gives(args: Sequence[str], name: str) -> bool:
+    return any(argument.partition("=")[0].replace("_", "-") == name for argument in args)
 
 
 def _vllm(venv: str, model: str, rank: Rank | None) -> list[str]:
@@ -219,7 +236,7 @@ class Engine:
 
     def __init__(self, launch: Launch, *, echo: BinaryIO | None = None) -> None:
         """`echo` is where its output goes as well (the job's standard output unless told otherwise)."""
-        self._launch = launch
+        self.launch = launch
         self._http = EngineHttp(launch.address)
         command = launch.command
         self._child = Child(command.argv, command.env, echo=echo, pid_file=command.pid_file)
@@ -227,7 +244,7 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process. Raises StartError where it cannot be."""
-        command = self._launch.command
+        command = self.launch.command
         for path, sentence in command.needs.items():
             if not os.path.exists(path):
                 raise StartError(
@@ -287,14 +304,14 @@ class Engine:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                if self._launch.pooling:
+                if self.launch.pooling:
                     answer = await self.post(
-                        "/v1/embeddings", {"model": self._launch.served_name, "input": PROOF_TEXT}
+                        "/v1/embeddings", {"model": self.launch.served_name, "input": PROOF_TEXT}
                     )
                     proven = len(answer["data"][0]["embedding"]) > 0
                 else:
                     asked = {"prompt": PROOF_TEXT, "max_tokens": 1, "temperature": 0}
-                    answer = await self.post("/v1/completions", {"model": self._launch.served_name, **asked})
+                    answer = await self.post("/v1/completions", {"model": self.launch.served_name, **asked})
                     proven = answer["usage"]["completion_tokens"] == 1 and bool(answer["choices"])
         except TimeoutError as error:
             raise StartError(f"the engine made no token within {timeout_s:g} s", self.last_words) from error
@@ -305,17 +322,32 @@ class Engine:
             ) from error
         if not proven:
             raise StartError("the engine answered without a token", self.last_words)
-        if self._launch.adapters:
+        if self.launch.adapters:
             await self._prove_adapters()
 
     async def _prove_adapters(self) -> None:
         try:
-            _, text = await self._http.get("/v1/models", HEALTH_TIMEOUT_S)
-            there = {card["id"] for card in json.loads(text)["data"]}
-        except (EngineError, ValueError, LookupError, TypeError) as error:
-            raise StartError(f"the engine does not list its models: {error}", self.last_words) from error
-        if missing := [name for name in self._launch.adapters if name not in there]:
+            there = await self.adapters()
+        except EngineError as error:
+            raise StartError(str(error), self.last_words) from error
+        if missing := [one.name for one in self.launch.adapters if one.name not in there]:
             raise StartError(f"the engine has not loaded the adapters {', '.join(missing)}", self.last_words)
+
+    async def adapters(self) -> dict[str, str]:
+        """The adapters that it has: name to folder. Raises EngineError."""
+        try:
+            _, text = await self._http.get("/v1/models", HEALTH_TIMEOUT_S)
+            return {card["id"]: card["root"] for card in json.loads(text)["data"] if card["parent"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise EngineError(0, f"the engine does not list its models: {error!r}") from error
+
+    async def load_adapter(self, name: str, path: str, timeout_s: float) -> None:
+        """Make it a model of its own. Raises EngineError."""
+        await self._http.order("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, timeout_s)
+
+    async def unload_adapter(self, name: str, timeout_s: float) -> None:
+        """Requests that it has by then go on with it. Raises EngineError."""
+        await self._http.order("/v1/unload_lora_adapter", {"lora_name": name}, timeout_s)
 
     async def load(self) -> Load:
         """What it has to do now. Raises EngineError."""

@@ -78,6 +78,17 @@ class EngineHttp:
                 raise _refusal(answer.status, content)
             return _object(content)
 
+    async def order(self, path: str, body: Json, timeout_s: float) -> None:
+        """Have something done whose 200 answer says no more than that; raises EngineError for any other and for none."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._ask("POST", path, body, "") as answer:
+                    content = await answer.whole()
+        except TimeoutError as error:
+            raise EngineError(0, f"the engine did not answer {path} within {timeout_s:g} s") from error
+        if answer.status != 200:
+            raise _refusal(answer.status, content)
+
     async def stream(self, path: str, body: Json, request_id: str = "") -> AsyncGenerator[Json, None]:
         """The events of a stream up to its [DONE], each as JSON; an error that the engine sends as one is one of them.
 

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
@@ -56,8 +56,8 @@ _ResponseT = TypeVar("_ResponseT")
 class Inference(inference_pb2_grpc.InferenceServiceServicer):
     """The servicer.
 
-    `model_names`: what callers may ask for; the first is the engine's own name. `adapters`: what they may ask for too,
-    each by the name that the engine knows it by. `task`: generate or embed.
+    `model_names`: what callers may ask for; the first is the engine's own name. `adapters`: says what they may ask for
+    now besides, each by the name that the engine knows it by. `task`: generate or embed.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         gate: Gate,
         *,
         model_names: tuple[str, ...],
-        adapters: tuple[str, ...] = (),
+        adapters: Callable[[], Collection[str]],
         task: str,
     ) -> None:
         self._engine = engine
         self._gate = gate
         # What callers say -> what the engine says.
-        self._models = dict.fromkeys(model_names, model_names[0]) | {name: name for name in adapters}
+        self._models = dict.fromkeys(model_names, model_names[0])
+        self._adapters = adapters
         self._task = task
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -223,14 +224,15 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
 
     def _engine_name(self, model: str, task: str) -> str:
         """What the engine calls `model`. Raises NoSuchModel, and NotSupported where it has no such task."""
-        if model not in self._models:
+        models = self._models | {name: name for name in self._adapters()}
+        if model not in models:
             raise NoSuchModel(
-                f"model {model!r} is not served here; this replica serves {', '.join(sorted(self._models))}"
+                f"model {model!r} is not served here; this replica serves {', '.join(sorted(models))}"
             )
         if task != self._task:
             does = "embeds, scores and reranks" if self._task == _EMBED else "generates text"
             raise NotSupported(f"not supported by this model: the engine of {model!r} only {does}")
-        return self._models[model]
+        return models[model]
 
     async def _fail(self, context: Context, error: Exception, made: pb.Usage | None = None) -> NoReturn:
         end = ending(error)

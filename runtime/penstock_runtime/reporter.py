@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from penstock.v1 import replica_pb2, runtime_pb2
+from penstock.v1 import replica_pb2, runtime_pb2, spec_pb2
 from penstock_runtime.control import Control, Refused, Unreachable, backoff
 from penstock_runtime.standing import MAX_LAST_WORDS_BYTES, MAX_MESSAGE_BYTES, MOVES, Standing, head, tail
 
@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Reporter:
     """Reports for one attempt.
 
-    `load` may raise: the report then goes without. `leave` is called with why, once told to drain.
+    `load` may raise: the report then goes without. `leave` is called with why, once told to drain. `adapters` says how
+    they stand, and `want` is called with those that the control plane wants, at each answer that says.
     """
 
     def __init__(
@@ -40,16 +41,24 @@ class Reporter:
         *,
         load: Callable[[], Awaitable[replica_pb2.Load]],
         leave: Callable[[str], None],
+        adapters: Callable[[], Sequence[replica_pb2.AdapterStanding]],
+        want: Callable[[Sequence[spec_pb2.Adapter]], None],
     ) -> None:
         self._control = control
         self._standing = standing
         self._load = load
         self._leave = leave
+        self._adapters = adapters
+        self._want = want
         self._changed = asyncio.Event()
 
     def change(self, standing: Standing) -> None:
         """From now on this is reported, first as soon as may be."""
         self._standing = standing
+        self._changed.set()
+
+    def again(self) -> None:
+        """There is news besides the standing: it is reported as soon as may be."""
         self._changed.set()
 
     async def run(self, interval_s: float) -> None:
@@ -81,6 +90,8 @@ class Reporter:
                 trouble, waits = "", backoff()
                 if not MOVES[standing.phase]:
                     return
+                if answer.HasField("adapters"):
+                    self._want(answer.adapters.adapters)
                 if answer.drain:
                     self._leave("the control plane asked for it")
             try:
@@ -100,6 +111,7 @@ class Reporter:
             exit_code=standing.exit_code,
             last_words=tail(standing.last_words, MAX_LAST_WORDS_BYTES),
             ready_after_s=standing.ready_after_s,
+            adapters=self._adapters(),
         )
         return standing, await self._control.report(request)
 

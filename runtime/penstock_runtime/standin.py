@@ -44,6 +44,8 @@ from penstock_runtime.standin_engine import CORE_DIED, Behaviour, BehaviourError
 from penstock_runtime.standin_http import Connection
 
 ENVIRONMENT_PREFIX = "PENSTOCK_STANDIN_"
+UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""The variable without which vLLM takes adapters at its start only."""
 FLUSH_S = 2.0
 """At the end, how long the last bytes may take to reach clients that read."""
 BACKLOG = 2048
@@ -53,7 +55,7 @@ VALUES_WITHOUT_EFFECT = (
     "--api-server-count", "--block-size", "--chat-template", "--chat-template-content-format", "--config-format",
     "--convert", "--cpu-offload-gb", "--data-parallel-size", "--device", "--distributed-executor-backend",
     "--download-dir", "--dtype", "--generation-config", "--gpu-memory-utilization", "--hf-config-path",
-    "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-lora-rank",
+    "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-cpu-loras",
     "--max-loras", "--max-num-batched-tokens", "--max-parallel-loading-workers", "--override-generation-config",
     "--pipeline-parallel-size", "--quantization", "--reasoning-parser", "--revision", "--seed",
     "--speculative-config", "--structured-outputs-config", "--swap-space", "--tensor-parallel-size", "--tokenizer",
@@ -63,7 +65,7 @@ SHORT_VALUES_WITHOUT_EFFECT = ("-dp", "-pp", "-q", "-tp")
 FLAGS_WITHOUT_EFFECT = (
     "--disable-access-log-for-endpoints", "--disable-log-requests", "--disable-log-stats",
     "--disable-uvicorn-access-log", "--enable-chunked-prefill", "--enable-expert-parallel",
-    "--enable-log-requests", "--enable-lora", "--enable-prefix-caching", "--enable-prompt-tokens-details",
+    "--enable-log-requests", "--enable-prefix-caching", "--enable-prompt-tokens-details",
     "--enable-server-load-tracking", "--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
     "--trust-remote-code",
 )  # fmt: skip
@@ -112,6 +114,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Behaviour]:
     parser.add_argument(
         "--lora-modules", nargs="+", default=[], help="NAME=PATH or JSON; they answer in capitals"
     )
+    parser.add_argument("--enable-lora", action="store_true", help="adapters may be loaded")
+    parser.add_argument("--max-lora-rank", type=int, default=16, help="of an adapter (%(default)s)")
     parser.add_argument("--takes-images", action="store_true", help="as a multimodal model does")
     for name in (*VALUES_WITHOUT_EFFECT, *SHORT_VALUES_WITHOUT_EFFECT):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -182,6 +186,9 @@ async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event
         auto_tools=chosen.enable_auto_tool_choice,
         takes_images=chosen.takes_images,
         adapters=dict(adapter(module) for module in chosen.lora_modules),
+        max_lora_rank=chosen.max_lora_rank
+        if chosen.enable_lora and os.environ.get(UPDATING) == "1"
+        else None,
     )
     api = Api(engine, service)
     connections: set[Connection] = set()

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from penstock_runtime import standin_text
@@ -50,6 +51,7 @@ DRAINING = "cannot schedule new futures after shutdown"
 """What vLLM tells a request that comes after SIGTERM: its thread pool has been shut down."""
 DONE = b"data: [DONE]\n\n"
 MAX_CHOICES = 128
+INVALID_INPUT = "InvalidUserInput"
 REFUSED_FIELDS = ("guided_json", "echo", "suffix", "prompt_logprobs", "use_beam_search")
 
 
@@ -66,7 +68,9 @@ class Service:
     auto_tools: bool
     takes_images: bool
     # Name -> path.
-    adapters: Mapping[str, str]
+    adapters: dict[str, str]
+    # Of those that are loaded later; None: none is.
+    max_lora_rank: int | None
 
 
 class Api:
@@ -88,6 +92,9 @@ class Api:
             ("GET", "/standin/faults"): self._show_faults,
             ("POST", "/standin/faults"): self._set_faults,
         }
+        if service.max_lora_rank is not None:
+            self._routes["POST", "/v1/load_lora_adapter"] = self._load_adapter
+            self._routes["POST", "/v1/unload_lora_adapter"] = self._unload_adapter
         # One runner each, as in vLLM: an engine that generates has no embeddings, and the other way round.
         if service.pooling:
             self._routes["POST", "/v1/embeddings"] = self._embeddings
@@ -181,6 +188,43 @@ class Api:
         except BehaviourError as error:
             raise bad_value(str(error), "behaviour") from error
         _respond(exchange, asdict(self._engine.behaviour))
+
+    async def _load_adapter(self, request: Request, exchange: Exchange) -> None:
+        body = _object(request)
+        name, path = body.get("lora_name"), body.get("lora_path")
+        if not (isinstance(name, str) and name and isinstance(path, str) and path):
+            raise ApiError(400, INVALID_INPUT, "Both 'lora_name' and 'lora_path' must be provided.")
+        if name in self._service.names:
+            raise ApiError(
+                400, INVALID_INPUT, f"The lora adapter '{name}' conflicts with a served base model."
+            )
+        if name in self._service.adapters:
+            message = f"The lora adapter '{name}' has already been loaded."
+            raise ApiError(
+                400,
+                INVALID_INPUT,
+                f"{message} If you want to load the adapter in place, set 'load_inplace' to True.",
+            )
+        try:
+            rank = int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise ApiError(
+                404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}"
+            ) from None
+        if rank > (room := self._service.max_lora_rank or 0):
+            raise ApiError(
+                500, "InternalServerError", f"LoRA rank {rank} is greater than max_lora_rank {room}."
+            )
+        self._service.adapters[name] = path
+        said = f"Success: LoRA adapter '{name}' added successfully."
+        exchange.respond(200, said.encode(), "text/plain")
+
+    async def _unload_adapter(self, request: Request, exchange: Exchange) -> None:
+        name = _object(request).get("lora_name")
+        if self._service.adapters.pop(str(name), None) is None:
+            raise ApiError(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        said = f"Success: LoRA adapter '{name}' removed successfully."
+        exchange.respond(200, said.encode(), "text/plain")
 
     async def _embeddings(self, request: Request, exchange: Exchange) -> None:
         self._refuse_if_told()

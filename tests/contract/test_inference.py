@@ -131,14 +131,14 @@ async def ready(
     """An agent with the engine that the fixture's parameter names."""
     control = FakeControl()
     engine: dict[str, Any] = {"name": request.param, "args": list(args), "env": {}, "task": task}
-    changes: dict[str, Any] = {"engine": engine, "model": {"adapters": adapters}}
+    changes: dict[str, Any] = {"engine": engine, "model": {"adapters": adapters, "adapter_room": {}}}
     with contextlib.ExitStack() as stack:
         if request.param == "vllm":
             venv, path = request.getfixturevalue("engine_env"), request.getfixturevalue(model)
             engine |= {"args": [*VLLM_ARGS, *args], "env": VLLM_ENV}
             changes |= {
                 "environment": {"venv": str(venv)},
-                "model": {"path": str(path), "adapters": adapters},
+                "model": {"path": str(path), "adapters": adapters, "adapter_room": {}},
             }
             changes["startup_timeout_s"] = START_TIMEOUT_S
             stack.enter_context(one_vllm())

@@ -55,6 +55,8 @@ class FakeControl(runtime_pb2_grpc.RuntimeServiceServicer):
     # Drain is answered once this is set.
     drain_may_end: asyncio.Event = field(default_factory=asyncio.Event)
     report_interval_s: int = 1
+    # Name -> folder of those that it wants loaded. None: it says nothing of adapters.
+    adapters: dict[str, Path] | None = None
 
     async def _admit(self, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         metadata = dict(context.invocation_metadata() or ())
@@ -74,13 +76,23 @@ class FakeControl(runtime_pb2_grpc.RuntimeServiceServicer):
     async def Report(self, request: Any, context: Any) -> runtime_pb2.ReportResponse:
         await self._admit("Report", context)
         self.reports.append(request)
-        return runtime_pb2.ReportResponse(drain=self.ask_to_drain)
+        response = runtime_pb2.ReportResponse(drain=self.ask_to_drain)
+        if self.adapters is not None:
+            response.adapters.SetInParent()
+            for name, path in self.adapters.items():
+                response.adapters.adapters.add(name=name, path=str(path))
+        return response
 
     async def Drain(self, request: Any, context: Any) -> runtime_pb2.DrainResponse:
         await self._admit("Drain", context)
         self.drains.append(request)
         await self.drain_may_end.wait()
         return runtime_pb2.DrainResponse()
+
+    def standings(self) -> dict[str, tuple[str, bool, str]]:
+        """By the newest report: adapter -> folder, whether it is loaded, why not."""
+        found = self.reports[-1].adapters if self.reports else ()
+        return {one.name: (one.path, one.loaded, one.message) for one in found}
 
     def phases(self) -> list[str]:
         """The phases reported, each once."""

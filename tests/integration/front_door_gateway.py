@@ -30,7 +30,9 @@ def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
             deployment=route["deployment"],
             model_names=tuple(route["model_names"]),
             secret=route["secret"],
-            endpoints=tuple(Endpoint(**endpoint) for endpoint in route["endpoints"]),
+            endpoints=tuple(
+                Endpoint(**{**end, "adapters": tuple(end["adapters"])}) for end in route["endpoints"]
+            ),
             admission=Admission(max_held=0),
         )
         for route in content["routes"]
@@ -38,7 +40,7 @@ def read(path: Path) -> tuple[FrontDoorSettings, RoutingState]:
     return settings, RoutingState(routes)
 
 
-async def explain(deployment: str) -> Prospect:
+async def explain(deployment: str, adapter: str) -> Prospect:
     return Prospect(f"0 of 1 ready: the test says so of {deployment}")
 
 

@@ -128,8 +128,8 @@ class House:
         self._gateway = gateway
         self._stack = contextlib.AsyncExitStack()
 
-    async def explain(self, deployment: str) -> Prospect:
-        self.explained.append(deployment)
+    async def explain(self, deployment: str, adapter: str) -> Prospect:
+        self.explained.append(f"{deployment}/{adapter}" if adapter else deployment)
         return self.prospect
 
     async def __aenter__(self) -> House:

@@ -45,7 +45,7 @@ async def complaint(stub: inference_pb2_grpc.InferenceServiceStub, *, deployment
 
 
 async def test_it_says_which_deployment_has_none_and_why(tmp_path: Path) -> None:
-    async def explain(deployment: str) -> Prospect:
+    async def explain(deployment: str, adapter: str) -> Prospect:
         return Prospect(f"0 of 1 ready ({deployment})")
 
     async with served(explain, tmp_path) as stub:
@@ -63,7 +63,7 @@ async def test_it_says_which_deployment_has_none_and_why(tmp_path: Path) -> None
 async def test_many_requests_cost_one_question(tmp_path: Path) -> None:
     asked = []
 
-    async def explain(deployment: str) -> Prospect:
+    async def explain(deployment: str, adapter: str) -> Prospect:
         asked.append(deployment)
         return Prospect("why")
 
@@ -77,7 +77,7 @@ async def test_a_reason_that_cannot_be_had_is_still_unavailable(
 ) -> None:
     monkeypatch.setattr(served_module, "EXPLAIN_TIMEOUT_S", 0.05)
 
-    async def fails(deployment: str) -> Prospect:
+    async def fails(deployment: str, adapter: str) -> Prospect:
         raise ConnectionError("the database is gone")
 
     async with served(fails, tmp_path) as stub:
@@ -87,7 +87,7 @@ async def test_a_reason_that_cannot_be_had_is_still_unavailable(
         )
         assert "the database is gone" in caplog.text
 
-    async def hangs(deployment: str) -> Prospect:
+    async def hangs(deployment: str, adapter: str) -> Prospect:
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 

@@ -744,11 +744,9 @@ class TestRuntime:
     async def test_ready_is_written_once_and_moves_the_replica_at_once(self, conn: AsyncConnection) -> None:
         await an_attempt(conn)
         await runtime.register(conn, "t", job_id=7, restart_count=0, host="n1", port=50, now=NOW)
-        assert await ready(conn, "t", now=later(1)) == runtime.Reported(drain=False, phase_changed=True)
+        assert await ready(conn, "t", now=later(1)) == runtime.Reported(drain=False, news=True)
         load = Load(1, 2, 0.5, 3, 4)
-        assert await ready(conn, "t", now=later(2), load=load) == runtime.Reported(
-            drain=False, phase_changed=False
-        )
+        assert await ready(conn, "t", now=later(2), load=load) == runtime.Reported(drain=False, news=False)
         found = await replicas.get(conn, "a-1")
         assert (found.state, found.since) == (ReplicaState.READY, later(1))
         assert found.attempt is not None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.cli.output import age
 from penstock.v1 import deployment_pb2, inference_pb2, metadata_pb2, replica_pb2, revision_pb2, spec_pb2
 
 DEPLOYMENTS = ("NAME", "READY", "UP-TO-DATE", "STATE", "AGE")
 DEPLOYMENTS_WIDE = (*DEPLOYMENTS, "REVISION", "PARTITION", "MODEL", "HELD", "MESSAGE")
 REPLICAS = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ATTEMPTS", "AGE")
-REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "MESSAGE")
+REPLICAS_WIDE = (*REPLICAS, "ENDPOINT", "RUNNING", "WAITING", "KV-CACHE", "ADAPTERS", "MESSAGE")
 REVISIONS = ("REVISION", "REPLICAS", "READY", "CURRENT", "AGE")
 REVISIONS_WIDE = (*REVISIONS, "MODEL", "GPUS", "AUTHOR", "CAUSE")
 HISTORY = ("REVISION", "REPLICAS", "WHAT", "AGE", "AUTHOR", "CAUSE")
-MODELS = ("MODEL", "DEPLOYMENT", "READY", "TASK")
+MODELS = ("MODEL", "DEPLOYMENT", "READY", "TASK", "ADAPTER OF")
+ADAPTERS = ("NAME", "LOADED", "PATH", "MESSAGE")
 
 
 def condition(deployment: deployment_pb2.Deployment, kind: str) -> metadata_pb2.Condition | None:
@@ -96,6 +99,7 @@ def replica_row(item: replica_pb2.Replica, *, wide: bool) -> tuple[str, ...]:
         str(load.running_requests),
         str(load.waiting_requests),
         f"{load.kv_cache_usage:.0%}",
+        f"{sum(one.loaded for one in item.adapters)}/{len(item.adapters)}" if item.adapters else "-",
         item.message,
     )
 
@@ -135,4 +139,21 @@ def event_word(event: revision_pb2.RevisionEvent) -> str:
 def model_row(item: inference_pb2.ServedModel) -> tuple[str, ...]:
     """A row of MODELS."""
     task = spec_pb2.EngineTask.Name(item.task).removeprefix("ENGINE_TASK_").lower()
-    return item.name, item.deployment, str(item.ready_replicas), task
+    return item.name, item.deployment, str(item.ready_replicas), task, item.parent or "-"
+
+
+def adapter_rows(spec: spec_pb2.DeploymentSpec, copies: Sequence[replica_pb2.Replica]) -> list[Sequence[str]]:
+    """Rows of ADAPTERS: how many of the ready replicas have each, and what the first says that cannot load it."""
+    ready = [item for item in copies if item.state == replica_pb2.REPLICA_STATE_READY]
+    found: list[Sequence[str]] = []
+    for adapter in spec.model.adapters:
+        said = [
+            (item.name, one)
+            for item in ready
+            for one in item.adapters
+            if (one.name, one.path) == (adapter.name, adapter.path)
+        ]
+        loaded = sum(one.loaded for _, one in said)
+        trouble = next((f"{name}: {one.message}" for name, one in said if one.message), "")
+        found.append((adapter.name, f"{loaded}/{len(ready)}", adapter.path, trouble))
+    return found

@@ -61,6 +61,9 @@ def describe(context: typer.Context, name: DeploymentName) -> None:
             ])  # fmt: skip
         else:
             say("none")
+        if found.spec.model.adapters:
+            say("\nAdapters")
+            table(rows.ADAPTERS, rows.adapter_rows(found.spec, copies))
         _handovers(answer.handover)
         say("\nDecisions, newest last")
         _events(list(reversed(explained.decisions)), [])

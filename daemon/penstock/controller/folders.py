@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.controller.file_calls import FolderSilent
-from penstock.core import parallel
+from penstock.core import adapters, parallel
 from penstock.core.model import Deployment, Replica
 from penstock.core.spec import Spec
 
@@ -42,7 +42,13 @@ def agent_config(
     settings: AgentSettings, deployment: Deployment, replica: Replica, spec: Spec, token: str
 ) -> Mapping[str, Any]:
     """`agent.json`, as `penstock_runtime.config` reads it."""
-    model = {"path": spec.model.path, "hub": spec.model.hub, "hub_revision": spec.model.hub_revision}
+    named = {"path": spec.model.path, "hub": spec.model.hub, "hub_revision": spec.model.hub_revision}
+    model: dict[str, Any] = {key: value for key, value in named.items() if value}
+    if spec.model.adapter_room is not None:
+        room = dataclasses.asdict(spec.model.adapter_room)
+        model["adapter_room"] = {key: value for key, value in room.items() if value is not None}
+        model["adapters"] = [dataclasses.asdict(adapter) for adapter in spec.model.adapters]
+        model["adapters_fixed"] = adapters.fixed(spec.engine)
     return {
         "attempt": token,
         "deployment": deployment.name,
@@ -58,7 +64,7 @@ def agent_config(
         "environment": {
             kind: value for kind, value in dataclasses.asdict(spec.environment).items() if value is not None
         },
-        "model": {key: value for key, value in model.items() if value},
+        "model": model,
         "model_names": list(dict.fromkeys((spec.model.served_name or deployment.name, deployment.name))),
         "startup_timeout_s": spec.probes.startup_timeout_s,
         "drain_timeout_s": spec.drain_timeout_s,

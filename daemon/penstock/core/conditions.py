@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from penstock.core import adapters
 from penstock.core.decisions import Decision, Reason
 from penstock.core.model import Attempt, Condition, ConditionStatus, Deployment, Replica, ReplicaState
+from penstock.core.sentences import count
 
 BLOCKING = frozenset({Reason.QUEUE_BLOCKED, Reason.HELD, Reason.CANCELLED_OUTSIDE, Reason.JOB_UNMARKED})
 """Reasons that stand until a human does something, where the decision has no action of its own."""
@@ -57,7 +59,8 @@ def conditions_of(
     now: datetime,
     blocked: Sequence[Decision] = (),
 ) -> tuple[Condition, ...]:
-    """Ready, Progressing, Paused, ClusterReachable, CrashLooping and Blocked, in this order.
+    """Ready, Progressing, Paused, ClusterReachable, CrashLooping, Blocked, and AdaptersLoaded where there are adapters,
+    in this order.
 
     `blocked`: decisions about replicas that go no further unless somebody acts, see BLOCKING.
     """
@@ -105,6 +108,8 @@ def conditions_of(
         )
     )
     found.append(_blocked(own, before.get("Blocked"), blocked, reachable=reachable))
+    if deployment.spec.model.adapters:
+        found.append(_adapters(deployment, own, replicas))
     return tuple(
         Condition(kind, status, reason.word, message, _since(before.get(kind), status, now))
         for kind, status, reason, message in found
@@ -126,6 +131,24 @@ def _blocked(
         blocked[0].reason,
         f"{blocked[0].replica}: {blocked[0].message}{more}",
     )
+
+
+def _adapters(
+    deployment: Deployment, own: Decision, replicas: Sequence[Replica]
+) -> tuple[str, ConditionStatus, Reason, str]:
+    """Whether every ready replica has every adapter."""
+    kind, wanted = "AdaptersLoaded", count(len(deployment.spec.model.adapters), "adapter")
+    ready = [replica for replica in replicas if adapters.judged(deployment, replica)]
+    if not ready:
+        return kind, ConditionStatus.FALSE, own.reason, f"{wanted}, and no replica that is ready for them"
+    lacking = {replica.name: lacks for replica in ready if (lacks := adapters.lacks(deployment, replica))}
+    if not lacking:
+        return kind, ConditionStatus.TRUE, Reason.READY, f"{wanted} on {count(len(ready), 'ready replica')}"
+    failing = {name: lacks for name, lacks in lacking.items() if any(lack.message for lack in lacks)}
+    name, lacks = next(iter((failing or lacking).items()))
+    reason = Reason.ADAPTER_FAILED if failing else Reason.ADAPTERS_LOADING
+    message = f"{len(ready) - len(lacking)} of {len(ready)} ready replicas have all of {wanted}; {name}: "
+    return kind, ConditionStatus.FALSE, reason, message + adapters.told(lacks)
 
 
 def worst_loop(replicas: Sequence[Replica]) -> Replica | None:

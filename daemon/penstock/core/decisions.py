@@ -128,6 +128,14 @@ class Reason(enum.Enum):
     )
     STARTING = ("Starting", "The job runs; the engine has not generated its first token yet.")
     READY = ("Ready", "The replica takes requests.")
+    ADAPTERS_LOADING = (
+        "AdaptersLoading",
+        "The replica takes requests, but not for all adapters yet; they are being loaded. Not now.",
+    )
+    ADAPTER_FAILED = (
+        "AdapterFailed",
+        "The replica takes requests, but cannot load an adapter; it tries again. Said as a condition, too. Not now.",
+    )
     STARTUP_TIMEOUT = (
         "StartupTimeout",
         "The engine did not generate a token in time since the job's start; the job is cancelled.",

@@ -59,6 +59,18 @@ class Phase(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterStanding:
+    """How an agent stands with a LoRA adapter, as it said last."""
+
+    name: str
+    path: str
+    loaded: bool = False
+    """The engine has it, from that path."""
+    message: str = ""
+    """Why it is not loaded; empty: it is, or is about to be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One submission of a replica to Slurm. Live until `ended_at` is set; a replica has at most one live attempt."""
 
@@ -105,6 +117,7 @@ class Attempt:
     """One sentence: how it ended."""
     exit_code: int | None = None
     last_words: str = ""
+    adapters: tuple[AdapterStanding, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -222,6 +235,12 @@ class Deployment:
     @property
     def served_name(self) -> str:
         return self.spec.model.served_name or self.name
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All that clients may put into `model`: its own name, its served name, and its adapters'."""
+        adapters = (adapter.name for adapter in self.spec.model.adapters)
+        return tuple(dict.fromkeys((self.name, self.served_name, *adapters)))
 
 
 class RevisionEventType(enum.StrEnum):

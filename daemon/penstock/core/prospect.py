@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from penstock.core import adapters
 from penstock.core.conditions import LOOP_FAILURES, summary
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt, Deployment, Replica
@@ -49,6 +50,26 @@ def prospect(deployment: Deployment, replicas: Sequence[Replica], now: datetime)
         # Running ones first, then the one that Slurm expects to start first.
         job=min(jobs, key=lambda job: (job.waiting, _start(job) is None, _start(job) or now), default=None),
     )
+
+
+def adapter_prospect(
+    deployment: Deployment, replicas: Sequence[Replica], adapter: str, now: datetime
+) -> Prospect:
+    """The same for a model that is an adapter. A replica that is still to come loads it before it is ready."""
+    ready = [replica for replica in replicas if adapters.judged(deployment, replica)]
+    if not ready:
+        return prospect(deployment, replicas, now)
+    lacking = [
+        lack for replica in ready for lack in adapters.lacks(deployment, replica) if lack.adapter == adapter
+    ]
+    if not lacking:  # It was loaded this moment.
+        return Prospect(f"{len(ready)} of {deployment.spec.replicas} ready")
+    failed = [lack for lack in lacking if lack.message]
+    told = adapters.told(failed[:1] or lacking[:1])
+    sentence = (
+        f"{len(ready) - len(lacking)} of {len(ready)} ready replicas have it; {lacking[0].replica}: {told}"
+    )
+    return Prospect(sentence, "no replica can load it" if len(failed) == len(ready) else "")
 
 
 def _hopeless(deployment: Deployment, staying: Sequence[Replica]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from penstock.core import backoff, handover, maintenance
+from penstock.core import adapters, backoff, handover, maintenance
 from penstock.core.altered import Altered
 from penstock.core.budget import HeldBack
 from penstock.core.decisions import (
@@ -630,9 +630,19 @@ def _staying(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
             scene, attempt, job, scene.decide(Reason.DRAINING, ReplicaState.DRAINING, message)
         )
     if attempt.phase is Phase.READY:
-        message = f"takes requests at {attempt.endpoint} (job {job.job_id})"
-        return _handed_over(scene, attempt, job, scene.decide(Reason.READY, ReplicaState.READY, message))
+        return _handed_over(scene, attempt, job, _ready(scene, attempt, job))
     return _starting(scene, attempt, job)
+
+
+def _ready(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
+    """The agent says that it serves. An adapter that it has not yet is no reason to take the model from others."""
+    message = f"takes requests at {attempt.endpoint} (job {job.job_id})"
+    lacking = adapters.lacks(scene.deployment, replace(scene.replica, state=ReplicaState.READY))
+    if not lacking:
+        return scene.decide(Reason.READY, ReplicaState.READY, message)
+    failed = any(lack.message for lack in lacking)
+    reason = Reason.ADAPTER_FAILED if failed else Reason.ADAPTERS_LOADING
+    return scene.decide(reason, ReplicaState.READY, f"{message}; {adapters.told(lacking)}")
 
 
 def _preempted_soon(scene: Scene, attempt: Attempt, job: Job) -> Outlook:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from penstock.core.spec import Admission, Routing
 
@@ -25,6 +25,8 @@ class Endpoint:
     engine_port: int | None = None
     """Of the engine's own HTTP server, at the same host. None: it has none, and serves no REST."""
     revision: int = 0
+    adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters that it has loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,20 @@ class Route:
     """Revision -> its share of the requests, in proportion to the others'; 0: none, as long as another one has a
     replica. Empty: all replicas are alike."""
     routing: Routing = field(default_factory=Routing)
+    adapters: tuple[str, ...] = ()
+    """Names of its LoRA adapters: models of their own, whose requests go to endpoints that have them alone."""
+    adapter: str = ""
+    """Not empty: this is the part of the deployment's route that leads to this adapter."""
+
+    def to_adapter(self, name: str) -> Route:
+        """The part that leads to this adapter."""
+        having = tuple(endpoint for endpoint in self.endpoints if name in endpoint.adapters)
+        return replace(self, adapter=name, endpoints=having)
+
+    @property
+    def line(self) -> str:
+        """By this name its requests wait: each adapter has a line of its own. No deployment's name has a slash."""
+        return f"{self.deployment}/{self.adapter}" if self.adapter else self.deployment
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,22 @@ class NodeSpread(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter: to clients a model of its own."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """What an engine sets aside for adapters when it starts. None: the agent decides, by the adapters there are then."""
+
+    max_rank: int | None = None
+    max_in_batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Exactly one of `path` and `hub` is set."""
 
@@ -51,6 +67,9 @@ class Model:
     hub_revision: str = ""
     served_name: str = ""
     """Empty: the deployment's name."""
+    adapters: tuple[Adapter, ...] = ()
+    adapter_room: AdapterRoom | None = None
+    """None: engines are started without any, and then there are no adapters."""
 
 
 @dataclass(frozen=True, slots=True)

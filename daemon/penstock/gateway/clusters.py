@@ -14,6 +14,9 @@ than half of a deployment. A gRPC status does not eject, whatever it is: an agen
 its health. An engine's HTTP 5xx does, for a while, when there are several in a row; its 4xx never, for a client's bad
 requests must not cost others their replica.
 
+A deployment's adapters have no clusters of their own, which would have every replica asked for its health once more for
+each: they are subsets of the deployment's endpoints.
+
 There is no panic mode (threshold 0): a replica that failed its check gets nothing, for the gateway has a
 better answer than it.
 """
@@ -34,6 +37,10 @@ SECRET_HEADER = "x-penstock-deployment-secret"
 ENGINE_KEY_HEADER = "x-penstock-engine-key"
 METADATA = "penstock"
 """Under this name are our own words on an endpoint: `engine_key`; and on a route."""
+SUBSETS = "envoy.lb"
+"""Under this name is what Envoy chooses subsets of endpoints by."""
+ADAPTER = "adapter"
+"""Its key: on an endpoint the list of the adapters that it has, on a route the one that is asked for."""
 ANSWERED_BY_HEADER = "x-penstock-answered-by"
 """On answers that say nothing against the replica they came from, or did not come from one."""
 
@@ -62,7 +69,12 @@ def rest_cluster_name(deployment: str) -> str:
 
 @lru_cache(maxsize=4096)
 def deployment_cluster(
-    deployment: str, secret: str, max_in_flight: int, settings: FrontDoorSettings
+    deployment: str,
+    secret: str,
+    max_in_flight: int,
+    settings: FrontDoorSettings,
+    *,
+    has_adapters: bool = False,
 ) -> Cluster:
     """The replicas of one deployment, without saying which they are."""
     return build(
@@ -72,6 +84,7 @@ def deployment_cluster(
             "type": "EDS",
             "eds_cluster_config": {"eds_config": ADS},
             "lb_policy": "LEAST_REQUEST",
+            **_subsets(has_adapters),
             **_replicas(settings),
             "health_checks": [
                 {
@@ -87,7 +100,14 @@ def deployment_cluster(
 
 
 @lru_cache(maxsize=4096)
-def rest_cluster(deployment: str, secret: str, max_in_flight: int, settings: FrontDoorSettings) -> Cluster:
+def rest_cluster(
+    deployment: str,
+    secret: str,
+    max_in_flight: int,
+    settings: FrontDoorSettings,
+    *,
+    has_adapters: bool = False,
+) -> Cluster:
     """The engines of one deployment's replicas, without saying which they are."""
     put_key = {
         "header": {
@@ -116,6 +136,7 @@ def rest_cluster(deployment: str, secret: str, max_in_flight: int, settings: Fro
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
         "lb_policy": "LEAST_REQUEST",
+        **_subsets(has_adapters),
         **_replicas(settings),
         # The agent is asked, at its own port, though its engine gets the requests: it knows when a replica leaves, and
         # answers while the engine's event loop is busy. Envoy's own gRPC check is refused for an HTTP/1 cluster.
@@ -178,9 +199,31 @@ def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Clu
     ]
     for make in (deployment_cluster, rest_cluster):
         own += [
-            make(route.deployment, route.secret, route.admission.max_in_flight, settings) for route in routes
+            make(
+                route.deployment,
+                route.secret,
+                route.admission.max_in_flight,
+                settings,
+                has_adapters=bool(route.adapters),
+            )
+            for route in routes
         ]
     return own
+
+
+def _subsets(has_adapters: bool) -> dict[str, Any]:
+    """Requests for an adapter go to the endpoints that have it, weighed and judged as all of them are, and to nobody where
+    none has it; the others' go to any. The gateway has every adapter, so that it comes last for each of them."""
+    if not has_adapters:
+        return {}
+    return {
+        "lb_subset_config": {
+            "fallback_policy": "ANY_ENDPOINT",
+            "subset_selectors": [{"keys": [ADAPTER], "fallback_policy": "NO_FALLBACK"}],
+            "list_as_any": True,
+            "locality_weight_aware": True,
+        }
+    }
 
 
 def _replicas(settings: FrontDoorSettings) -> dict[str, Any]:

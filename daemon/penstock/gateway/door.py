@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,10 @@ class FrontDoor:
     @property
     def held(self) -> Mapping[str, int]:
         """Requests that wait here for a replica, by deployment; those without any are left out."""
-        return self._hold.room.held
+        held: Counter[str] = Counter()
+        for line, number in self._hold.room.held.items():
+            held[line.partition("/")[0]] += number
+        return held
 
     @property
     def trouble(self) -> str:

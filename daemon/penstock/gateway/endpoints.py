@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Endpoint, Route, engine_key
-from penstock.gateway.clusters import METADATA, cluster_name, rest_cluster_name
+from penstock.gateway.clusters import ADAPTER, METADATA, SUBSETS, cluster_name, rest_cluster_name
 from penstock.gateway.messages import ClusterLoadAssignment, build
 from penstock.gateway.settings import FrontDoorSettings, envoy_address
 
@@ -37,10 +37,11 @@ def usable(endpoint: Endpoint) -> bool:
 def assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
     """One deployment's agents. Those that are not `usable` are left out."""
     ends: _Ends = {}
-    for host, port, revision in sorted(
-        {(end.host, end.port, end.revision) for end in route.endpoints if usable(end)}
+    for host, port, revision, adapters in sorted(
+        {(end.host, end.port, end.revision, end.adapters) for end in route.endpoints if usable(end)}
     ):
-        ends.setdefault(revision, []).append({"endpoint": {"address": _address(host, port)}})
+        end = {"endpoint": {"address": _address(host, port)}, **_metadata(adapters)}
+        ends.setdefault(revision, []).append(end)
     return _assignment(cluster_name(route.deployment), route, ends, gateway)
 
 
@@ -58,7 +59,7 @@ def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
                     "address": _address(endpoint.host, endpoint.engine_port),
                     "health_check_config": {"port_value": endpoint.port},
                 },
-                "metadata": {"filter_metadata": {METADATA: {"engine_key": key}}},
+                **_metadata(endpoint.adapters, {METADATA: {"engine_key": key}}),
             }
         )
     return _assignment(rest_cluster_name(route.deployment), route, ends, gateway)
@@ -72,6 +73,12 @@ def assignments(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[
 
 def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _metadata(adapters: tuple[str, ...], own: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an endpoint bears; nothing where there is nothing to say. `own`: further words."""
+    said = {**(own or {}), **({SUBSETS: {ADAPTER: sorted(adapters)}} if adapters else {})}
+    return {"metadata": {"filter_metadata": said}} if said else {}
 
 
 def _groups(route: Route, ends: _Ends) -> list[dict[str, Any]]:
@@ -100,7 +107,8 @@ def _assignment(name: str, route: Route, ends: _Ends, gateway: str) -> ClusterLo
         "endpoint": {
             "address": envoy_address(gateway),
             "health_check_config": {"disable_active_health_check": True},
-        }
+        },
+        **_metadata(route.adapters),
     }
     return build(
         ClusterLoadAssignment(),

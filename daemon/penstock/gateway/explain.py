@@ -22,7 +22,7 @@ from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay import GrpcRelay, patience_s
 from penstock.gateway.relay_listener import RELAYED_HEADER
 from penstock.gateway.replies import ERROR_DOMAIN
-from penstock.gateway.routes import ATTEMPTS_HEADER, DEPLOYMENT_HEADER, INFERENCE
+from penstock.gateway.routes import ADAPTER_HEADER, ATTEMPTS_HEADER, DEPLOYMENT_HEADER, INFERENCE
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.v1 import inference_pb2
 
@@ -57,7 +57,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
 
     async def _answer(self, method: str, request_type: Descriptor, context: _Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
-        deployment = str(metadata.get(DEPLOYMENT_HEADER, ""))
+        deployment, adapter = (str(metadata.get(key, "")) for key in (DEPLOYMENT_HEADER, ADAPTER_HEADER))
         attempt = int(metadata.get(ATTEMPTS_HEADER, 1))
         # Sending headers first keeps the status in the trailers, where Envoy does not take it for a reason to
         # try again; and Envoy keeps no copy of the message any more.
@@ -65,7 +65,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
         if key := metadata.get(RELAYED_HEADER):
             self._hold.returned(str(key), attempt)
             await _end(context, code_pb2.UNAVAILABLE, "no replica answers")
-        route = self._served.route(deployment)
+        route = self._served.route(deployment, adapter)
         if route is None:
             await self._no_such_model(await self._read(context), request_type, context)
         patience = patience_s(context)
@@ -74,7 +74,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
             prospect = await self._hold.consider(route, patience, lost)
             request = await self._read(context)
             with self._hold.enter(route, prospect, len(request), patience, lost) as held:
-                await self._relay.serve(held, method, request, deployment, context)
+                await self._relay.serve(held, method, request, route, context)
         except Refused as refused:
             await _refuse(context, deployment, refused)
 

@@ -1,7 +1,7 @@
 """Holding requests: each waits for its turn, hears how it stands, and is told when waiting makes no sense any more.
 
 It joins the waiting room, which knows the order and the bounds, to what the deployments' prospects are. For each
-deployment with a line there is one task, which asks through the front door whether a replica answers, and then calls
+deployment, and each adapter, with a line there is one task, which asks through the front door whether a replica answers, and then calls
 those whose turn it is. Whoever is called relays itself (relay.py), and comes back when no replica would take it.
 
 The rule guarded here: a request waits no longer than its deployment allows, its client does, or there is hope.
@@ -42,8 +42,8 @@ LONGEST_RETRY_AFTER_S = 3600
 HOPELESS_RETRY_AFTER_S = 60
 """Where somebody must act first."""
 
-Answers = Callable[[str], Awaitable[bool]]
-"""Deployment name to whether the front door reaches a replica of it that serves."""
+Answers = Callable[[Route], Awaitable[bool]]
+"""Whether the front door reaches a replica, of those that the route leads to, that serves."""
 
 
 class Refused(Exception):
@@ -92,7 +92,7 @@ class Hold:
     async def consider(self, route: Route, patience_s: float, losses: int) -> Prospect:
         """Whether a request may wait that its client gives so much time, and that was with so many replicas when
         they ended. Raises Refused."""
-        prospect = await self.served.prospect(route.deployment)
+        prospect = await self.served.prospect(route)
         if losses >= LOSSES:
             raise _lost(route, losses)
         longest_s = min(patience_s, route.admission.max_hold_s)
@@ -113,7 +113,7 @@ class Hold:
                 prospect.wait_s,
             )
         try:
-            self.room.check(route.deployment, route.admission.max_held)
+            self.room.check(route.line, route.admission.max_held)
         except Full as full:
             raise _too_many(route, prospect, full) from None
         return prospect
@@ -124,15 +124,15 @@ class Hold:
     ) -> Iterator[Held]:
         """A request that was considered, and with how many replicas it was lost before. Raises Refused."""
         try:
-            ticket = self.room.enter(route.deployment, size_bytes, route.admission.max_held)
+            ticket = self.room.enter(route.line, size_bytes, route.admission.max_held)
         except Full as full:
             raise _too_many(route, prospect, full) from None
         held = Held(self, ticket, route, min(patience_s, route.admission.max_hold_s), losses)
         self._held[ticket] = held
         self._relayed[held.key] = held
-        if route.deployment not in self._keepers:
-            log.info("requests wait for deployment %r: %s", route.deployment, prospect.sentence)
-            self._keepers[route.deployment] = asyncio.create_task(self._keep(route.deployment))
+        if route.line not in self._keepers:
+            log.info("requests wait for %r: %s", route.line, prospect.sentence)
+            self._keepers[route.line] = asyncio.create_task(self._keep(route))
         try:
             yield held
         finally:
@@ -151,32 +151,30 @@ class Hold:
         for keeper in self._keepers.values():
             keeper.cancel()
 
-    async def _keep(self, deployment: str) -> None:
+    async def _keep(self, began_with: Route) -> None:
         """Opens and closes the line, and calls those in it, until nobody is."""
-        began = time.monotonic()
+        began, line = time.monotonic(), began_with.line
         try:
-            while deployment in self.room.held:
-                route = self.served.route(deployment)
+            while line in self.room.held:
+                route = self.served.now(began_with)
                 replicas = len(route.endpoints) if route is not None else 0
-                if not replicas:
-                    self.room.close(deployment)
-                elif self.room.is_open(deployment) or await self._answered(deployment):
-                    self.room.open(deployment, replicas, time.monotonic())
-                for ticket in self.room.call(deployment, time.monotonic()):
+                if route is None or not replicas:
+                    self.room.close(line)
+                elif self.room.is_open(line) or await self._answered(route):
+                    self.room.open(line, replicas, time.monotonic())
+                for ticket in self.room.call(line, time.monotonic()):
                     self._held[ticket].called.set()
                 await asyncio.sleep(STEP_S)
         finally:
-            del self._keepers[deployment]
-        log.info(
-            "nobody waits for deployment %r any more, after %.1f s", deployment, time.monotonic() - began
-        )
+            del self._keepers[line]
+        log.info("nobody waits for %r any more, after %.1f s", line, time.monotonic() - began)
 
-    async def _answered(self, deployment: str) -> bool:
+    async def _answered(self, route: Route) -> bool:
         try:
-            return await self._answers(deployment)
+            return await self._answers(route)
         except Exception:
             # The line goes on waiting; a task that ended here would leave it waiting for nothing.
-            log.exception("cannot ask whether a replica of deployment %r answers", deployment)
+            log.exception("cannot ask whether a replica of %r answers", route.line)
             return False
 
 
@@ -218,9 +216,9 @@ class Held:
         """What is to be said now. Raises Refused when there is no hope any more."""
         now = time.monotonic()
         self._say_at = now + PROGRESS_EVERY_S
-        prospect = await self._hold.served.prospect(self._route.deployment)
-        if self._hold.served.route(self._route.deployment) is None:
-            raise Refused(f"deployment {self._route.deployment!r} was deleted", HOPELESS_RETRY_AFTER_S)
+        prospect = await self._hold.served.prospect(self._route)
+        if self._hold.served.now(self._route) is None:
+            raise Refused(_gone(self._route), HOPELESS_RETRY_AFTER_S)
         if prospect.hopeless:
             sentence = f"{standing(self._route, prospect)}; no request is held for it any longer: {prospect.hopeless}"
             raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
@@ -237,11 +235,11 @@ class Held:
     def lost(self) -> None:
         """No replica answers, and perhaps some ended while they had it. It waits again. Raises Refused."""
         if attempt := self.returned_at_attempt:
-            self._losses += losses(self._hold.served.route(self._route.deployment) or self._route, attempt)
+            self._losses += losses(self._hold.served.now(self._route) or self._route, attempt)
         else:
             self._losses += 1
         self.returned_at_attempt = 0
-        self._hold.room.close(self._route.deployment)
+        self._hold.room.close(self._route.line)
         if self._losses >= LOSSES:
             raise _lost(self._route, self._losses)
         if not self.turned_away():
@@ -260,7 +258,7 @@ class Held:
         return True
 
     async def _time_is_up(self) -> Refused:
-        prospect = await self._hold.served.prospect(self._route.deployment)
+        prospect = await self._hold.served.prospect(self._route)
         limit_s = self._route.admission.max_hold_s
         whose = "spec.admission.max_hold_s" if self._longest_s >= limit_s else "its own deadline"
         sentence = (
@@ -275,6 +273,12 @@ def losses(route: Route, attempt: int) -> int:
     Envoy tries two different ones before, or the only one twice: of a replica that just ended it learns by that.
     """
     return min(attempt - 1, max(1, len(route.endpoints)))
+
+
+def _gone(route: Route) -> str:
+    if route.adapter:
+        return f"adapter {route.adapter!r} of deployment {route.deployment!r} is not wanted any more"
+    return f"deployment {route.deployment!r} was deleted"
 
 
 def _lost(route: Route, losses: int) -> Refused:

@@ -17,9 +17,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from penstock.core.routing import Route
 from penstock.gateway.hold import Held, Progress
 from penstock.gateway.relay_listener import RELAYED_HEADER, relay_address
-from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE
+from penstock.gateway.routes import ADAPTER_HEADER, DEPLOYMENT_HEADER, INFERENCE
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2
 
@@ -67,10 +68,10 @@ class GrpcRelay:
         if self._channel is not None:
             await self._channel.close()
 
-    async def answers(self, deployment: str) -> bool:
-        """Whether the front door reaches a replica of the deployment that says that it serves."""
+    async def answers(self, route: Route) -> bool:
+        """Whether the front door reaches a replica, of those that the route leads to, that says that it serves."""
         call = self._call(
-            _HEALTH, health_pb2.HealthCheckRequest().SerializeToString(), deployment, (), PROBE_TIMEOUT_S
+            _HEALTH, health_pb2.HealthCheckRequest().SerializeToString(), line_headers(route), PROBE_TIMEOUT_S
         )
         try:
             answer = await _next(call)
@@ -82,12 +83,13 @@ class GrpcRelay:
             health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
         )
 
-    async def serve(self, held: Held, method: str, request: bytes, deployment: str, context: Context) -> None:
+    async def serve(self, held: Held, method: str, request: bytes, route: Route, context: Context) -> None:
         """Waits, relays, and ends the call as the replica does. Raises Refused, with nothing but progress sent."""
-        metadata = (*_passed_on(context.invocation_metadata() or ()), (RELAYED_HEADER, held.key))
+        own = (*line_headers(route), (RELAYED_HEADER, held.key))
+        metadata = (*_passed_on(context.invocation_metadata() or ()), *own)
         while True:
             await self._wait(held, method, context)
-            call = self._call(method, request, deployment, metadata, context.time_remaining())
+            call = self._call(method, request, metadata, context.time_remaining())
             try:
                 if await self._relayed(call, held, context):
                     return
@@ -123,13 +125,19 @@ class GrpcRelay:
         return True
 
     def _call(
-        self, method: str, request: bytes, deployment: str, metadata: Metadata, timeout_s: float | None
+        self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None
     ) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
         if self._channel is None:
             raise RuntimeError("the relay was not started")
         # A unary answer looks like a stream of one message.
         start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method)
-        return start(request, metadata=(*metadata, (DEPLOYMENT_HEADER, deployment)), timeout=timeout_s)
+        return start(request, metadata=metadata, timeout=timeout_s)
+
+
+def line_headers(route: Route) -> tuple[tuple[str, str], ...]:
+    """What tells the front door's listener for relays where a request goes."""
+    adapter = ((ADAPTER_HEADER, route.adapter),) if route.adapter else ()
+    return ((DEPLOYMENT_HEADER, route.deployment), *adapter)
 
 
 async def _next(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:

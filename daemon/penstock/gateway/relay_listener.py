@@ -14,7 +14,14 @@ from typing import Any
 from penstock.core.routing import Route
 from penstock.gateway.clusters import SECRET_HEADER, cluster_name, rest_cluster_name
 from penstock.gateway.messages import ADS, Listener, RouteConfiguration, RouteMessage, build, typed
-from penstock.gateway.routes import DEPLOYMENT_HEADER, INFERENCE, INFERENCE_RETRY, REST_RETRY
+from penstock.gateway.routes import (
+    ADAPTER_HEADER,
+    DEPLOYMENT_HEADER,
+    INFERENCE,
+    INFERENCE_RETRY,
+    REST_RETRY,
+    to_subset,
+)
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 
 RELAY = "relay"
@@ -72,7 +79,7 @@ def relay_listener(settings: FrontDoorSettings) -> Listener:
 
 
 def relay_routes(routes: tuple[Route, ...], settings: FrontDoorSettings) -> RouteConfiguration:
-    """By the deployment's name."""
+    """By the deployment's name, and the adapter's where one is asked for: those come first."""
     made: RouteConfiguration = build(
         RouteConfiguration(),
         {
@@ -90,32 +97,39 @@ def relay_routes(routes: tuple[Route, ...], settings: FrontDoorSettings) -> Rout
         },
     )
     for route in routes:
-        made.virtual_hosts[0].routes.extend(_deployment(route.deployment, route.secret))
+        for adapter in (*route.adapters, ""):
+            made.virtual_hosts[0].routes.extend(_line(route.deployment, adapter, route.secret))
     return made
 
 
 @lru_cache(maxsize=4096)
-def _deployment(deployment: str, secret: str) -> tuple[RouteMessage, ...]:
+def _line(deployment: str, adapter: str, secret: str) -> tuple[RouteMessage, ...]:
     agents, engines = cluster_name(deployment), rest_cluster_name(deployment)
     put_secret = {
         "header": {"key": SECRET_HEADER, "value": secret},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
+    with_secret = {"request_headers_to_add": [put_secret]}
     return (
-        _route(deployment, INFERENCE, agents, INFERENCE_RETRY, request_headers_to_add=[put_secret]),
+        _route(deployment, adapter, INFERENCE, agents, INFERENCE_RETRY, **with_secret),
         # Whether a replica answers at all.
-        _route(deployment, "/grpc.health.", agents, INFERENCE_RETRY, request_headers_to_add=[put_secret]),
-        _route(deployment, "/", engines, REST_RETRY),
+        _route(deployment, adapter, "/grpc.health.", agents, INFERENCE_RETRY, **with_secret),
+        _route(deployment, adapter, "/", engines, REST_RETRY),
     )
 
 
-def _route(deployment: str, prefix: str, cluster: str, retry: dict[str, Any], **more: Any) -> RouteMessage:
+def _route(
+    deployment: str, adapter: str, prefix: str, cluster: str, retry: dict[str, Any], **more: Any
+) -> RouteMessage:
+    headers = {DEPLOYMENT_HEADER: deployment, **({ADAPTER_HEADER: adapter} if adapter else {})}
     return build(
         RouteMessage(),
         {
             "match": {
                 "prefix": prefix,
-                "headers": [{"name": DEPLOYMENT_HEADER, "string_match": {"exact": deployment}}],
+                "headers": [
+                    {"name": name, "string_match": {"exact": value}} for name, value in headers.items()
+                ],
             },
             "route": {
                 "cluster": cluster,
@@ -123,6 +137,7 @@ def _route(deployment: str, prefix: str, cluster: str, retry: dict[str, Any], **
                 "timeout": "0s",
                 "retry_policy": retry,
                 "priority": "HIGH",
+                **to_subset(adapter),
             },
             **more,
         },

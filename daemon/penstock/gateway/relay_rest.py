@@ -19,11 +19,12 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from penstock.core.routing import Route
 from penstock.gateway import openai
 from penstock.gateway.clusters import ANSWERED_BY_HEADER
 from penstock.gateway.hold import Held, Refused
+from penstock.gateway.relay import line_headers
 from penstock.gateway.relay_listener import RELAYED_HEADER, relay_address
-from penstock.gateway.routes import DEPLOYMENT_HEADER
 from penstock.gateway.settings import FrontDoorSettings
 
 CONNECT_TIMEOUT_S = 1.0
@@ -73,7 +74,7 @@ class RestRelay:
             await self._session.close()
 
     async def serve(
-        self, held: Held, request: web.Request, body: bytes, deployment: str, *, streams: bool
+        self, held: Held, request: web.Request, body: bytes, route: Route, *, streams: bool
     ) -> web.StreamResponse:
         """Waits, relays, and answers as the engine does. Raises Refused, with nothing sent."""
         events = web.StreamResponse(
@@ -82,7 +83,7 @@ class RestRelay:
         fields = [
             *_passed_on(request.headers.items()),
             (RELAYED_HEADER, held.key),
-            (DEPLOYMENT_HEADER, deployment),
+            *line_headers(route),
         ]
         try:
             while True:

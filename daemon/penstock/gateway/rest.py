@@ -22,7 +22,12 @@ from penstock.gateway.documents import DOCUMENTS, document
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay_listener import RELAYED_HEADER
 from penstock.gateway.relay_rest import RestRelay, patience_s, wants_stream
-from penstock.gateway.routes import ASKED_MODEL_HEADER, ATTEMPTS_HEADER, DEPLOYMENT_HEADER
+from penstock.gateway.routes import (
+    ADAPTER_HEADER,
+    ASKED_MODEL_HEADER,
+    ATTEMPTS_HEADER,
+    DEPLOYMENT_HEADER,
+)
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
@@ -91,7 +96,7 @@ class RestServer:
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         deployment = request.headers.get(DEPLOYMENT_HEADER)
         if deployment is not None:
-            return await self._not_ready(request, deployment)
+            return await self._not_ready(request, deployment, request.headers.get(ADAPTER_HEADER, ""))
         if request.path not in openai.REWRITES:
             return _error(404, f"there is no {request.method} {request.path}", "no_such_path")
         if request.method != "POST":
@@ -106,14 +111,14 @@ class RestServer:
         async with self._reading:
             return self._fault(await request.read())
 
-    async def _not_ready(self, request: web.Request, deployment: str) -> web.StreamResponse:
+    async def _not_ready(self, request: web.Request, deployment: str, adapter: str) -> web.StreamResponse:
         attempt = int(request.headers.get(ATTEMPTS_HEADER, "1"))
         if key := request.headers.get(RELAYED_HEADER):
             self._hold.returned(key, attempt)
             return _error(503, "no replica answers", "no_ready_replica")
-        route = self._served.route(deployment)
+        route = self._served.route(deployment, adapter)
         if route is None:  # Deleted a moment ago: Envoy still had the route.
-            return self._no_such_model(deployment)
+            return self._no_such_model(adapter or deployment)
         lost = losses(route, attempt)
         try:
             await self._hold.consider(route, math.inf, lost)
@@ -124,7 +129,7 @@ class RestServer:
             patience = patience_s(request, streams=streams)
             prospect = await self._hold.consider(route, patience, lost)
             with self._hold.enter(route, prospect, len(body), patience, lost) as held:
-                return await self._relay.serve(held, request, body, deployment, streams=streams)
+                return await self._relay.serve(held, request, body, route, streams=streams)
         except Refused as refused:
             return _refusal(refused, deployment, attempt - 1)
 
@@ -173,7 +178,9 @@ def _refusal(refused: Refused, deployment: str, tried: int) -> web.Response:
 
 
 def _model(name: str, route: Route) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": route.created_at_s, "owned_by": "penstock"}
+    card = {"id": name, "object": "model", "created": route.created_at_s, "owned_by": "penstock"}
+    # As engines do: an adapter's parent is the model that it is of, by the name that it is served under.
+    return card | ({"parent": route.model_names[-1]} if route.adapter else {})
 
 
 def _json(status: int, body: dict[str, Any], **headers: str) -> web.Response:

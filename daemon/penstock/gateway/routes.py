@@ -11,6 +11,7 @@ from typing import Any
 from penstock.core.routing import Route
 from penstock.gateway import openai
 from penstock.gateway.clusters import (
+    ADAPTER,
     ANSWERED_BY_HEADER,
     CONTROL,
     ENGINE_KEY_HEADER,
@@ -18,6 +19,7 @@ from penstock.gateway.clusters import (
     GATEWAY_REST,
     METADATA,
     SECRET_HEADER,
+    SUBSETS,
     cluster_name,
     rest_cluster_name,
 )
@@ -29,6 +31,8 @@ MAIN = "main"
 RUNTIME = "runtime"
 MODEL_HEADER = "x-model"
 DEPLOYMENT_HEADER = "x-penstock-deployment"
+ADAPTER_HEADER = "x-penstock-deployment-adapter"
+"""To the gateway: which of the deployment's adapters is asked for. Its prefix is among those that clients cannot set."""
 ATTEMPTS_HEADER = "x-envoy-attempt-count"
 ASKED_MODEL_HEADER = "x-penstock-deployment-model"
 """To the gateway: the `model` that was asked for, as far as Envoy could read it."""
@@ -98,9 +102,9 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     }
 
     main = _configuration(MAIN, control, settings)
-    names = _names(routes)
-    main.virtual_hosts[0].routes.extend(_model(*name) for name in names)
-    main.virtual_hosts[0].routes.extend(_rest_model(*name) for name in names)
+    named = _named(routes)
+    main.virtual_hosts[0].routes.extend(_model(*one) for one in named)
+    main.virtual_hosts[0].routes.extend(_rest_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(
         _configuration("", [unknown, *_rest_unknown(), _nothing_here()], settings).virtual_hosts[0].routes
     )
@@ -112,16 +116,39 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     ]
 
 
-def _names(routes: tuple[Route, ...]) -> list[tuple[str, str, str, int]]:
-    """(name, deployment, secret, requests in flight) for every name, each once: a deployment's own name beats another
-    one's served name."""
+def names(routes: tuple[Route, ...]) -> dict[str, Route]:
+    """What clients may put into `model`, by name, and the route that each leads to; an adapter's is its own part of its
+    deployment's. Each once: a deployment's own name beats another one's served name, and that an adapter's."""
     taken = {route.deployment: route for route in routes}
     for route in routes:
         for name in route.model_names:
             taken.setdefault(name, route)
+    for route in routes:
+        for name in route.adapters:
+            if name not in taken:
+                taken[name] = route.to_adapter(name)
+    return dict(sorted(taken.items()))
+
+
+def _named(routes: tuple[Route, ...]) -> list[tuple[str, str, str, str, int]]:
+    """(name, deployment, adapter, secret, requests in flight): what a name's routes depend on."""
     return [
-        (name, route.deployment, route.secret, route.admission.max_in_flight)
-        for name, route in sorted(taken.items())
+        (name, route.deployment, route.adapter, route.secret, route.admission.max_in_flight)
+        for name, route in names(routes).items()
+    ]
+
+
+def to_subset(adapter: str) -> dict[str, Any]:
+    """The part of a route's action that keeps a request for an adapter to those that have it."""
+    match = {"metadata_match": {"filter_metadata": {SUBSETS: {ADAPTER: adapter}}}}
+    return match if adapter else {}
+
+
+def _whose(deployment: str, adapter: str) -> list[dict[str, Any]]:
+    """For the gateway, should no replica answer."""
+    return [
+        _put(DEPLOYMENT_HEADER, deployment),
+        *([_put(ADAPTER_HEADER, adapter)] if adapter else []),
     ]
 
 
@@ -158,7 +185,7 @@ def _control(match: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8192)
-def _model(name: str, deployment: str, secret: str, max_in_flight: int) -> RouteMessage:
+def _model(name: str, deployment: str, adapter: str, secret: str, max_in_flight: int) -> RouteMessage:
     """Building a message from JSON takes a third of a millisecond, and there may be thousands of names."""
     return build(
         RouteMessage(),
@@ -174,15 +201,16 @@ def _model(name: str, deployment: str, secret: str, max_in_flight: int) -> Route
                 # timeout.
                 "timeout": "0s",
                 "retry_policy": INFERENCE_RETRY,
+                **to_subset(adapter),
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
-            "request_headers_to_add": [_put(SECRET_HEADER, secret), _put(DEPLOYMENT_HEADER, deployment)],
+            "request_headers_to_add": [_put(SECRET_HEADER, secret), *_whose(deployment, adapter)],
         },
     )
 
 
 @lru_cache(maxsize=8192)
-def _rest_model(name: str, deployment: str, secret: str, max_in_flight: int) -> RouteMessage:
+def _rest_model(name: str, deployment: str, adapter: str, secret: str, max_in_flight: int) -> RouteMessage:
     return build(
         RouteMessage(),
         {
@@ -195,10 +223,11 @@ def _rest_model(name: str, deployment: str, secret: str, max_in_flight: int) -> 
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 "timeout": "0s",
                 "retry_policy": REST_RETRY,
+                **to_subset(adapter),
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
-            # For the gateway, should no replica answer. What a client calls itself is no business of the engine's.
-            "request_headers_to_add": [_put(DEPLOYMENT_HEADER, deployment)],
+            "request_headers_to_add": _whose(deployment, adapter),
+            # What a client calls itself is no business of the engine's.
             "request_headers_to_remove": ["authorization", "api-key", "x-api-key", "cookie"],
         },
     )

@@ -1,7 +1,7 @@
 """The waiting room: which requests may wait for a replica, in what order, and how many may go on at once.
 
 Pure: it holds no request and asks no clock; the time, in seconds of any clock that never goes back, comes in. A
-request that waits is a ticket, in the line of its deployment:
+request that waits is a ticket, in the line of its deployment, or of its adapter:
 
     enter ──▶ waiting ──▶ called ──▶ answered        leave: from anywhere, for good
                  ▲───────────┘
@@ -49,7 +49,8 @@ class Ticket:
 
     serial: int
     """In the order of coming."""
-    deployment: str
+    line: str
+    """Its name."""
     size_bytes: int
     place: Place = Place.WAITING
 
@@ -100,7 +101,7 @@ class WaitingRoom:
 
     @property
     def held(self) -> Mapping[str, int]:
-        """Requests without an answer yet, by deployment; those without any are left out."""
+        """Requests without an answer yet, by line; those without any are left out."""
         return {name: line.held for name, line in self._lines.items()}
 
     @property
@@ -108,22 +109,22 @@ class WaitingRoom:
         """Of the bodies of all of them."""
         return self._bytes
 
-    def check(self, deployment: str, max_held: int) -> None:
+    def check(self, name: str, max_held: int) -> None:
         """Raises Full when not even an empty request could enter."""
-        line = self._lines.get(deployment)
+        line = self._lines.get(name)
         if (line.held if line else 0) >= max_held:
             raise Full("spec.admission.max_held", max_held)
         if self._held >= self._limits.max_held:
             raise Full("max_held", self._limits.max_held)
 
-    def enter(self, deployment: str, size_bytes: int, max_held: int) -> Ticket:
+    def enter(self, name: str, size_bytes: int, max_held: int) -> Ticket:
         """The last of its line. Raises Full."""
-        self.check(deployment, max_held)
+        self.check(name, max_held)
         if self._bytes + size_bytes > self._limits.max_held_bytes:
             raise Full("max_held_bytes", self._limits.max_held_bytes)
         self._serial += 1
-        ticket = Ticket(self._serial, deployment, size_bytes)
-        self._lines.setdefault(deployment, _Line()).waiting.append(ticket)
+        ticket = Ticket(self._serial, name, size_bytes)
+        self._lines.setdefault(name, _Line()).waiting.append(ticket)
         self._held += 1
         self._bytes += size_bytes
         return ticket
@@ -132,17 +133,17 @@ class WaitingRoom:
         """From 1; 0 for one that does not wait."""
         if ticket.place is not Place.WAITING:
             return 0
-        return bisect.bisect_left(self._lines[ticket.deployment].waiting, ticket.serial, key=_serial) + 1
+        return bisect.bisect_left(self._lines[ticket.line].waiting, ticket.serial, key=_serial) + 1
 
-    def is_open(self, deployment: str) -> bool:
+    def is_open(self, name: str) -> bool:
         """Whether tickets of this line are called."""
-        line = self._lines.get(deployment)
+        line = self._lines.get(name)
         return line is not None and line.window > 0
 
-    def open(self, deployment: str, replicas: int, now: float) -> None:
+    def open(self, name: str, replicas: int, now: float) -> None:
         """So many replicas (at least one) take requests now. A line that is open already keeps its window, as far as
         the number of replicas allows."""
-        line = self._lines.get(deployment)
+        line = self._lines.get(name)
         if line is None:
             return
         if line.window == 0:
@@ -150,14 +151,14 @@ class WaitingRoom:
         line.replicas = replicas
         line.window = min(line.window, WIDEST_WINDOW * replicas)
 
-    def close(self, deployment: str) -> None:
+    def close(self, name: str) -> None:
         """No replica takes requests now."""
-        if (line := self._lines.get(deployment)) is not None:
+        if (line := self._lines.get(name)) is not None:
             line.window = 0
 
-    def call(self, deployment: str, now: float) -> list[Ticket]:
+    def call(self, name: str, now: float) -> list[Ticket]:
         """Those whose turn it is; they count as called."""
-        line = self._lines.get(deployment)
+        line = self._lines.get(name)
         if line is None or line.window == 0:
             return []
         steps = int((now - line.changed_at) / STEP_S)
@@ -181,7 +182,7 @@ class WaitingRoom:
         """No replica would take it: it waits again, before all who came after it."""
         if ticket.place is not Place.CALLED:
             return
-        line = self._lines[ticket.deployment]
+        line = self._lines[ticket.line]
         line.called -= 1
         ticket.place = Place.WAITING
         bisect.insort(line.waiting, ticket, key=_serial)
@@ -197,7 +198,7 @@ class WaitingRoom:
         before, ticket.place = ticket.place, place
         if before not in (Place.WAITING, Place.CALLED):
             return
-        line = self._lines[ticket.deployment]
+        line = self._lines[ticket.line]
         if before is Place.CALLED:
             line.called -= 1
         else:
@@ -205,7 +206,7 @@ class WaitingRoom:
         self._held -= 1
         self._bytes -= ticket.size_bytes
         if not line.held:
-            del self._lines[ticket.deployment]
+            del self._lines[ticket.line]
 
 
 def _serial(ticket: Ticket) -> int:

@@ -13,7 +13,7 @@ import grpc
 
 from penstock.contract import quoted
 from penstock.rpc import images, spread, validate
-from penstock.rpc.admitted import Admitted, find
+from penstock.rpc.admitted import Admitted, find, settled
 from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.deployment import deployment_out
 from penstock.rpc.convert.spec import spec_in
@@ -60,7 +60,7 @@ class Admission:
         else:
             whole.spec.CopyFrom(wish.spec)
         validate.check_deployment(whole)
-        spec = spec_in(whole.spec)
+        spec = settled(old, spec_in(whole.spec))
         refuse([*spread.check(spec), *await images.check(spec)])
         warnings = validate.warnings(whole) + spread.warnings(spec) + await self._view.check(spec)
         return Admitted(whole.metadata.name, dict(whole.metadata.labels), spec, version, old, tuple(warnings))

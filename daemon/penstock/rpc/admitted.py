@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.changes import needs_revision
+from penstock.core.changes import needs_revision, with_room_kept
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
 from penstock.store.errors import NotFound
@@ -31,6 +31,11 @@ class Admitted:
     def makes_revision(self) -> bool:
         """Whether it would be another revision than `old`."""
         return self.old is not None and needs_revision(self.old.spec, self.spec)
+
+
+def settled(old: Deployment | None, spec: Spec) -> Spec:
+    """The wish, with what running replicas have and it does not ask to be taken from them."""
+    return with_room_kept(old.spec, spec) if old is not None else spec
 
 
 async def find(conn: AsyncConnection, name: str) -> Deployment | None:

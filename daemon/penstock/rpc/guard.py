@@ -142,7 +142,7 @@ def refusal_of(error: Exception) -> Refused | None:
         case store.NameTaken():
             return _field(Fault.TAKEN, "metadata.name", error)
         case store.ServedNameTaken():
-            return _field(Fault.TAKEN, "spec.model.served_name", error)
+            return _field(Fault.TAKEN, error.field, error)
         case store.FilterError():
             return _field(Fault.BAD_VALUE, "filter", error)
         case store.VersionConflict():

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 
 from penstock.rpc import pages
-from penstock.rpc.convert.spec import task_out
+from penstock.rpc.convert.model import models_out
 from penstock.rpc.deps import Deps
-from penstock.store.queries import deployments, replicas
+from penstock.store.queries import deployments, replicas, runtime
 from penstock.v1 import inference_pb2 as pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,23 +26,19 @@ class ModelLister:
         self._db = deps.db
 
     async def list_models(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """By deployment, its own name before its served name."""
+        """By deployment, its own name before its served name, and its adapters after both."""
         response = pb.ListModelsResponse()
         async with self._db.snapshot() as conn:
             after_name = ""
             while len(response.models) < MAX_MODELS:
                 page = await deployments.list_page(conn, after_name=after_name, limit=pages.MAX_SIZE)
                 counts = await replicas.count(conn, [one.uid for one in page])
+                adapted = [one.uid for one in page if one.spec.model.adapters]
+                having = await runtime.adapter_counts(conn, adapted) if adapted else {}
                 for one in page:
-                    if one.deleted_at is not None:
-                        continue
-                    for name in dict.fromkeys((one.name, one.served_name)):
-                        response.models.add(
-                            name=name,
-                            deployment=one.name,
-                            ready_replicas=sum(count.ready for count in counts[one.uid]),
-                            task=task_out(one.spec.engine.task),
-                        )
+                    if one.deleted_at is None:
+                        ready = sum(count.ready for count in counts[one.uid])
+                        response.models.extend(models_out(one, ready, having.get(one.uid, {})))
                 if len(page) < pages.MAX_SIZE:
                     break
                 after_name = page[-1].name

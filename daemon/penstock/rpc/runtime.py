@@ -2,7 +2,7 @@
 is believed after that.
 
 The rule guarded here: nothing about an attempt's state reaches a caller that has not shown its secret, and a
-report that changes the phase is committed and told to the front door before it is answered.
+report that brings news is committed and told to the front door before it is answered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.rpc.convert.replica import load_in, phase_in
+from penstock.rpc.convert.replica import load_in, phase_in, standings_in
+from penstock.rpc.convert.spec import adapters_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.refusals import Refused
 from penstock.store.errors import AttemptEnded
@@ -78,10 +79,12 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
                 exit_code=request.exit_code if request.HasField("exit_code") else None,
                 last_words=request.last_words,
                 now=self._deps.clock(),
+                adapters=standings_in(request.adapters),
             )
-        if reported.phase_changed:
+        if reported.news:
             self._deps.on_routing_change()
-        return pb.ReportResponse(drain=reported.drain)
+        wanted = pb.WantedAdapters(adapters=adapters_out(reported.wanted_adapters))
+        return pb.ReportResponse(drain=reported.drain, adapters=wanted)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         async with self._db.transaction() as conn:

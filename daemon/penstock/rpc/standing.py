@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.conditions import summary
 from penstock.core.model import Deployment, Replica
-from penstock.core.prospect import Prospect, prospect
+from penstock.core.prospect import Prospect, adapter_prospect, prospect
 from penstock.store.database import Database
 from penstock.store.queries import deployments, replicas
 
@@ -17,10 +17,11 @@ MAX_REPLICAS = 10_000
 """As many as a deployment may have."""
 
 
-async def prospect_of(db: Database, name: str, now: datetime) -> Prospect:
-    """How a deployment is, and whether waiting for it makes sense. Raises NotFound."""
+async def prospect_of(db: Database, name: str, adapter: str, now: datetime) -> Prospect:
+    """How a deployment is, or (not empty) an adapter of it, and whether waiting makes sense. Raises NotFound."""
     async with db.snapshot() as conn:
-        return prospect(*await whole(conn, name), now)
+        found = await whole(conn, name)
+    return adapter_prospect(*found, adapter, now) if adapter else prospect(*found, now)
 
 
 async def whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:

@@ -109,7 +109,8 @@ def check_deployment(deployment: deployment_pb2.Deployment) -> None:
     """Raises Refused when the deployment is not one that this release can carry out on any cluster."""
     violations = [*_field_rules(deployment)]
     named = {violation.field for violation in violations}
-    violations += [found for found in _rules_between(deployment.spec) if found.field not in named]
+    between = [*_rules_between(deployment.spec), *_adapter_names(deployment)]
+    violations += [found for found in between if found.field not in named]
     violations += _control_characters(deployment, "")
     # What a part that comes later holds is not looked at.
     later = [*_not_supported(deployment.spec)]
@@ -192,6 +193,20 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
             "spec.routing.max_load_percent",
             "is only with spec.routing.session_header or spec.routing.prefix_bytes",
         )
+
+
+def _adapter_names(deployment: deployment_pb2.Deployment) -> Iterator[Violation]:
+    """Each is a model of its own, so no two may be called alike. Other deployments' names are the store's to know."""
+    model = deployment.spec.model
+    taken = {deployment.metadata.name: "the deployment's own name"}
+    if model.served_name:
+        taken.setdefault(model.served_name, "spec.model.served_name")
+    for index, adapter in enumerate(model.adapters):
+        path = f"spec.model.adapters[{index}].name"
+        if (owner := taken.setdefault(adapter.name, path)) != path:
+            yield Violation(
+                path, f"{quoted(adapter.name)} is {owner} too; each model needs a name of its own"
+            )
 
 
 def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
@@ -318,8 +333,6 @@ def _items(path: str, field: FieldDescriptor, value: Any) -> Iterator[tuple[str,
 def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
-        "spec.model.adapters": bool(spec.model.adapters),
-        "spec.model.adapter_room": spec.model.HasField("adapter_room"),
         "spec.scaling": spec.HasField("scaling"),
         "spec.routing": spec.HasField("routing"),
     }

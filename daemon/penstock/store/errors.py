@@ -28,7 +28,7 @@ class NameTaken(StoreError):
         how = (
             "there is one already"
             if name == holder
-            else f"deployment {holder!r} serves its model under that name"
+            else f"deployment {holder!r} serves its model, or an adapter, under that name"
         )
         super().__init__(f"a deployment cannot be named {name!r}: {how}")
         self.name = name
@@ -36,12 +36,11 @@ class NameTaken(StoreError):
 
 
 class ServedNameTaken(StoreError):
-    """Clients already reach another deployment, `holder`, under this model name."""
+    """Clients already reach another deployment, `holder`, under this model name. `field`: where the spec has it."""
 
-    def __init__(self, name: str, holder: str) -> None:
-        super().__init__(
-            f"the model name {name!r} is taken by deployment {holder!r}; choose another spec.model.served_name"
-        )
+    def __init__(self, name: str, holder: str, field: str = "spec.model.served_name") -> None:
+        super().__init__(f"the model name {name!r} is taken by deployment {holder!r}; choose another {field}")
+        self.field = field
         self.name = name
         self.holder = holder
 

@@ -28,12 +28,12 @@ def route(*, endpoints: tuple[Endpoint, ...] = READY, max_held: int = 10, max_ho
 def holding(one: Route, *answers: bool | Exception) -> Hold:
     """The last of `answers` is given again and again."""
 
-    async def explain(deployment: str) -> Prospect:
+    async def explain(deployment: str, adapter: str) -> Prospect:
         return UNKNOWN
 
     left = list(answers)
 
-    async def asked(deployment: str) -> bool:
+    async def asked(route: Route) -> bool:
         answer = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(answer, Exception):
             raise answer

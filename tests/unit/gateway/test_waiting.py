@@ -135,7 +135,7 @@ class Model(RuleBasedStateMachine):
     @rule(name=st.sampled_from("mn"), seconds=st.floats(0, 2))
     def call(self, name: str, seconds: float) -> None:
         self.now += seconds
-        before = [one for one in self.tickets if one.deployment == name and one.place is Place.WAITING]
+        before = [one for one in self.tickets if one.line == name and one.place is Place.WAITING]
         called = self.room.call(name, self.now)
         assert called == sorted(before, key=lambda one: one.serial)[: len(called)]
 
@@ -157,7 +157,7 @@ class Model(RuleBasedStateMachine):
         assert all(0 < count <= 30 for count in self.room.held.values())
         assert self.room.held_bytes == sum(one.size_bytes for one in held) <= 300
         for name in "mn":
-            line = [one for one in held if one.deployment == name and one.place is Place.WAITING]
+            line = [one for one in held if one.line == name and one.place is Place.WAITING]
             assert [self.room.position(one) for one in line] == list(range(1, len(line) + 1))
 
 

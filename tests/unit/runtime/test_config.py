@@ -78,11 +78,15 @@ def test_the_whole_shape(tmp_path: Path) -> None:
         ({"model": {"path": "/a", "adapters": [{"name": "x"}]}}, "model.adapters[0].path is missing"),
         ({"model": {"path": "/a", "adapters": {}}}, "model.adapters must be a list"),
         (
-            {"model": {"path": "/a", "adapters": [{"name": "x", "path": "x"}]}},
+            {"model": {"path": "/a", "adapters": [{"name": "x", "path": "/x"}]}},
+            "model has adapters and no adapter_room",
+        ),
+        (
+            {"model": {"path": "/a", "adapter_room": {}, "adapters": [{"name": "x", "path": "x"}]}},
             "model.adapters has 'x' at 'x'",
         ),
         (
-            {"model": {"path": "/a", "adapters": [{"name": "x", "path": "/x"}] * 2}},
+            {"model": {"path": "/a", "adapter_room": {}, "adapters": [{"name": "x", "path": "/x"}] * 2}},
             "a name that nothing else has and an absolute path are accepted",
         ),
         ({"model_names": []}, "model_names must hold at least one name"),

@@ -16,7 +16,13 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from penstock_runtime.child import LAST_LINES
-from penstock_runtime.config import AdapterConfig, EngineConfig, EnvironmentConfig, ModelConfig
+from penstock_runtime.config import (
+    AdapterConfig,
+    AdapterRoomConfig,
+    EngineConfig,
+    EnvironmentConfig,
+    ModelConfig,
+)
 from penstock_runtime.door import EngineDoor
 from penstock_runtime.engine import (
     FAILED_EXIT_CODE,
@@ -138,39 +144,76 @@ class TestLaunch:
             made.append(AdapterConfig(name=f"org/a{number}", path=str(path)))
         return tuple(made)
 
-    def test_adapters_are_loaded_at_the_start_with_room_for_the_largest(self, tmp_path: Path) -> None:
-        adapters = self.adapters(4, 20, folder=tmp_path)
-        what = launch(
-            EngineConfig(name="vllm", args=("--max-loras", "1")),
+    @staticmethod
+    def launched(model: ModelConfig, *args: str) -> Launch:
+        return launch(
+            EngineConfig(name="vllm", args=args),
             EnvironmentConfig(),
-            ModelConfig(path="/models/x", adapters=adapters),
+            model,
             served_names=("x",),
             door=PAPER_DOOR,
             host=Host({}),
         )
+
+    def test_the_room_for_adapters_is_what_those_that_there_are_need(self, tmp_path: Path) -> None:
+        adapters = (*self.adapters(4, 20, folder=tmp_path), AdapterConfig("late", "/not/there/yet"))
+        model = ModelConfig(path="/models/x", adapters=adapters, adapter_room=AdapterRoomConfig())
+        what = self.launched(model)
         argv = what.command.argv
-        at = argv.index("--enable-lora")
-        modules = [json.dumps({"name": one.name, "path": one.path}) for one in adapters]
-        assert argv[at + 1 :] == (
-            "--max-lora-rank", "32", "--max-loras", "2", "--lora-modules", *modules,
-            # The manifest has the last word.
-            "--max-loras", "1",
+        assert argv[argv.index("--enable-lora") + 1 :] == (
+            "--max-lora-rank", "32", "--max-loras", "3", "--max-cpu-loras", "64",
         )  # fmt: skip
-        assert what.adapters == ("org/a0", "org/a1")
+        assert what.command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+        assert (what.adapters, what.takes_adapters, what.adapter_rank) == ((), True, 32)
+        # The manifest has the last word, and what is not known is left to the engine to say.
+        what = self.launched(model, "--max_lora_rank=64")
+        assert what.command.argv[-1] == "--max_lora_rank=64"
+        assert what.adapter_rank is None
 
     @pytest.mark.parametrize(
-        ("rank", "words"), [(None, "has no adapter_config.json with a rank"), (513, "rank 513")]
+        ("room", "rank", "at_once"),
+        [
+            (AdapterRoomConfig(), "16", "1"),
+            (AdapterRoomConfig(max_rank=8, max_in_batch=9), "8", "9"),
+            (AdapterRoomConfig(max_rank=512), "512", "1"),
+        ],
     )
-    def test_adapters_that_cannot_be_loaded(self, tmp_path: Path, rank: Any, words: str) -> None:
+    def test_there_may_be_room_before_there_are_adapters(
+        self, room: AdapterRoomConfig, rank: str, at_once: str
+    ) -> None:
+        argv = self.launched(ModelConfig(path="/models/x", adapter_room=room)).command.argv
+        assert argv[argv.index("--max-lora-rank") + 1] == rank
+        assert argv[argv.index("--max-loras") + 1] == at_once
+
+    def test_without_room_nothing_is_said_of_adapters(self) -> None:
+        what = self.launched(ModelConfig(path="/models/x"))
+        assert "--enable-lora" not in what.command.argv
+        assert not what.takes_adapters
+
+    def test_fixed_adapters_are_loaded_by_the_start(self, tmp_path: Path) -> None:
+        adapters = self.adapters(4, folder=tmp_path)
+        room = AdapterRoomConfig()
+        model = ModelConfig(path="/m", adapters=adapters, adapter_room=room, adapters_fixed=True)
+        what = self.launched(model)
+        assert what.command.argv[-2:] == (
+            "--lora-modules",
+            json.dumps({"name": adapters[0].name, "path": adapters[0].path}),
+        )
+        assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in what.command.env
+        assert (what.adapters, what.takes_adapters) == (adapters, False)
+
+    @pytest.mark.parametrize(
+        ("rank", "words"),
+        [
+            (None, "has no adapter_config.json with a rank"),
+            (513, "its rank is 513, and the engine has room for 512"),
+        ],
+    )
+    def test_fixed_adapters_that_cannot_be_loaded(self, tmp_path: Path, rank: Any, words: str) -> None:
+        adapters = self.adapters(rank, folder=tmp_path)
+        room = AdapterRoomConfig()
         with pytest.raises(ValueError, match=words):
-            launch(
-                EngineConfig(name="vllm"),
-                EnvironmentConfig(),
-                ModelConfig(path="/models/x", adapters=self.adapters(rank, folder=tmp_path)),
-                served_names=("x",),
-                door=PAPER_DOOR,
-                host=Host({}),
-            )
+            self.launched(ModelConfig(path="/m", adapters=adapters, adapter_room=room, adapters_fixed=True))
 
     @pytest.mark.parametrize(
         "argument", ["--port", "--host=0.0.0.0", "--served_model_name", "--uds", "--api-key=x"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from penstock.core import model as core
 from penstock.rpc.convert.time import time_out
@@ -47,6 +48,11 @@ def load_in(load: replica_pb2.Load) -> Load:
     )
 
 
+def standings_in(standings: Iterable[replica_pb2.AdapterStanding]) -> tuple[core.AdapterStanding, ...]:
+    """How an agent says that it stands with adapters."""
+    return tuple(core.AdapterStanding(one.name, one.path, one.loaded, one.message) for one in standings)
+
+
 def replica_out(replica: core.Replica, deployment: str, load: Load | None = None) -> replica_pb2.Replica:
     """The replica as a client sees it. The last words are shown with its attempts only."""
     attempt = replica.attempt
@@ -63,6 +69,10 @@ def replica_out(replica: core.Replica, deployment: str, load: Load | None = None
         failures=replica.failures,
         next_attempt_at=time_out(replica.next_attempt_at),
         load=load_out(load) if load else None,
+        adapters=[
+            replica_pb2.AdapterStanding(name=one.name, path=one.path, loaded=one.loaded, message=one.message)
+            for one in (attempt.adapters if attempt and attempt.live else ())
+        ],
     )
 
 

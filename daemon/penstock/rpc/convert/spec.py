@@ -8,7 +8,7 @@ the one exception is `replicas`, which is always shown, because commands change 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from penstock.core import spec as core
@@ -51,6 +51,8 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
             hub=spec.model.hub if spec.model.HasField("hub") else None,
             hub_revision=spec.model.hub_revision,
             served_name=spec.model.served_name,
+            adapters=tuple(core.Adapter(one.name, one.path) for one in spec.model.adapters),
+            adapter_room=_room_in(spec.model),
         ),
         engine=core.Engine(
             name=spec.engine.name or default.engine.name,
@@ -92,6 +94,8 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
             hub=spec.model.hub,
             hub_revision=spec.model.hub_revision,
             served_name=spec.model.served_name,
+            adapters=adapters_out(spec.model.adapters),
+            adapter_room=_room_out(spec.model),
         ),
         replicas=spec.replicas,
         drain_timeout_s=_unless(spec.drain_timeout_s, default.drain_timeout_s),
@@ -170,6 +174,25 @@ def spec_out(spec: core.Spec) -> pb.DeploymentSpec:
             )
         )
     return message
+
+
+def adapters_out(adapters: Iterable[core.Adapter]) -> list[pb.Adapter]:
+    """The same adapters in the contract's words."""
+    return [pb.Adapter(name=one.name, path=one.path) for one in adapters]
+
+
+def _room_in(model: pb.Model) -> core.AdapterRoom | None:
+    if not (model.HasField("adapter_room") or model.adapters):
+        return None
+    room = model.adapter_room
+    return core.AdapterRoom(room.max_rank or None, room.max_in_batch or None)
+
+
+def _room_out(model: core.Model) -> pb.AdapterRoom | None:
+    room = model.adapter_room
+    if room is None or (room == core.AdapterRoom() and model.adapters):
+        return None
+    return pb.AdapterRoom(max_rank=room.max_rank, max_in_batch=room.max_in_batch)
 
 
 def _rollout_in(rollout: pb.Rollout) -> core.Rollout:

@@ -164,6 +164,8 @@ async def update_spec(
         values |= await _revise(conn, old, spec, now, author=author, cause=cause, proven=proven)
     if new_revision or document != encode(old.spec):
         values |= {"spec": document, "generation": old.generation + 1}
+    if not new_revision and spec.model.adapters != old.spec.model.adapters:
+        await revisions.set_adapters(conn, old.uid, old.revision, spec.model.adapters)
     if not new_revision and _gives_more_tries(old, spec):
         values["rollout"] = encode(
             dataclasses.replace(old.rollout, failed_revision=0, failed_message="", cannot_go_back=0)
@@ -424,20 +426,24 @@ async def _is_stable(conn: AsyncConnection, deployment: Deployment, spec: Spec) 
 
 
 async def _rename_model(conn: AsyncConnection, old: Deployment, changed: Deployment) -> None:
-    if changed.served_name != old.served_name:
-        await conn.execute(FREE_MODEL_NAMES, {"uid": old.uid, "wanted": sorted(_model_names(changed))})
+    if set(changed.model_names) != set(old.model_names):
+        await conn.execute(FREE_MODEL_NAMES, {"uid": old.uid, "wanted": sorted(changed.model_names)})
         await _claim_model_names(conn, changed)
-
-
-def _model_names(deployment: Deployment) -> set[str]:
-    return {deployment.name, deployment.served_name}
 
 
 async def _claim_model_names(conn: AsyncConnection, deployment: Deployment) -> None:
     # Sorted: two that claim the same names in different orders would wait for each other.
-    for name in sorted(_model_names(deployment)):
+    for name in sorted(deployment.model_names):
         await conn.execute(CLAIM_MODEL_NAME, {"name": name, "deployment_uid": deployment.uid})
         holder = (await conn.execute(MODEL_NAME_HOLDER, {"name": name})).one()
         if holder.uid != deployment.uid:
-            refusal = NameTaken if name == deployment.name else ServedNameTaken
-            raise refusal(name, holder.name)
+            raise _taken(deployment, name, holder.name)
+
+
+def _taken(deployment: Deployment, name: str, holder: str) -> NameTaken | ServedNameTaken:
+    if name == deployment.name:
+        return NameTaken(name, holder)
+    adapters = [adapter.name for adapter in deployment.spec.model.adapters]
+    if name in adapters:
+        return ServedNameTaken(name, holder, f"spec.model.adapters[{adapters.index(name)}].name")
+    return ServedNameTaken(name, holder)

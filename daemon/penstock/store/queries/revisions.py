@@ -1,18 +1,21 @@
-"""Revisions: what a deployment's spec was. Written once, never changed, bounded in number."""
+"""Revisions: what a deployment's spec was. Written once, bounded in number, and never changed but for the adapters of the
+current one, which running replicas follow."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, literal_column, select, update
 from sqlalchemy import insert as insert_into
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.core.changes import needs_revision
 from penstock.core.model import Revision
-from penstock.core.spec import Spec
-from penstock.store.documents import decode
+from penstock.core.spec import Adapter, Spec
+from penstock.store.documents import decode, encode
 from penstock.store.errors import NotFound
 from penstock.store.queries import rows
 from penstock.store.tables import AUTHOR_MAX, CAUSE_MAX, deployments, replicas, revisions
@@ -75,6 +78,15 @@ PROVE = (
     )
     .values(proven=bindparam("is"))
 )
+SET_ADAPTERS = (
+    update(revisions)
+    .where(revisions.c.deployment_uid == bindparam("of"), revisions.c.number == bindparam("at"))
+    .values(
+        spec=func.jsonb_set(
+            revisions.c.spec, literal_column("'{model,adapters}'"), bindparam("wanted", type_=JSONB)
+        )
+    )
+)
 LIST = (
     select(*rows.REVISION)
     .where(revisions.c.deployment_uid == bindparam("uid"))
@@ -118,6 +130,13 @@ async def adopt(conn: AsyncConnection, deployment_uid: str, number: int, spec: S
 async def mark_proven(conn: AsyncConnection, deployment_uid: str, number: int, proven: bool = True) -> None:
     """Remembers whether going back to this revision needs a canary; nothing for one that is not there any more."""
     await conn.execute(PROVE, {"of": deployment_uid, "at": number, "is": proven})
+
+
+async def set_adapters(
+    conn: AsyncConnection, deployment_uid: str, number: int, adapters: Sequence[Adapter]
+) -> None:
+    """Writes which adapters the revision has by now: they change without another one being made."""
+    await conn.execute(SET_ADAPTERS, {"of": deployment_uid, "at": number, "wanted": encode(tuple(adapters))})
 
 
 async def get(conn: AsyncConnection, deployment_uid: str, number: int) -> Revision:

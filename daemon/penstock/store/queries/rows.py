@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, case, select
 
 from penstock.core.jobs import Job
 from penstock.core.model import (
+    AdapterStanding,
     Attempt,
     Condition,
     Deployment,
@@ -18,7 +19,7 @@ from penstock.core.model import (
     Revision,
     RolloutRecord,
 )
-from penstock.core.spec import Spec
+from penstock.core.spec import Adapter, Spec
 from penstock.store.documents import decode
 from penstock.store.records import DecidedAction, DecisionRecord, Load
 from penstock.store.tables import attempts, decisions, deployments, replicas, revisions
@@ -49,13 +50,22 @@ REVISIONS_DRAIN = (
 )
 """What a replica's agent was told, whatever its deployment's spec says by now."""
 
+WANTED_ADAPTERS = case(
+    (replicas.c.revision == deployments.c.revision, deployments.c.spec["model"]["adapters"]),
+    else_=select(revisions.c.spec["model"]["adapters"])
+    .where(revisions.c.deployment_uid == replicas.c.deployment_uid, revisions.c.number == replicas.c.revision)
+    .correlate(replicas)
+    .scalar_subquery(),
+).label("wanted_adapters")
+"""Those that a replica should have: its own revision's, as they were last wanted. Needs a join to its deployment."""
+
 ATTEMPT = tuple(
     attempts.c[name].label(f"a_{name}")
     for name in (
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
         "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
         "drain_at", "signalled_at", "cancelled_at", "handover_at", "placement", "ended_at",
-        "end_message", "exit_code", "last_words",
+        "end_message", "exit_code", "last_words", "adapters",
     )
 )  # fmt: skip
 """All but the script and the secret's hash, which few need and which are long."""
@@ -149,7 +159,13 @@ def attempt(row: AnyRow) -> Attempt:
         end_message=row.a_end_message,
         exit_code=row.a_exit_code,
         last_words=row.a_last_words,
+        adapters=tuple(decode(AdapterStanding, item) for item in row.a_adapters),
     )
+
+
+def wanted_adapters(row: AnyRow) -> tuple[Adapter, ...]:
+    """From a row of WANTED_ADAPTERS. Specs that an earlier release wrote have none."""
+    return tuple(decode(Adapter, item) for item in row.wanted_adapters or ())
 
 
 def endpoint(host: str, port: int) -> str:

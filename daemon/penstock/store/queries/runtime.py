@@ -7,21 +7,22 @@ routable as soon as it is committed, with no tick in between; a mere heartbeat w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from penstock.core.adapters import loaded
 from penstock.core.canary import request_weights
 from penstock.core.decisions import Reason
-from penstock.core.model import Attempt, Phase, ReplicaState, RolloutRecord
+from penstock.core.model import AdapterStanding, Attempt, Phase, ReplicaState, RolloutRecord
 from penstock.core.routing import Endpoint, Route, RoutingState
 from penstock.core.slurm_words import HALTED_STATES
-from penstock.core.spec import Admission, Rollout, Routing
-from penstock.store.documents import decode
+from penstock.core.spec import Adapter, Admission, Rollout, Routing
+from penstock.store.documents import decode, encode
 from penstock.store.errors import AttemptEnded, AttemptSuperseded, JobTaken
 from penstock.store.queries import notify, rows
 from penstock.store.records import Agent, Load
@@ -46,8 +47,9 @@ LOCK = (
         attempts.c.engine_port,
         attempts.c.replica_uid,
         replicas.c.leaving,
+        rows.WANTED_ADAPTERS,
     )
-    .join(replicas, replicas.c.uid == attempts.c.replica_uid)
+    .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid).join(deployments))
     .where(attempts.c.token == bindparam("token"))
     .with_for_update(of=attempts)
 )
@@ -70,6 +72,7 @@ REGISTER = (
         signalled_at=None,
         exit_code=None,
         last_words="",
+        adapters=[],
     )
     .returning(*rows.ATTEMPT)
 )
@@ -92,6 +95,7 @@ REPORT = (
         kv_cache_usage=bindparam("kv_cache"),
         prompt_tokens_total=bindparam("prompt_tokens"),
         generation_tokens_total=bindparam("generation_tokens"),
+        adapters=bindparam("standings", type_=attempts.c.adapters.type),
     )
 )
 REPLICA_READY = (
@@ -125,6 +129,7 @@ ROUTES = select(
     deployments.c.rollout,
     deployments.c.revision,
     deployments.c.promoted_revision,
+    deployments.c.spec["model"]["adapters"].label("wanted_adapters"),
 ).order_by(deployments.c.name)
 ENDPOINTS = (
     select(
@@ -135,8 +140,10 @@ ENDPOINTS = (
         attempts.c.port,
         attempts.c.engine_port,
         replicas.c.revision,
+        attempts.c.adapters,
+        rows.WANTED_ADAPTERS,
     )
-    .join(replicas, replicas.c.uid == attempts.c.replica_uid)
+    .select_from(attempts.join(replicas, replicas.c.uid == attempts.c.replica_uid).join(deployments))
     .where(
         attempts.c.ended_at.is_(None),
         attempts.c.phase == Phase.READY.value,
@@ -161,7 +168,10 @@ class Reported:
 
     drain: bool
     """The control plane wants this replica to leave."""
-    phase_changed: bool
+    news: bool
+    """Its phase, or how it stands with an adapter, is another than it was."""
+    wanted_adapters: tuple[Adapter, ...] = ()
+    """Those that its engine should have."""
 
 
 async def authenticate(conn: AsyncConnection, token: str) -> Agent | None:
@@ -237,6 +247,7 @@ async def report(
     last_words: str,
     now: datetime,
     restart_count: int = 0,
+    adapters: Sequence[AdapterStanding] = (),
 ) -> Reported:
     """Where an agent stands. Raises AttemptEnded, and AttemptSuperseded for a run that is not the last to register."""
     row = (await conn.execute(LOCK, {"token": token})).one_or_none()
@@ -246,6 +257,12 @@ async def report(
         raise AttemptSuperseded(
             token, f"run {row.restart_count} of its job has registered since run {restart_count}"
         )
+    standings = [
+        encode(
+            replace(one, name=_storable(one.name), path=_storable(one.path), message=_storable(one.message))
+        )
+        for one in adapters
+    ]
     await conn.execute(
         REPORT,
         {
@@ -260,14 +277,17 @@ async def report(
             "kv_cache": load.kv_cache_usage,
             "prompt_tokens": load.prompt_tokens_total,
             "generation_tokens": load.generation_tokens_total,
+            "standings": standings,
         },
     )
-    changed = row.a_phase != phase.value
-    if changed:
-        if phase is Phase.READY:
-            await conn.execute(REPLICA_READY, {"at": row.replica_uid, "now": now})
+    is_moved = row.a_phase != phase.value
+    if is_moved and phase is Phase.READY:
+        await conn.execute(REPLICA_READY, {"at": row.replica_uid, "now": now})
+    news = is_moved or row.a_adapters != standings
+    if news:
         await notify.changed_attempt(conn, token)
-    return Reported(drain=row.leaving or row.a_drain_at is not None, phase_changed=changed)
+    drain = row.leaving or row.a_drain_at is not None
+    return Reported(drain, news, rows.wanted_adapters(row))
 
 
 def _storable(text: str) -> str:
@@ -285,11 +305,29 @@ def _weights(row: rows.AnyRow, endpoints: Sequence[Endpoint]) -> tuple[tuple[int
     return tuple(sorted(weights.items()))
 
 
+async def adapter_counts(
+    conn: AsyncConnection, deployment_uids: Sequence[str]
+) -> Mapping[str, Mapping[str, int]]:
+    """For each of these deployments, adapters' names and how many replicas take requests for them; none: no key."""
+    counts: dict[str, Counter[str]] = {uid: Counter() for uid in deployment_uids}
+    statement = ENDPOINTS.where(replicas.c.deployment_uid.in_(bindparam("uids", expanding=True)))
+    for row in await conn.execute(statement, {"uids": list(deployment_uids)}):
+        counts[row.deployment_uid].update(_adapters(row))
+    return counts
+
+
+def _adapters(row: rows.AnyRow) -> tuple[str, ...]:
+    """Of a row of ENDPOINTS: those that it has of those that it should have."""
+    standings = [decode(AdapterStanding, item) for item in row.adapters]
+    return loaded(rows.wanted_adapters(row), standings)
+
+
 async def routing_state(conn: AsyncConnection) -> RoutingState:
     """All deployments by name, and where requests for each may go. Give it a connection of `Database.snapshot`."""
     endpoints: dict[str, list[Endpoint]] = {}
     for row in await conn.execute(ENDPOINTS):
-        endpoint = Endpoint(row.token, row.name, row.host, row.port, row.engine_port, row.revision)
+        at = (row.host, row.port, row.engine_port)
+        endpoint = Endpoint(row.token, row.name, *at, row.revision, _adapters(row))
         endpoints.setdefault(row.deployment_uid, []).append(endpoint)
     return RoutingState(
         tuple(
@@ -303,6 +341,7 @@ async def routing_state(conn: AsyncConnection) -> RoutingState:
                 created_at_s=int(row.created_at.timestamp()),
                 weights=_weights(row, endpoints.get(row.uid, ())),
                 routing=decode(Routing, row.routing or {}),
+                adapters=tuple(adapter.name for adapter in rows.wanted_adapters(row)),
             )
             for row in await conn.execute(ROUTES)
         )
