@@ -98,7 +98,7 @@ class AdapterKeeper:
     async def _once(self) -> float | None:
         """Does what is due; returns after how many seconds something will be, None: nothing until more is wanted."""
         for name in (*self._loaded, *self._wanted):
-            while (move := self._move(name)) and time.monotonic() >= self._due_at(move):
+            while (move := self._move(name)) and self._due_at(move) <= time.monotonic():
                 if not await self._tried(move):
                     break
         moves = [move for name in (*self._loaded, *self._wanted) if (move := self._move(name))]

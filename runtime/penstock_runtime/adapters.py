@@ -19,8 +19,8 @@ LEAST_RANK = 16
 MAX_AT_ONCE = 8
 """Of a deployment's adapters, in one batch, unless told otherwise: memory is set aside for each on the GPU."""
 MAX_IN_MEMORY = 64
-"""As many as a deployment may have: one that was put out of the host's memory would be read again from its folder by the
-next request for it, at the cost of all others'."""
+"""As many as a deployment may have: one that was put out of the host's memory would be read again from its folder by
+the next request for it, at the cost of all others'."""
 RANK_ARGUMENT = "--max-lora-rank"
 
 

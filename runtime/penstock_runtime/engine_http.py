@@ -79,7 +79,7 @@ class EngineHttp:
             return _object(content)
 
     async def order(self, path: str, body: Json, timeout_s: float) -> None:
-        """Have something done whose 200 answer says no more than that; raises EngineError for any other and for none."""
+        """Have something done whose 200 answer says no more; raises EngineError for any other and for none."""
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._ask("POST", path, body, "") as answer:

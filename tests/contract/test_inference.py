@@ -47,8 +47,9 @@ LENGTH = pb.FINISH_REASON_LENGTH
 class Ready:
     """An agent that is ready, and a client of it."""
 
-    def __init__(self, process: AgentProcess, channel: grpc.aio.Channel) -> None:
+    def __init__(self, process: AgentProcess, channel: grpc.aio.Channel, control: FakeControl) -> None:
         self.process = process
+        self.control = control
         self.channel = channel
         self.stub = inference_pb2_grpc.InferenceServiceStub(channel)
 
@@ -149,7 +150,7 @@ async def ready(
             )
             assert control.last("READY"), process.log
             async with grpc.aio.insecure_channel(f"127.0.0.1:{control.registered[0].port}") as channel:
-                yield Ready(process, channel)
+                yield Ready(process, channel, control)
 
 
 @pytest_asyncio.fixture(scope="class", loop_scope="class", params=ENGINES)
@@ -318,6 +319,28 @@ class TestGenerating:
         failed = await failure(generating.stub.Chat(chat(pb.ChatRequest(), model="none"), metadata=METADATA))
         assert (failed.code, failed.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
         assert ADAPTER in failed.words
+
+    async def test_adapters_come_and_go_while_it_runs(self, generating: Ready, tmp_path: Path) -> None:
+        control, later = generating.control, make_tiny_lora(tmp_path / "later")
+        (first,) = control.reports[-1].adapters
+        assert (first.name, first.loaded, first.message) == (ADAPTER, True, "")
+        loud = (await generating.chat(model=ADAPTER)).choices[0].content
+        control.adapters = {ADAPTER: Path(first.path), "late": later, "none": tmp_path / "none"}
+        await until(lambda: control.standings().get("late", ("", False))[1], "it is loaded", 60)
+        assert (await generating.chat(model="late")).choices[0].content == loud
+        _, loaded, message = control.standings()["none"]
+        assert not loaded
+        assert "adapter_config.json" in message
+        control.adapters = {ADAPTER: Path(first.path)}
+        await until(lambda: "'late' is unloaded" in generating.process.log, "it is unloaded", 60)
+        failed = await failure(generating.stub.Chat(chat(pb.ChatRequest(), model="late"), metadata=METADATA))
+        assert (failed.code, failed.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+        assert set(control.standings()) == {ADAPTER}
+        # The same once more, as somebody may who thinks better of it.
+        control.adapters = {ADAPTER: Path(first.path), "late": later}
+        await until(lambda: control.standings().get("late", ("", False))[1], "it is loaded again", 60)
+        assert (await generating.chat(model="late")).choices[0].content == loud
+        assert (await generating.chat(model=ADAPTER)).choices[0].content == loud
 
     async def test_tokens_and_back(self, generating: Ready) -> None:
         tokens = await generating.stub.Tokenize(

@@ -471,7 +471,7 @@ class TestTell:
     async def test_models(self, penstock: Penstock) -> None:
         assert (await penstock("models")).stderr == "no models found\n"
         await applied(penstock, "a")
-        assert (await penstock("models")).stdout.splitlines()[1].split() == ["a", "a", "0", "generate"]
+        assert (await penstock("models")).stdout.splitlines()[1].split() == ["a", "a", "0", "generate", "-"]
 
 
 class Parrot(inference_pb2_grpc.InferenceServiceServicer):

@@ -257,7 +257,7 @@ class TestDeployments:
 
     async def test_a_name_served_by_another_is_refused(self, conn: AsyncConnection) -> None:
         await a_deployment(conn, "a", replace(SPEC, model=Model(hub="o/m", served_name="b")))
-        with pytest.raises(NameTaken, match="'a' serves its model under that name"):
+        with pytest.raises(NameTaken, match="'a' serves its model, or an adapter, under that name"):
             await a_deployment(conn, "b")
 
     async def test_a_served_name_is_free_again_when_it_is_given_up(self, conn: AsyncConnection) -> None:

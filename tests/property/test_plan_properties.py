@@ -22,7 +22,9 @@ from penstock.core.canary import canary_counts, request_weights
 from penstock.core.decisions import EFFECTS, Action, Reason
 from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
 from penstock.core.model import (
+    AdapterStanding,
     Attempt,
+    ConditionStatus,
     Deployment,
     Failure,
     Listing,
@@ -38,7 +40,7 @@ from penstock.core.model import (
 from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor, is_stopped
 from penstock.core.slurm_words import BLAMELESS_STATES
-from penstock.core.spec import Canary, Rollout, RolloutStrategy, share
+from penstock.core.spec import Adapter, AdapterRoom, Canary, Rollout, RolloutStrategy, share
 from tests.worlds import INSTALLATION, NOW, at, deployment, drawn, replica
 
 LOOK = NOW + timedelta(seconds=0.95)
@@ -51,6 +53,24 @@ bounded = settings(max_examples=80, deadline=None, suppress_health_check=list(He
 some_states = st.sampled_from(list(JobState))
 moments = st.integers(-1500, 200).map(lambda seconds: at(seconds + 0.5))
 past = st.integers(-1500, -1).map(lambda seconds: at(seconds + 0.5))
+
+
+some_adapters = st.lists(
+    st.builds(Adapter, st.sampled_from("xyz"), st.sampled_from(["/1", "/2"])),
+    max_size=3,
+    unique_by=lambda adapter: adapter.name,
+).map(tuple)
+standings = st.lists(
+    st.builds(
+        AdapterStanding,
+        st.sampled_from("xyz"),
+        st.sampled_from(["/1", "/2"]),
+        st.booleans(),
+        st.sampled_from(["", "no such folder"]),
+    ),
+    max_size=3,
+    unique_by=lambda standing: standing.name,
+).map(tuple)
 
 
 def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -104,6 +124,7 @@ def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> 
         handover_at=draw(maybe(past)),
         ended_at=None if live else draw(past),
         end_message=draw(st.sampled_from(["", "job 7 ended as FAILED"])),
+        adapters=draw(standings) if heard else (),
     )
 
 
@@ -167,7 +188,8 @@ def deployments(draw: st.DrawFn, name: str) -> Deployment:
         failed_revision=draw(st.integers(0, revision)),
         failed_message="chat-1: it died",
     )
-    return deployment(
+    adapters = draw(some_adapters)
+    made = deployment(
         uid=f"uid-{name}",
         name=name,
         replicas=draw(st.integers(0, 4)),
@@ -181,6 +203,13 @@ def deployments(draw: st.DrawFn, name: str) -> Deployment:
         deleted_at=deleted_at,
         force_delete=deleted_at is not None and draw(st.booleans()),
     )
+    return _with_adapters(made, adapters)
+
+
+def _with_adapters(one: Deployment, adapters: tuple[Adapter, ...]) -> Deployment:
+    room = AdapterRoom() if adapters else None
+    model = replace(one.spec.model, adapters=adapters, adapter_room=room)
+    return replace(one, spec=replace(one.spec, model=model))
 
 
 @st.composite
@@ -377,6 +406,47 @@ def test_strangers_jobs_change_nothing(world: Observation, others: list[Job]) ->
         for one, other in zip(crowded.decisions, alone.decisions, strict=True)
     ]
     assert replace(crowded, decisions=tuple(told)) == alone
+
+
+@bounded
+@given(worlds())
+def test_adapters_move_no_job_and_no_replica(world: Observation) -> None:
+    """Whatever is wanted and said of them: without any the same is done, and the same shown but for words."""
+    bare = replace(world, deployments=tuple(_with_adapters(one, ()) for one in world.deployments))
+    made, without = plan(world), plan(bare)
+    assert actions_of(made) == actions_of(without)
+    states = {status.replica_uid: status.state for status in made.replica_statuses}
+    for status in without.replica_statuses:
+        assert states.pop(status.replica_uid) is status.state
+    known = {one.uid: one.state for one in world.replicas}
+    assert all(known[uid] is state for uid, state in states.items())
+
+
+@bounded
+@given(worlds())
+def test_adapters_are_said_to_be_loaded_just_when_every_ready_replica_has_them(world: Observation) -> None:
+    after = apply(world, plan(world))
+    for one in after.deployments:
+        found = {condition.type: condition for condition in one.conditions}
+        wanted = one.spec.model.adapters
+        assert ("AdaptersLoaded" in found) <= bool(wanted)
+        if "AdaptersLoaded" not in found or isinstance(world.slurm, Unknown):
+            continue
+        ready = [
+            set(replica.live_attempt.adapters)
+            for replica in after.replicas
+            if replica.deployment_uid == one.uid
+            and replica.state is ReplicaState.READY
+            and replica.revision == one.revision
+            and not replica.leaving
+            and replica.live_attempt is not None
+        ]
+        has_all = bool(ready) and all(
+            any((said.name, said.path, said.loaded) == (adapter.name, adapter.path, True) for said in its)
+            for its in ready
+            for adapter in wanted
+        )
+        assert (found["AdaptersLoaded"].status is ConditionStatus.TRUE) is has_all
 
 
 @bounded

@@ -52,7 +52,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRoom:
-    """What an engine sets aside for adapters when it starts. None: the agent decides, by the adapters there are then."""
+    """What an engine sets aside for adapters when it starts. None: as the adapters need it that there are then."""
 
     max_rank: int | None = None
     max_in_batch: int | None = None

@@ -212,8 +212,8 @@ def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Clu
 
 
 def _subsets(has_adapters: bool) -> dict[str, Any]:
-    """Requests for an adapter go to the endpoints that have it, weighed and judged as all of them are, and to nobody where
-    none has it; the others' go to any. The gateway has every adapter, so that it comes last for each of them."""
+    """Requests for an adapter go to the endpoints that have it, weighed and judged as all of them are, and to nobody
+    where none has it; the others' go to any. The gateway has every adapter, so that it comes last for each of them."""
     if not has_adapters:
         return {}
     return {

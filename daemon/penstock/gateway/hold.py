@@ -1,8 +1,9 @@
 """Holding requests: each waits for its turn, hears how it stands, and is told when waiting makes no sense any more.
 
-It joins the waiting room, which knows the order and the bounds, to what the deployments' prospects are. For each
-deployment, and each adapter, with a line there is one task, which asks through the front door whether a replica answers, and then calls
-those whose turn it is. Whoever is called relays itself (relay.py), and comes back when no replica would take it.
+It joins the waiting room, which knows the order and the bounds, to what the deployments' prospects are. For each line,
+which is a deployment's or an adapter's, there is one task, which asks through the front door whether a replica answers,
+and then calls those whose turn it is. Whoever is called relays itself (relay.py), and comes back when no replica would
+take it.
 
 The rule guarded here: a request waits no longer than its deployment allows, its client does, or there is hope.
 """

@@ -89,10 +89,9 @@ class Served:
 def standing(route: Route, prospect: Prospect) -> str:
     """Why no replica of a deployment takes a request now, in one sentence."""
     name = repr(route.deployment)
-    if route.adapter and route.endpoints:
-        return f"no replica that has adapter {route.adapter!r} answers the front door at this moment: {prospect.sentence}"
-    if route.adapter:
+    whose = f" that has adapter {route.adapter!r}" if route.adapter else ""
+    if route.adapter and not route.endpoints:
         return f"no ready replica of deployment {name} has adapter {route.adapter!r}: {prospect.sentence}"
     if route.endpoints:
-        return f"no replica of deployment {name} answers the front door at this moment: {prospect.sentence}"
+        return f"no replica{whose} of deployment {name} answers the front door at this moment: {prospect.sentence}"
     return f"deployment {name} has no ready replica: {prospect.sentence}"

@@ -182,8 +182,9 @@ class DeploymentServiceServicer:
 
     def RollbackDeployment(self, request, context):
         """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-        replicas, rollout, restart policy, patience, the placements after the first, burst) stays. With the strategy canary, a revision
-        that is proven goes to all replicas at once. Does nothing where the current revision has the same spec.
+        replicas, rollout, restart policy, patience, the placements after the first, burst) stays; adapters are those that were last wanted
+        while it was the current one. With the strategy canary, a revision that is proven goes to all replicas at once. Does nothing where
+        the current revision has the same spec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,8 +46,9 @@ class DeploymentServiceStub:
     """Replaces every replica by a fresh one of the same spec. Not idempotent: each call replaces them once."""
     RollbackDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse]
     """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-    replicas, rollout, restart policy, patience, the placements after the first, burst) stays. With the strategy canary, a revision
-    that is proven goes to all replicas at once. Does nothing where the current revision has the same spec.
+    replicas, rollout, restart policy, patience, the placements after the first, burst) stays; adapters are those that were last wanted
+    while it was the current one. With the strategy canary, a revision that is proven goes to all replicas at once. Does nothing where
+    the current revision has the same spec.
     """
     PromoteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.PromoteDeploymentRequest, _deployment_pb2.PromoteDeploymentResponse]
     """Promotes the canary: the current revision is rolled out to all replicas. Does nothing for a revision that was promoted before.
@@ -146,8 +147,9 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_deployment_pb2.RollbackDeploymentRequest, _deployment_pb2.RollbackDeploymentResponse],
     ) -> _abc.Awaitable[_deployment_pb2.RollbackDeploymentResponse]:
         """Makes the spec of an earlier revision the wanted one again, as a new revision. What is no part of a revision (the number of
-        replicas, rollout, restart policy, patience, the placements after the first, burst) stays. With the strategy canary, a revision
-        that is proven goes to all replicas at once. Does nothing where the current revision has the same spec.
+        replicas, rollout, restart policy, patience, the placements after the first, burst) stays; adapters are those that were last wanted
+        while it was the current one. With the strategy canary, a revision that is proven goes to all replicas at once. Does nothing where
+        the current revision has the same spec.
         """
 
     @_abc_1.abstractmethod

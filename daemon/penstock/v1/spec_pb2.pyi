@@ -921,7 +921,9 @@ class Admission(_message.Message):
     is refused at once with RESOURCE_EXHAUSTED, or 429. Unset: 4096.
     """
     max_held: _builtins.int
-    """Requests that each gateway holds while no replica can take them; what is over is refused at once. Unset: 256. 0: none is held."""
+    """Requests that each gateway holds while no replica can take them, and as many for each adapter; what is over is refused at once.
+    Unset: 256. 0: none is held.
+    """
     max_hold_s: _builtins.int
     """For how long, and never longer than the client's own deadline. Unset: 300."""
     def __init__(

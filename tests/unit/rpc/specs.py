@@ -19,12 +19,23 @@ shares = st.one_of(st.integers(1, 9999).map(str), st.integers(1, 100).map(lambda
 @st.composite
 def models(draw: st.DrawFn) -> core.Model:
     served_name = draw(st.one_of(st.just(""), words))
+    adapters = tuple(
+        core.Adapter(f"lora/{name}", draw(paths)) for name in draw(st.lists(words, max_size=3, unique=True))
+    )
+    some = st.builds(
+        core.AdapterRoom, st.sampled_from([None, 8, 512]), st.one_of(st.none(), st.integers(1, 64))
+    )
+    room = draw(some if adapters else st.one_of(st.none(), some))
     if draw(st.booleans()):
-        return core.Model(path="/" + draw(words), served_name=served_name)
+        return core.Model(
+            path="/" + draw(words), served_name=served_name, adapters=adapters, adapter_room=room
+        )
     return core.Model(
         hub="owner/" + draw(words.filter(lambda word: word[0].isalnum())),
         hub_revision=draw(words),
         served_name=served_name,
+        adapters=adapters,
+        adapter_room=room,
     )
 
 

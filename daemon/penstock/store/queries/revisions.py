@@ -1,5 +1,5 @@
-"""Revisions: what a deployment's spec was. Written once, bounded in number, and never changed but for the adapters of the
-current one, which running replicas follow."""
+"""Revisions: what a deployment's spec was. Written once, bounded in number, and never changed but for the adapters of
+the current one, which running replicas follow."""
 
 from __future__ import annotations
 
