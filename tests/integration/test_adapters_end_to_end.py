@@ -153,8 +153,16 @@ def test_a_replica_that_comes_later_has_them_when_it_is_ready(penstock: Penstock
 @pytest.mark.parametrize(
     ("name", "adapters", "said"),
     [
-        ("other", ["org/first"], "spec.model.adapters[0].name: the model name 'org/first' is taken by"),
-        ("other", ["base"], "spec.model.adapters[0].name: the model name 'base' is taken by"),
+        (
+            "other",
+            ["org/first"],
+            "'org/first' is taken by deployment 'base'; choose another spec.model.adapters[0].name",
+        ),
+        (
+            "other",
+            ["base"],
+            "'base' is taken by deployment 'base'; choose another spec.model.adapters[0].name",
+        ),
         ("other", ["other"], "spec.model.adapters[0].name"),
         ("other", ["a b"], "spec.model.adapters[0].name: must be 1 to 128 characters"),
     ],
