@@ -14,7 +14,7 @@ from penstock.core.model import AdapterStanding, ConditionStatus, Deployment, Re
 from penstock.core.plan import plan
 from penstock.core.prospect import adapter_prospect
 from penstock.core.spec import Adapter, AdapterRoom, Engine, Model, Spec
-from tests.worlds import NOW, deployment, job, ready_attempt, replica, world
+from tests.worlds import NOW, deployment, drawn, job, ready_attempt, replica, world
 
 X, Y = Adapter("x", "/lora/x"), Adapter("y", "/lora/y")
 HAS_X, HAS_Y = AdapterStanding("x", "/lora/x", loaded=True), AdapterStanding("y", "/lora/y", loaded=True)
@@ -36,7 +36,7 @@ def wanting(*wanted: Adapter, **changes: Any) -> Deployment:
 
 
 def ready(*standings: AdapterStanding, number: int = 1, **changes: Any) -> Replica:
-    its = ready_attempt(token=f"tok{number}", job_id=6 + number, adapters=standings)
+    its = ready_attempt(token=drawn(number), job_id=6 + number, adapters=standings)
     return replica(number, its=its, **{"state": ReplicaState.READY, **changes})
 
 
@@ -160,7 +160,7 @@ def test_a_replica_says_what_it_lacks_and_takes_requests_all_the_same(
     standings: tuple[AdapterStanding, ...], reason: Reason, said: str
 ) -> None:
     one = ready(*standings, message="stale")
-    made = plan(world([wanting(X, Y)], [one], [job(token="tok1", job_id=7)]))
+    made = plan(world([wanting(X, Y)], [one], [job(token=drawn(1), job_id=7)]))
     (decision,) = [found for found in made.decisions if found.replica == "chat-1"]
     message = f"takes requests at gpu1:4000 (job 7){said}"
     assert (decision.reason, decision.message) == (reason, message)
