@@ -63,6 +63,7 @@ CREATE TABLE public.attempts (
     placement integer DEFAULT 0 NOT NULL,
     engine_port integer,
     adapters jsonb DEFAULT '[]'::jsonb NOT NULL,
+    packed boolean DEFAULT false NOT NULL,
     CONSTRAINT attempts_adapters_check CHECK ((jsonb_typeof(adapters) = 'array'::text)),
     CONSTRAINT attempts_ended_at_check CHECK ((ended_at >= intended_at)),
     CONSTRAINT attempts_engine_port_check CHECK (((engine_port >= 1) AND (engine_port <= 65535))),

@@ -100,6 +100,7 @@ async def test_no_job_of_that_name(lane: Lane) -> None:
         ({"constraint": "nope"}, "Invalid feature specification"),
         ({"reservation": "nope"}, "Requested reservation is invalid"),
         ({"exclude_nodes": ("nope",)}, "Invalid node name specified"),
+        ({"require_nodes": ("nope",)}, "Invalid node name specified"),
         ({"extra_options": {"nope": "1"}}, "unrecognized option '--nope"),
         ({"extra_options": {"arr": "1-3"}}, "a replica is one job"),
         ({"extra_options": {"Bad Name": ""}}, "not the name of a long option"),
@@ -429,6 +430,17 @@ async def test_a_job_on_two_nodes(lane: Lane) -> None:
 async def test_excluded_nodes_are_not_used(lane: Lane) -> None:
     wanted = lane.submission("stay", exclude_nodes=("node1",))
     await lane.slurm.submit(wanted, may=anybody)
+    job = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
+    assert job.nodes == "node2"
+
+
+async def test_required_nodes_are_used_and_waited_for(lane: Lane) -> None:
+    lane.drain_node("node2", "away")
+    wanted = lane.submission("stay", require_nodes=("node2",))
+    await lane.slurm.submit(wanted, may=anybody)
+    job = await job_when(lane, wanted.name, lambda job: bool(job.waiting and job.reason), "waits")
+    assert job.nodes == ""
+    lane.restore_node("node2")
     job = await job_when(lane, wanted.name, lambda job: job.state is JobState.RUNNING, "runs")
     assert job.nodes == "node2"
 

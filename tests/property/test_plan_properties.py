@@ -40,8 +40,8 @@ from penstock.core.model import (
 from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor, is_stopped
 from penstock.core.slurm_words import BLAMELESS_STATES
-from penstock.core.spec import Adapter, AdapterRoom, Canary, Rollout, RolloutStrategy, share
-from tests.worlds import INSTALLATION, NOW, at, deployment, drawn, replica
+from penstock.core.spec import Adapter, AdapterRoom, Canary, NodeSpread, Rollout, RolloutStrategy, share
+from tests.worlds import INSTALLATION, NOW, SPEC, at, deployment, drawn, replica
 
 LOOK = NOW + timedelta(seconds=0.95)
 A_MOMENT = timedelta(seconds=0.1)
@@ -122,6 +122,7 @@ def attempts(draw: st.DrawFn, token: str, job_id: int | None, *, live: bool) -> 
         signalled_at=draw(maybe(past)),
         cancelled_at=draw(maybe(past)),
         handover_at=draw(maybe(past)),
+        packed=draw(st.booleans()),
         ended_at=None if live else draw(past),
         end_message=draw(st.sampled_from(["", "job 7 ended as FAILED"])),
         adapters=draw(standings) if heard else (),
@@ -189,11 +190,12 @@ def deployments(draw: st.DrawFn, name: str) -> Deployment:
         failed_message="chat-1: it died",
     )
     adapters = draw(some_adapters)
+    wanted = draw(st.integers(0, 4))
+    spread = draw(st.sampled_from([NodeSpread.ANY, NodeSpread.ANY, NodeSpread.SPREAD, NodeSpread.PACK]))
     made = deployment(
         uid=f"uid-{name}",
         name=name,
-        replicas=draw(st.integers(0, 4)),
-        rollout=rollout,
+        spec=replace(SPEC, replicas=wanted, rollout=rollout, node_spread=spread),
         revision=revision,
         record=record,
         rollout_paused=draw(st.sampled_from([False, False, True])),
@@ -339,7 +341,9 @@ def _do(
             )
         case acts.Submit(uid):
             last = rows[uid].attempt
-            fresh = Attempt(f"new-{uid}-{now}", last.number + 1 if last else 1, now, now)
+            fresh = Attempt(
+                f"new-{uid}-{now}", last.number + 1 if last else 1, now, now, packed=bool(action.beside)
+            )
             rows[uid] = replace(rows[uid], attempt=fresh, next_attempt_at=None)
         case acts.Resubmit(_, token):
             change(token, submitted_at=now)
@@ -356,13 +360,18 @@ def _do(
         case acts.BeginHandover(token):
             change(token, handover_at=now)
         case acts.EndAttempt():
-            change(action.token, ended_at=now, end_message=action.message)
+            change(action.token, ended_at=now, end_message=action.message, job=action.job)
             uid = action.replica_uid
             rows[uid] = replace(rows[uid], failures=action.failures, next_attempt_at=action.next_attempt_at)
         case acts.Drain(token=token):
             change(token, drain_at=now, signalled_at=now)
         case acts.Cancel(token=token):
             change(token, cancelled_at=now)
+        case acts.Withdraw(job_id=job_id):
+            listed[:] = [
+                replace(one, state=JobState.CANCELLED) if one.job_id == job_id and one.waiting else one
+                for one in listed
+            ]
         case acts.CancelOrphan(job_id=job_id):
             listed[:] = [job for job in listed if job.job_id != job_id]
         case acts.Leave(uid):
@@ -645,6 +654,37 @@ def test_no_revision_is_tried_beyond_its_budget(world: Observation) -> None:
             if lost and submitted:
                 event("tried although attempts failed")
                 assert lost + under_way + submitted <= allowed
+
+
+@bounded
+@given(worlds())
+def test_a_node_is_asked_for_only_beside_others_and_one_job_at_a_time(world: Observation) -> None:
+    """Asked for is what runs the deployment's, is usable, and is not left out; and no spread deployment asks."""
+    jobs = {job.job_id: job for job in world.slurm.jobs} if isinstance(world.slurm, Listing) else {}
+    declared = {one.uid: one for one in world.deployments}
+    rows = {one.uid: one for one in world.replicas}
+    asked: Counter[str] = Counter()
+    for action in actions_of(plan(world)):
+        if isinstance(action, acts.Submit) and action.replica_uid in rows:
+            of = declared[rows[action.replica_uid].deployment_uid]
+            asked[of.uid] += of.spec.node_spread is not NodeSpread.ANY
+            if action.beside:
+                event("a node was asked for")
+                assert of.spec.node_spread is NodeSpread.PACK
+                assert len(action.beside) <= of.spec.resources.nodes
+                assert not set(action.beside) & set(action.exclude)
+                assert world.cluster is not None
+                assert set(action.beside) <= {node.name for node in world.cluster.nodes if node.usable}
+                there = {
+                    jobs[its.job_id].nodes
+                    for one in world.replicas
+                    if one.deployment_uid == of.uid
+                    and (its := one.live_attempt)
+                    and its.job_id in jobs
+                    and not jobs[its.job_id].ended
+                }
+                assert set(action.beside) <= there
+    assert all(count <= 1 for count in asked.values())
 
 
 @given(st.integers(1, 99), st.integers(1, 300), st.data())

@@ -398,6 +398,8 @@ async def apply(world: World) -> None:
         spec = replace(spec, outside_changes=OutsideChanges.RESPECT)
     if world.chance(risk.spread):
         spec = replace(spec, node_spread=NodeSpread.SPREAD)
+    if risk.pack and world.chance(risk.pack):
+        spec = replace(spec, node_spread=NodeSpread.PACK)
     if world.chance(risk.short):
         limited = replace(spec.placement, time_limit="5m", time_limit_s=300)
         spec = replace(spec, placement=limited, handover=Handover(margin_s=20))

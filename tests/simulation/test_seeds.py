@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from tests.simulation.seeds import Ground, play_until
+from tests.simulation.world import STORMY
 
 FIXED = [*(f"fixed {number}" for number in range(16)), "b0fd29e7"]
 """The last one: a ready agent's word outlived its job's nodes, which Slurm was making ready anew."""
@@ -18,6 +20,13 @@ FRESH_S = float(os.environ.get("PENSTOCK_SIMULATION_SECONDS", "60"))
 async def test_fixed_seeds(field: Ground) -> None:
     for seed in FIXED:
         await field.play(seed)
+
+
+async def test_replicas_that_are_packed(field: Ground) -> None:
+    """Deployments that are packed ask for nodes in this weather too, and some ask in vain."""
+    risk = replace(STORMY, pack=0.8)
+    played = [await field.play(f"packed {number}", risk=risk) for number in range(8)]
+    assert any(job.submission.require_nodes for world in played for job in world.slurm.jobs())
 
 
 @pytest.mark.timeout(FRESH_S + 240)

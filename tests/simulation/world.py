@@ -115,6 +115,8 @@ class Risk:
     """respect for what somebody else does to their jobs,"""
     spread: float = 0.2
     """another node for each replica,"""
+    pack: float = 0.0
+    """the node of another replica for each,"""
     short: float = 0.2
     """a time limit of minutes, so that their jobs are handed over."""
     mute: bool = False

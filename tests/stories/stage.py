@@ -396,6 +396,13 @@ class Stage:
         self.say(f"someone gives job {job_id} a time limit of {time_limit_s // 60} min")
         self.slurm.job(job_id).time_limit_s = time_limit_s
 
+    async def take(self, node: str, cpus: int) -> None:
+        """Somebody else's job takes so many CPUs of a node."""
+        submission = Submission(
+            "train", "", "#!/bin/bash\n", "/tmp", "/tmp/out", cpus_per_task=cpus, require_nodes=(node,)
+        )
+        self.say(f"someone submits job {await self.slurm.submit(submission)}: {cpus} CPUs of {node}")
+
     async def submit_foreign(self, name: str, comment: str = "") -> int:
         """A job of the same user that Penstock did not submit."""
         submission = Submission(name, comment, "#!/bin/bash\n", "/tmp", "/tmp/out", singleton=False)

@@ -13,7 +13,7 @@ import pytest
 from penstock.controller import execute
 from penstock.core.jobs import JobState
 from penstock.core.model import Phase
-from penstock.core.spec import Burst, Engine, NodeSpread, OutsideChanges, Placement, RestartPolicy
+from penstock.core.spec import Burst, Engine, NodeSpread, OutsideChanges, Placement, Resources, RestartPolicy
 from penstock.slurm.port import SlurmError
 from penstock.testing.slurm import SubmitFault
 from tests.stories.stage import INSTALLATION, Stage
@@ -924,6 +924,37 @@ async def test_comment_rewritten(stage: Stage) -> None:
     stage.say(f"someone puts the comment of job {number} back")
     await stage.tick(1)
     await stage.quiet_tick()
+
+
+async def test_packed_on_nodes(stage: Stage) -> None:
+    stage.tell("""Slurm would begin with the first node again, but the second replica asks for the node that runs the
+        first one. Somebody else fills that node after the last look at it, so the third replica asks in vain: it is
+        withdrawn, and goes anywhere.""")
+    stage.slurm.drain_node("node1")
+    await stage.look_around()
+    await stage.apply(node_spread=NodeSpread.PACK, resources=Resources(cpus=2))
+    await stage.tick()
+    await stage.tick(2)
+    stage.slurm.restore_node("node1")
+    await stage.look_around()
+    await stage.scale(2)
+    await stage.tick(1)
+    await stage.tick(2)
+    await stage.take("node2", 4)
+    await stage.scale(3)
+    await stage.tick(1)
+    await stage.tick(5)
+    await stage.tick(15)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(2)
+    nodes = [(job.nodes, job.submission.require_nodes) for job in stage.slurm.jobs() if job.active]
+    assert nodes == [
+        (("node2",), ()),
+        (("node2",), ("node2",)),
+        (("node2",), ("node2",)),
+        (("node1",), ()),
+    ]
 
 
 async def test_spread_over_nodes(stage: Stage) -> None:

@@ -124,9 +124,15 @@ class _Batch:
         """With the intent of a first submission its attempt is written."""
         if isinstance(intent.action, acts.Submit) and intent.launch is not None:
             script, secret_hash = intent.launch.submission.script, hash_of(intent.launch.secret)
+            action = intent.action
             self.attempts.append(
                 attempts.NewAttempt(
-                    intent.action.replica_uid, intent.token, script, secret_hash, intent.action.placement
+                    action.replica_uid,
+                    intent.token,
+                    script,
+                    secret_hash,
+                    action.placement,
+                    packed=bool(action.beside),
                 )
             )
 
@@ -322,6 +328,7 @@ class Recorder:
             job,
             spec,
             action.exclude,
+            require=action.beside if isinstance(action, acts.Submit) else (),
             time_limit_s=time_limit_s(spec, number, action.bounds),
             time_min_s=action.bounds.at_least_s,
         )

@@ -84,6 +84,10 @@ class Reason(enum.Enum):
         "Spreading",
         "It is submitted when another replica's job has its node, so that it can be on another one. Not now.",
     )
+    PACKING = (
+        "Packing",
+        "It is submitted when another replica's job has its node, so that it can be on the same one. Not now.",
+    )
     SUBMISSION_DOUBTFUL = (
         "SubmissionDoubtful",
         "It is not known whether Slurm took the submission; it is looked up first. Not now.",
@@ -103,6 +107,10 @@ class Reason(enum.Enum):
     PLACEMENT_GIVEN_UP = (
         "PlacementGivenUp",
         "The job waited for longer than its placement's patience; it is withdrawn, and the next placement is tried.",
+    )
+    PACK_GIVEN_UP = (
+        "PackGivenUp",
+        "The job waited for room beside its deployment's replicas; it is withdrawn, and the next one goes anywhere.",
     )
     SUSPENDED = (
         "Suspended",
@@ -216,6 +224,8 @@ class Submit:
     """What its time limit must keep."""
     placement: int = 0
     """Which of the replica's placements it is submitted to."""
+    beside: tuple[str, ...] = ()
+    """Names of nodes that it must run on, for they run replicas of its deployment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ class Submission:
     constraint: str | None = None
     reservation: str | None = None
     exclude_nodes: tuple[str, ...] = ()
+    require_nodes: tuple[str, ...] = ()
+    """It runs on all of these, and waits until it can."""
     time_limit_s: int | None = None
     """None: the partition's default. Rounded up to whole minutes, as Slurm does."""
     nodes: int = 1

@@ -112,6 +112,8 @@ class Attempt:
     """Since when it has been decided that a successor is to take over before its job's time is up."""
     placement: int = 0
     """Which of its replica's placements it was submitted to, from 0."""
+    packed: bool = False
+    """Its submission asked for nodes that run other replicas of its deployment."""
     ended_at: datetime | None = None
     end_message: str = ""
     """One sentence: how it ended."""

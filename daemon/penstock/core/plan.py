@@ -48,6 +48,7 @@ from penstock.core.model import (
 )
 from penstock.core.orphans import plan_orphans
 from penstock.core.pace import paced, why
+from penstock.core.pack import company, packs
 from penstock.core.placements import misplaced, placed, with_kinds
 from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
@@ -198,7 +199,8 @@ def _plan_deployment(
                 job, altered[replica.uid] = found.job, found
         jobs[replica.uid] = job
     estimates = _estimates(observation, deployment, replicas, jobs.values())
-    there = occupied(jobs.values()) if may_submit and spreads(deployment) else {}
+    together = packs(deployment)
+    there = occupied(jobs.values()) if may_submit and (together or spreads(deployment)) else {}
     at_placements: dict[tuple[bool, int], tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
 
     def at_its_placement(replica: Replica) -> tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]:
@@ -207,14 +209,16 @@ def _plan_deployment(
         if (replica.burst, index) not in at_placements:
             spec = placed(deployment.spec, replica, index)
             avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
-            crowd = crowded(spec, there, observation.cluster, [one.node for one in avoiding])
+            near = (company if together else crowded)(
+                spec, there, observation.cluster, [one.node for one in avoiding]
+            )
             limits = bounds(spec, observation.cluster, estimates, observation.now)
-            at_placements[replica.burst, index] = spec, avoiding, crowd, limits
+            at_placements[replica.burst, index] = spec, avoiding, near, limits
         return at_placements[replica.burst, index]
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
-        spec, avoiding, crowd, limits = at_its_placement(replica)
+        spec, avoiding, near, limits = at_its_placement(replica)
         outlook = plan_replica(
             Scene(
                 now=observation.now,
@@ -227,7 +231,8 @@ def _plan_deployment(
                 past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),
                 avoiding=avoiding,
-                crowded=crowd,
+                crowded=() if together else near,
+                company=near if together else (),
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
                 threats=() if job is None else threats(job, spec, observation.cluster, leaving),
@@ -239,8 +244,9 @@ def _plan_deployment(
 
     # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
     outlooks = {replica.uid: look(replica) for replica in replicas}
-    if spreads(deployment):
-        outlooks |= one_by_one(deployment, replicas, jobs, outlooks, observation.now)
+    if together or spreads(deployment):
+        reason = Reason.PACKING if together else Reason.SPREADING
+        outlooks |= one_by_one(deployment, replicas, jobs, outlooks, reason, observation.now)
     seen = [_seen(replica, outlooks[replica.uid]) for replica in replicas]
     handed_over = _by_their_end(outlooks)
     recorded = deployment.rollout

@@ -63,6 +63,8 @@ DRAIN_GRACE_S = 30
 """On top of the drain time-out: the engine needs up to 10 s to leave after its last stream, and SIGTERM takes a while
 to arrive."""
 
+PACK_WAIT_S = 15
+"""How long a job waits for room on nodes that it was told to run on beside others: with room it starts in seconds."""
 REPEAT_AFTER_S = 60
 """A cancellation that had no effect is repeated after this time: Slurm's KillWait (30 s by default) and once more."""
 
@@ -117,6 +119,8 @@ class Scene:
     """Nodes that a submission stays away from."""
     crowded: tuple[str, ...] = ()
     """Further ones that run replicas of the deployment already."""
+    company: tuple[str, ...] = ()
+    """Nodes that a submission asks for, because they run replicas of the deployment."""
     id_taken: bool = False
     """The job's id is another attempt's too. Slurm gives ids again after it has lost its state."""
     estimates: Estimates | None = None
@@ -197,8 +201,9 @@ def _without_attempt(scene: Scene) -> Outlook:
     number = last.number + 1 if last is not None else 1
     where = named(scene.deployment.spec, replica, replica.placement)
     message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
-    message += told(scene.avoiding, now) + _elsewhere(scene) + scene.bounds.told
-    submit = Submit(replica.uid, _names(scene), scene.bounds, replica.placement)
+    beside = () if last is not None and _found_no_room(last) else scene.company
+    message += told(scene.avoiding, now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
+    submit = Submit(replica.uid, _names(scene), scene.bounds, replica.placement, beside)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
 
 
@@ -225,6 +230,11 @@ def _elsewhere(scene: Scene) -> str:
         return ""
     more = f" and {len(scene.crowded) - NAMED} more" if len(scene.crowded) > NAMED else ""
     return f"; not on {', '.join(scene.crowded[:NAMED])}{more}, with replicas of it already"
+
+
+def _beside(nodes: tuple[str, ...]) -> str:
+    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+    return f"; on {', '.join(nodes[:NAMED])}{more}, beside replicas of it" if nodes else ""
 
 
 def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
@@ -400,6 +410,11 @@ def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _held(scene, attempt, job, wait)
     if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and _patience_is_over(scene, attempt):
         return _given_up(scene, attempt, job)
+    if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and _found_no_company(scene, attempt):
+        message = f"job {job.job_id} found no room beside the deployment's replicas; one that may run anywhere follows"
+        return scene.decide(
+            Reason.PACK_GIVEN_UP, ReplicaState.QUEUED, message, _withdraw(scene, attempt, job)
+        )
     if wait is Wait.SOMEBODY:
         return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
     if _would_wait_out_maintenance(scene, attempt, job):
@@ -442,8 +457,36 @@ def _given_up(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     message = (
         f"job {job.job_id} waits at {here} since {clock(replica.since, scene.now)}; {after} is tried next"
     )
-    withdraw = Withdraw(attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token))
-    return scene.decide(Reason.PLACEMENT_GIVEN_UP, ReplicaState.QUEUED, message, withdraw)
+    return scene.decide(
+        Reason.PLACEMENT_GIVEN_UP, ReplicaState.QUEUED, message, _withdraw(scene, attempt, job)
+    )
+
+
+def _withdraw(scene: Scene, attempt: Attempt, job: Job) -> Withdraw:
+    return Withdraw(attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token))
+
+
+def _found_no_company(scene: Scene, attempt: Attempt) -> bool:
+    """Whether the job has waited for long enough for nodes that run other replicas."""
+    since = scene.replica.since
+    return (
+        attempt.packed
+        and scene.replica.state is ReplicaState.QUEUED
+        and attempt.phase is Phase.NONE
+        and scene.now >= since + timedelta(seconds=PACK_WAIT_S)
+    )
+
+
+def _found_no_room(last: Attempt) -> bool:
+    """Whether this attempt that has ended was withdrawn because it found no company."""
+    waited_until = last.intended_at + timedelta(seconds=PACK_WAIT_S)
+    return (
+        last.packed
+        and _cancelled_by_somebody(last, last.job)
+        and last.running_since is None
+        and last.ended_at is not None
+        and last.ended_at >= waited_until
+    )
 
 
 def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
@@ -452,8 +495,9 @@ def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
     As it was last seen the job was one that is withdrawn, so not one that is held.
     """
     seen = attempt.job
-    due = seen is not None and waits_for(seen.state, seen.reason) not in NEVER_WITHDRAWN
-    return due and _cancelled_by_somebody(attempt, job) and _patience_is_over(scene, attempt)
+    withdrawn = seen is not None and waits_for(seen.state, seen.reason) not in NEVER_WITHDRAWN
+    due = _patience_is_over(scene, attempt) or _found_no_company(scene, attempt)
+    return withdrawn and due and _cancelled_by_somebody(attempt, job)
 
 
 def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
@@ -483,7 +527,7 @@ def _respects(scene: Scene) -> bool:
 
 
 def _stays_cancelled(scene: Scene, last: Attempt) -> bool:
-    withdrawn = scene.replica.placement > last.placement
+    withdrawn = scene.replica.placement > last.placement or _found_no_room(last)
     return _respects(scene) and _cancelled_by_somebody(last, last.job) and not withdrawn
 
 
@@ -493,9 +537,12 @@ def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
 
 def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     given_up = _was_given_up(scene, attempt, job)
-    if given_up:
+    next_placement = given_up and _patience_is_over(scene, attempt)
+    if next_placement:
         where = named(scene.deployment.spec, scene.replica, attempt.placement)
         message = f"job {job.job_id} was withdrawn from {where}"
+    elif given_up:
+        message = f"job {job.job_id} was withdrawn: no room beside the deployment's replicas"
     elif _cancelled_by_somebody(attempt, job) and not scene.replica.leaving:
         message = f"somebody cancelled job {job.job_id}"
     else:
@@ -506,7 +553,7 @@ def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if job.state is JobState.PREEMPTED:
         reason = Reason.PREEMPTED
     if given_up:
-        reason = Reason.PLACEMENT_GIVEN_UP
+        reason = Reason.PLACEMENT_GIVEN_UP if next_placement else Reason.PACK_GIVEN_UP
     return _end(scene, attempt, job, reason, message, failed=not scene.replica.leaving)
 
 
@@ -531,7 +578,8 @@ def _end(
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
     blame, given_up = _blame(attempt, job), _was_given_up(scene, attempt, job)
-    placement = 0 if attempt.ready_at is not None else attempt.placement + given_up
+    goes_on = given_up and _patience_is_over(scene, attempt)
+    placement = 0 if attempt.ready_at is not None else attempt.placement + goes_on
     if failed:
         ended_at = _ended_at(scene, attempt, job)
         served = backoff.has_served(attempt, ended_at, policy)
@@ -541,7 +589,7 @@ def _end(
         else:
             failures = 0 if served else replica.failures
             next_attempt_at = max(scene.now, attempt.intended_at + timedelta(seconds=PACE_S))
-            if given_up:  # There are only so many placements.
+            if given_up:  # There are only so many placements, and the next one asks for no company.
                 next_attempt_at = scene.now
         blamed = blame is Blame.NODE or (blame is Blame.REVISION and not served)
         if _respects(scene) and _cancelled_by_somebody(attempt, job) and not given_up:

@@ -51,7 +51,7 @@ def crowded(
         for node in cluster.nodes
         if node.usable and node.name not in left_out and could_run(spec, node, cluster)
     ]
-    free = sorted(there.get(node.name, 0) for node in able if _has_room(spec, node))
+    free = sorted(there.get(node.name, 0) for node in able if has_room(spec, node))
     if len(free) < spec.resources.nodes:
         return ()
     level = free[spec.resources.nodes - 1]
@@ -59,7 +59,7 @@ def crowded(
     return tuple(sorted(fuller, key=lambda name: (-there[name], name))[:SPREAD_MAX])
 
 
-def _has_room(spec: Spec, node: Node) -> bool:
+def has_room(spec: Spec, node: Node) -> bool:
     """Whether a job of this spec would start there now, as far as the totals tell."""
     wanted = spec.resources
     if spec.placement.exclusive:
@@ -83,9 +83,10 @@ def one_by_one(
     replicas: Sequence[Replica],
     jobs: Mapping[str, Job | None],
     outlooks: Mapping[str, Outlook],
+    reason: Reason,
     now: datetime,
 ) -> Mapping[str, Outlook]:
-    """The outlooks of replicas that are not submitted yet, because another one has no node yet."""
+    """The outlooks of replicas that are not submitted yet, for this reason: another one has no node yet."""
     wait = timedelta(seconds=SPREAD_WAIT_S)
     ahead: Replica | None = None
     for replica in replicas:
@@ -103,7 +104,7 @@ def one_by_one(
         message = (
             f"{ahead.name} is to have its node first; no queue of more than {SPREAD_WAIT_S} s is waited for"
         )
-        decision = Decision(deployment.name, replica.name, Reason.SPREADING, message)
+        decision = Decision(deployment.name, replica.name, reason, message)
         waiting[replica.uid] = replace(
             outlook, decision=decision, state=ReplicaState.WAITING, message=message
         )

@@ -339,9 +339,3 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     for path, is_present in present.items():
         if is_present:
             yield Violation(path, "not supported yet", Fault.NOT_SUPPORTED_YET)
-    if spec.node_spread == spec_pb2.NODE_SPREAD_PACK:
-        message = (
-            "NODE_SPREAD_PACK is not supported yet: Slurm packs by itself unless the site sets CR_LLN; leave it unset,"
-            " or take NODE_SPREAD_SPREAD"
-        )
-        yield Violation("spec.node_spread", message, Fault.NOT_SUPPORTED_YET)

@@ -105,6 +105,7 @@ def arguments(submission: Submission) -> list[str]:
         "constraint": submission.constraint,
         "reservation": submission.reservation,
         "exclude": ",".join(submission.exclude_nodes) or None,
+        "nodelist": ",".join(submission.require_nodes) or None,
         "time": None if submission.time_limit_s is None else str(minutes(submission.time_limit_s)),
         "time-min": None if submission.time_min_s is None else str(minutes(submission.time_min_s)),
         "cpus-per-task": None if submission.cpus_per_task is None else str(submission.cpus_per_task),

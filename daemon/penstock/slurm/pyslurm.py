@@ -161,6 +161,7 @@ def _attributes(submission: Submission) -> dict[str, Any]:
         "constraints": submission.constraint,
         "reservations": submission.reservation,
         "excluded_nodes": ",".join(submission.exclude_nodes) or None,
+        "required_nodes": ",".join(submission.require_nodes) or None,
         "time_limit": None if submission.time_limit_s is None else options.minutes(submission.time_limit_s),
         "time_limit_min": None if submission.time_min_s is None else options.minutes(submission.time_min_s),
         "cpus_per_task": submission.cpus_per_task,

@@ -44,10 +44,11 @@ def render(
     spec: Spec,
     exclude: tuple[str, ...] = (),
     *,
+    require: tuple[str, ...] = (),
     time_limit_s: int | None = None,
     time_min_s: int | None = None,
 ) -> Submission:
-    """What to submit for one attempt of one replica, away from the nodes of `exclude`.
+    """What to submit for one attempt of one replica, away from the nodes of `exclude` and on those of `require`.
 
     `time_limit_s`: for this job; None: the placement's. `time_min_s`: Slurm may shorten it to this by itself.
     """
@@ -66,6 +67,7 @@ def render(
         constraint=placement.constraint or None,
         reservation=placement.reservation or None,
         exclude_nodes=exclude,
+        require_nodes=require,
         time_limit_s=limit_s,
         time_min_s=time_min_s,
         nodes=resources.nodes,

@@ -224,6 +224,8 @@ attempts = Table(
     Column("placement", Integer, nullable=False, server_default=text("0")),
     Column("engine_port", Integer),
     Column("adapters", JSONB, nullable=False, server_default=text("'[]'")),
+    # Its submission asked for nodes that run other replicas.
+    Column("packed", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("replica_uid", "number"),
     CheckConstraint("char_length(token) BETWEEN 1 AND 64", name="token"),
     CheckConstraint("number >= 1", name="number"),

@@ -422,7 +422,7 @@ class FakeSlurm:
             return "Requested reservation is invalid"
         if submission.constraint is not None and submission.constraint not in features:
             return "Invalid feature specification"
-        if not set(submission.exclude_nodes) <= set(self._nodes):
+        if not {*submission.exclude_nodes, *submission.require_nodes} <= set(self._nodes):
             return "Invalid node name specified"
         unknown = sorted(set(submission.extra_options) - options.KNOWN_OPTIONS)
         if unknown:
@@ -565,7 +565,10 @@ class FakeSlurm:
             and free(job.submission, node, holders.get(name, ()))
             and not self._runs_into_maintenance(job, name, limit_s)
         ]
-        return tuple(able[: job.submission.nodes]) if len(able) >= job.submission.nodes else None
+        required = job.submission.require_nodes
+        if not set(required) <= set(able) or len(able) < job.submission.nodes:
+            return None
+        return tuple(sorted(able, key=lambda name: name not in required)[: job.submission.nodes])
 
     def _holders(self) -> dict[str, list[FakeJob]]:
         """The jobs that hold each node that any job holds. Asked for once for all nodes: each asks all jobs."""

@@ -69,7 +69,9 @@ class _NodeSpreadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeSpread
     NODE_SPREAD_SPREAD: _NodeSpread.ValueType  # 1
     """On as many nodes as there are, so that one node's end takes few replicas. Where none is left without a replica, nodes are shared."""
     NODE_SPREAD_PACK: _NodeSpread.ValueType  # 2
-    """On as few nodes as possible. Not supported yet: Slurm packs by itself, unless the site sets CR_LLN."""
+    """On as few nodes as possible, so that the others stay whole: beside replicas of the deployment where there is room by the last look
+    at the cluster, and anywhere else where that turns out to be taken.
+    """
 
 class NodeSpread(_NodeSpread, metaclass=_NodeSpreadEnumTypeWrapper): ...
 
@@ -77,7 +79,9 @@ NODE_SPREAD_UNSPECIFIED: NodeSpread.ValueType  # 0
 NODE_SPREAD_SPREAD: NodeSpread.ValueType  # 1
 """On as many nodes as there are, so that one node's end takes few replicas. Where none is left without a replica, nodes are shared."""
 NODE_SPREAD_PACK: NodeSpread.ValueType  # 2
-"""On as few nodes as possible. Not supported yet: Slurm packs by itself, unless the site sets CR_LLN."""
+"""On as few nodes as possible, so that the others stay whole: beside replicas of the deployment where there is room by the last look
+at the cluster, and anywhere else where that turns out to be taken.
+"""
 Global___NodeSpread: _TypeAlias = NodeSpread  # noqa: Y015
 
 class _RolloutStrategy:

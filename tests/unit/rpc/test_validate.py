@@ -227,11 +227,6 @@ def bare() -> deployment_pb2.Deployment:
 
 LATER: list[tuple[dict[str, Any], str]] = [
     ({"scaling": {}}, "spec.scaling: not supported yet"),
-    (
-        {"node_spread": "NODE_SPREAD_PACK"},
-        "spec.node_spread: NODE_SPREAD_PACK is not supported yet: Slurm packs by itself unless the site"
-        " sets CR_LLN; leave it unset, or take NODE_SPREAD_SPREAD",
-    ),
 ]
 
 

@@ -49,6 +49,7 @@ def test_a_full_submission() -> None:
         constraint="fast",
         reservation="r",
         exclude_nodes=("n1", "n2"),
+        require_nodes=("n3", "n4"),
         time_limit_s=61,
         nodes=2,
         tasks_per_node=3,
@@ -64,7 +65,8 @@ def test_a_full_submission() -> None:
         options.arguments(full)
         == (
             "--nice=5 --no-requeue --partition=gpu --account=a --qos=q --constraint=fast --reservation=r"
-            " --exclude=n1,n2 --time=2 --cpus-per-task=4 --mem=500M --gres=gpu:a100:2 --signal=B:TERM@90 --exclusive"
+            " --exclude=n1,n2 --nodelist=n3,n4"
+            " --time=2 --cpus-per-task=4 --mem=500M --gres=gpu:a100:2 --signal=B:TERM@90 --exclusive"
             " --nodes=2 --ntasks-per-node=3 --job-name=n-1 --comment=c --chdir=/w --output=/w/out"
         ).split()
     )

@@ -153,6 +153,7 @@ class NewAttempt:
     script: str = dataclasses.field(repr=False)
     secret_hash: str = dataclasses.field(repr=False)
     placement: int = 0
+    packed: bool = False
 
 
 async def insert(

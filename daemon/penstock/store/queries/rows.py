@@ -64,7 +64,7 @@ ATTEMPT = tuple(
     for name in (
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
         "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
-        "drain_at", "signalled_at", "cancelled_at", "handover_at", "placement", "ended_at",
+        "drain_at", "signalled_at", "cancelled_at", "handover_at", "placement", "packed", "ended_at",
         "end_message", "exit_code", "last_words", "adapters",
     )
 )  # fmt: skip
@@ -155,6 +155,7 @@ def attempt(row: AnyRow) -> Attempt:
         cancelled_at=row.a_cancelled_at,
         handover_at=row.a_handover_at,
         placement=row.a_placement,
+        packed=row.a_packed,
         ended_at=row.a_ended_at,
         end_message=row.a_end_message,
         exit_code=row.a_exit_code,
