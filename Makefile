@@ -65,6 +65,11 @@ sim: env ## Play the simulation: fresh seeds until stopped (SECONDS=...: for so 
 sim-day: env ## Play a day of 50 deployments: walltime, drains, a maintenance, preemptions (some minutes)
 	@PENSTOCK_DAY=1 $(PYTEST) -n 0 -s -k test_a_day tests/simulation/test_day.py
 
+.PHONY: fuzz
+fuzz: env ## Fuzz both REST APIs and the gRPC port (SECONDS=600 each; SEED=...: that seed again)
+	@deploy/dev/system-packages.sh test
+	@PENSTOCK_FUZZ_SECONDS=$(or $(SECONDS),600) PENSTOCK_FUZZ_SEED=$(SEED) $(PYTEST) -n 0 -s -v tests/fuzz
+
 .PHONY: quickstart
 quickstart: env ## A cluster, Penstock and a model on this machine; ends with a streamed answer
 	@deploy/dev/system-packages.sh quickstart

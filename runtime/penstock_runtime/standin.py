@@ -193,7 +193,7 @@ async def answer(chosen: argparse.Namespace, engine: Engine, stop: asyncio.Event
     api = Api(engine, service)
     connections: set[Connection] = set()
     # vLLM would import it; here the name says only that there is to be a door.
-    handle = guarded(api.handle, os.environ[FILE_VARIABLE]) if chosen.middleware else api.handle
+    handle = guarded(api.handle, os.environ[FILE_VARIABLE], api.offers) if chosen.middleware else api.handle
     server = await listen(chosen, lambda: Connection(handle, connections))
     await within(None, stop, engine.failed)
     if engine.failure is not None:

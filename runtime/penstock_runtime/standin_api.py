@@ -73,6 +73,10 @@ class Service:
     max_lora_rank: int | None
 
 
+def _place(method: str, path: str) -> tuple[str, str]:
+    return ("GET" if method == "HEAD" else method, path)
+
+
 class Api:
     """Routes requests. `draining` is set while the process finishes its last streams."""
 
@@ -106,9 +110,13 @@ class Api:
             self._routes["POST", "/v1/chat/completions"] = self._generate
             self._routes["POST", "/v1/completions"] = self._generate
 
+    def offers(self, method: str, path: str) -> bool:
+        """Whether there is an answer at this path."""
+        return _place(method, path) in self._routes
+
     async def handle(self, request: Request, exchange: Exchange) -> None:
         """Answer one request."""
-        route = self._routes.get(("GET" if request.method == "HEAD" else request.method, request.path))
+        route = self._routes.get(_place(request.method, request.path))
         if route is None:
             known = any(path == request.path for _, path in self._routes)
             detail = b'{"detail":"Method Not Allowed"}' if known else b'{"detail":"Not Found"}'

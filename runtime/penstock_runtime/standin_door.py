@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from penstock_runtime.in_engine.penstock_engine_door import (
     AGENT,
@@ -11,17 +12,20 @@ from penstock_runtime.in_engine.penstock_engine_door import (
     STATUS_PATH,
     Door,
     Refusal,
+    not_offered,
 )
 from penstock_runtime.standin_http import Exchange, Handler, Request
 
 
-def guarded(handler: Handler, path: str) -> Handler:
-    """`handler` behind the door whose file is at `path`."""
+def guarded(handler: Handler, path: str, offers: Callable[[str, str], bool]) -> Handler:
+    """`handler` behind the door whose file is at `path`. `offers`: whether it has this method and path."""
     door = Door(path)
 
     async def handle(request: Request, exchange: Exchange) -> None:
         try:
             who = door.admit(request.headers.get(KEY_HEADER, ""))
+            if who == GATEWAYS and not offers(request.method, request.path):
+                raise not_offered(request.method, request.path)
         except Refusal as refusal:
             exchange.respond(refusal.status, refusal.body, **refusal.headers)
             return

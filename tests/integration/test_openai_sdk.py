@@ -287,6 +287,11 @@ def test_errors_are_those_that_the_package_knows(door: Door) -> None:
         assert none_ready.value.response.headers["retry-after"] == "5"
         with pytest.raises(openai.NotFoundError):
             client.files.list()
+        # What this deployment's engine has not, it refuses in the shape of every other error.
+        with pytest.raises(openai.NotFoundError) as not_offered:
+            client.embeddings.create(model="m", input="x")
+        assert not_offered.value.code == "not_offered"
+        assert "the engine has no POST /v1/embeddings" in not_offered.value.message
         with pytest.raises(openai.APIStatusError) as too_long:
             client.completions.create(model="m", prompt="x" * (17 << 20))
         assert too_long.value.status_code == 413

@@ -15,12 +15,12 @@ from functools import lru_cache
 from typing import Any
 
 from google.protobuf import any_pb2, descriptor_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from penstock.gateway import openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
-from penstock.gateway.replies import local_replies
-from penstock.gateway.routes import ENGINE_PATH_HEADER, MAIN, MODEL_HEADER, RUNTIME
+from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
+from penstock.gateway.routes import ENGINE_PATH_HEADER, INFERENCE, MAIN, MODEL_HEADER, RUNTIME
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 from penstock.v1 import inference_pb2
 
@@ -67,6 +67,44 @@ function envoy_on_request(request)
 end
 """
 
+_NOWHERE = "/-/-"
+
+
+def _first_look(settings: FrontDoorSettings) -> str:
+    """What is done before `model` is looked for. The filter that does it waits for ever for the body of a request that
+    ended with its headers, says of a large message no more than that it cannot be read, and of a path that gRPC has not
+    that it is an internal error; which another method than POST is to gRPC servers."""
+    return f"""
+function envoy_on_request(request)
+  local headers = request:headers()
+  local path = headers:get(":path") or ""
+  if string.sub(path, 1, {len(INFERENCE)}) ~= "{INFERENCE}" then
+    local is_grpc = string.find(headers:get("content-type") or "", "^application/grpc")
+    if is_grpc and not string.find(path, "^/[^/]+/[^/]+$") then
+      headers:replace(":path", "{_NOWHERE}")
+    end
+    return
+  end
+  if headers:get(":method") ~= "POST" then
+    headers:replace(":path", "{_NOWHERE}")
+    return
+  end
+  for chunk in request:bodyChunks() do
+    if chunk:length() >= 5 then
+      local a, b, c, d = string.byte(chunk:getBytes(0, 5), 2, 5)
+      if ((a * 256 + b) * 256 + c) * 256 + d > {settings.max_request_bytes} then
+        request:streamInfo():dynamicMetadata():set("{FIRST_LOOK}", "{TOO_LARGE}", "yes")
+      end
+    end
+    return
+  end
+  request:respond({{
+    [":status"] = "200", ["content-type"] = "application/grpc", ["grpc-status"] = "{code_pb2.INVALID_ARGUMENT}",
+    ["grpc-message"] = "the request has no message"
+  }})
+end
+"""
+
 
 def listeners(settings: FrontDoorSettings, descriptors: bytes) -> list[Listener]:
     """The main listener, and the runtime listener where one is wanted. `descriptors`: a serialized
@@ -85,9 +123,10 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
         filters = [
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
             _control_as_rest(descriptors),
+            _lua("first_look", _first_look(settings)),
             _field_extraction(descriptors),
             _model_from_json(),
-            _lua(),
+            _lua("lua", _LUA),
             *filters,
         ]
     manager = typed(
@@ -151,8 +190,8 @@ def _field_extraction(descriptors: bytes) -> dict[str, Any]:
     )
 
 
-def _lua() -> dict[str, Any]:
-    return http_filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _LUA})
+def _lua(name: str, code: str) -> dict[str, Any]:
+    return http_filter(name, "lua.v3.Lua", default_source_code={"inline_string": code})
 
 
 def _control_as_rest(descriptors: bytes) -> dict[str, Any]:

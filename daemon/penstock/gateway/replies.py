@@ -20,6 +20,17 @@ from penstock.gateway.settings import MIB, FrontDoorSettings
 OVERLOAD_RETRY_AFTER_S = 1
 """Requests end all the time; replicas do not come back so soon."""
 ERROR_DOMAIN = "penstock"
+FIRST_LOOK = "penstock.first_look"
+TOO_LARGE = "too_large"
+"""Set in the metadata of a gRPC request whose message says that it is larger than it may be."""
+_SAID_TOO_LARGE = {
+    "matcher": {
+        "filter": FIRST_LOOK,
+        "path": [{"key": TOO_LARGE}],
+        "value": {"string_match": {"exact": "yes"}},
+    },
+    "match_if_key_not_found": False,
+}
 CONTROL_REST = "/apis/"
 """The paths of the contract's http annotations begin so; once transcoded, Envoy has them in a header."""
 
@@ -54,10 +65,12 @@ def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
         f"the request cannot be read (a message may have {size} MiB at most and must not be compressed): "
         "%LOCAL_REPLY_BODY%"
     )
-    # What grpc_field_extraction says when it cannot read the message (FAILED_PRECONDITION when it is too large).
+    # What grpc_field_extraction says when it cannot read the message, or the path. It has statuses of its own for some
+    # of these, and for others gRPC's mapping of HTTP would give INTERNAL.
     mappers.append(
         {
             "filter": _both(_is_grpc(), _status_is(400)),
+            "headers_to_add": _headers({"grpc-status": str(code_pb2.INVALID_ARGUMENT)}),
             "body_format_override": {"text_format_source": {"inline_string": unreadable}},
         }
     )
@@ -96,10 +109,11 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             limit="max_heap_bytes",
         ),
         _Answer(
-            _status_is(413),
+            {"or_filter": {"filters": [_status_is(413), {"metadata_filter": _SAID_TOO_LARGE}]}},
             f"the request's body is longer than {size} MiB (max_request_bytes)",
             "max_request_bytes",
             413,
+            exhausted,
             limit="max_request_bytes",
         ),
         _Answer(
@@ -131,6 +145,7 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             f"(request_headers_timeout_s) and {settings.request_timeout_s} s in all (request_timeout_s)",
             "request_timeout_s",
             408,
+            code_pb2.DEADLINE_EXCEEDED,
             limit="request_timeout_s",
         ),
         _Answer(

@@ -87,6 +87,7 @@ REST_RETRY = {
     "retriable_headers": [{"name": ANSWERED_BY_HEADER, "string_match": {"exact": "door"}}],
 }
 
+_POST = {"name": ":method", "string_match": {"exact": "POST"}}
 _GET = {"name": ":method", "string_match": {"exact": "GET"}}
 _FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
 
@@ -179,7 +180,8 @@ def _configuration(
 def _control(match: dict[str, Any]) -> dict[str, Any]:
     # Watches may be silent for as long as nothing changes; a client that is gone is found by HTTP/2 pings.
     return {
-        "match": match,
+        # gRPC servers call another method an internal error.
+        "match": {**match, "headers": [_POST]},
         "route": {"cluster": CONTROL, "timeout": "0s", "idle_timeout": "0s", "retry_policy": _CONTROL_RETRY},
     }
 

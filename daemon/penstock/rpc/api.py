@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from penstock.rpc.cluster import ClusterServicer
 from penstock.rpc.cluster_view import ClusterView
@@ -113,7 +113,9 @@ def add_servicers(server: grpc.aio.Server, deps: Deps) -> ControlApi:
     cast(Any, guarded).add_registered_method_handlers(INFERENCE, {"ListModels": lister})
 
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, guarded)
     names = (*NEED_DATABASE, CLUSTER, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    cast(Any, reflection_pb2_grpc).add_ServerReflectionServicer_to_server(
+        reflection.aio.ReflectionServicer(names), guarded
+    )
     return ControlApi(nudges, vitals, servicer)

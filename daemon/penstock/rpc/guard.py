@@ -1,8 +1,10 @@
 """Between gRPC and the servicers: field rules before a call, statuses after it.
 
-`Guarded` stands in for the server while servicers are added, and puts each method of ours inside the same
-frame: the request must obey the contract's field rules, and whatever is raised leaves as one gRPC status with
-one sentence. A refusal carries google.rpc.BadRequest; an outage of PostgreSQL is UNAVAILABLE; a bug is INTERNAL
+`Guarded` stands in for the server while servicers are added, and puts each method inside the same frame: the
+request must be readable and obey the contract's field rules, and whatever is raised leaves as one gRPC status with
+one sentence. gRPC's own reading of a message answers a bad one with UNKNOWN and Python's words, and one that is missing
+or cut off never (the call hangs until the client leaves); so every method takes its bytes as a stream, and reads them
+here. A refusal carries google.rpc.BadRequest; an outage of PostgreSQL is UNAVAILABLE; a bug is INTERNAL
 with an id that the log has too, and tells the client nothing else.
 """
 
@@ -10,14 +12,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from penstock import contract
 from penstock.rpc import validate
 from penstock.rpc.refusals import Fault, Refused, Violation
 from penstock.store import errors as store
@@ -61,33 +64,47 @@ def _guard(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMet
     check = validate.check_report if method.startswith(_AGENTS) else validate.check
     if method.rsplit("/", 1)[-1] in _OWN_CHECK:
         check = _nothing
+    found = descriptor_pool.Default().FindMethodByName(method.replace("/", "."))
+    request_class = message_factory.GetMessageClass(found.input_type)
     untyped = cast(Any, handler)
-    if handler.response_streaming:
-        stream = cast(Callable[[Message, Context], AsyncIterator[Message]], untyped.unary_stream)
 
-        async def guarded_stream(request: Message, context: Context) -> AsyncIterator[Message]:
-            try:
-                check(request)
-                async for response in stream(request, context):
-                    yield response
-            except Exception as error:
-                await _end(method, error, context)
+    def read(data: bytes) -> Message:
+        request = contract.parse(data, request_class)
+        check(request)
+        return request
 
-        return grpc.unary_stream_rpc_method_handler(
-            cast(Any, guarded_stream), untyped.request_deserializer, untyped.response_serializer
-        )
-    unary = cast(Callable[[Message, Context], Awaitable[Message]], untyped.unary_unary)
+    async def one(sent: AsyncIterator[bytes]) -> Message:
+        async for data in sent:
+            return read(data)
+        raise contract.Unreadable("", f"the {request_class.DESCRIPTOR.full_name} is missing, or is cut off")
 
-    async def guarded(request: Message, context: Context) -> Message:
+    if handler.request_streaming:
+
+        def answers(sent: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            return cast(
+                AsyncIterator[Message], untyped.stream_stream((read(data) async for data in sent), context)
+            )
+
+    elif handler.response_streaming:
+
+        async def answers(sent: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            async for response in untyped.unary_stream(await one(sent), context):
+                yield response
+
+    else:
+
+        async def answers(sent: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            yield await untyped.unary_unary(await one(sent), context)
+
+    async def guarded(sent: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
         try:
-            check(request)
-            return await unary(request, context)
+            async for response in answers(sent, context):
+                yield response
         except Exception as error:
             await _end(method, error, context)
 
-    return grpc.unary_unary_rpc_method_handler(
-        cast(Any, guarded), untyped.request_deserializer, untyped.response_serializer
-    )
+    # A caller of a unary method cannot tell a stream of one message, or of none and an error, from its own kind.
+    return grpc.stream_stream_rpc_method_handler(cast(Any, guarded), None, untyped.response_serializer)
 
 
 def _nothing(request: Message) -> None:
@@ -137,6 +154,8 @@ def refusal_of(error: Exception) -> Refused | None:
     match error:
         case Refused():
             return error
+        case contract.Unreadable():
+            return Refused(Fault.BAD_VALUE.status, str(error), _about(error))
         case store.NotFound():
             return Refused(grpc.StatusCode.NOT_FOUND, str(error))
         case store.NameTaken():
@@ -157,6 +176,10 @@ def refusal_of(error: Exception) -> Refused | None:
             "PostgreSQL does not answer; replicas go on serving, and the call may be repeated",
         )
     return None
+
+
+def _about(error: contract.Unreadable) -> tuple[Violation, ...]:
+    return (Violation(error.field, error.sentence),) if error.field else ()
 
 
 def _field(fault: Fault, field: str, error: Exception) -> Refused:

@@ -6,7 +6,8 @@ among them some that answer prompts; this guards all of them, and touches a requ
 token.
 
     agent       its own key: always let in, and told at GET /penstock/door how many requests of gateways are inside
-    gateways    the attempt's key, once the agent has written it down: let in while the door is open, and counted
+    gateways    the attempt's key, once the agent has written it down: let in while the door is open, and counted; told
+                of paths that this engine has not in the shape of all other errors, which the engine's own is not
     others      401, whatever they ask for
 
 The rule guarded here: fail closed. A file that is not there, or cannot be read, lets nobody in.
@@ -25,6 +26,8 @@ KEY_HEADER = "x-penstock-engine-key"
 STATUS_PATH = "/penstock/door"
 ANSWERED_BY_HEADER = "x-penstock-answered-by"
 """On the refusal of a closed door, so that whoever asked tries another replica and holds nothing against this one."""
+
+_MAX_PATHS = 256
 
 AGENT = "agent"
 GATEWAYS = "gateways"
@@ -86,6 +89,11 @@ class Door:
             self._read_at = None
 
 
+def not_offered(method: str, path: str) -> Refusal:
+    """For a path that this engine has not, or that takes another method."""
+    return Refusal(404, f"the engine has no {method} {path}", "invalid_request_error", "not_offered")
+
+
 def _same(given: str, wanted: str) -> bool:
     return bool(wanted) and hmac.compare_digest(given.encode(), wanted.encode())
 
@@ -96,6 +104,7 @@ class Guard:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._door = Door(os.environ[FILE_VARIABLE])
+        self._offered: dict[tuple[str, str], bool] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Lets the request through, or answers it."""
@@ -105,6 +114,8 @@ class Guard:
         given = [value for name, value in scope["headers"] if name == KEY_HEADER.encode()]
         try:
             who = self._door.admit(given[0].decode("latin-1") if len(given) == 1 else "")
+            if who == GATEWAYS and not self._offers(scope):
+                raise not_offered(scope["method"], scope["path"])
         except Refusal as refusal:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
@@ -122,6 +133,19 @@ class Guard:
             await self._app({**scope, "headers": headers}, receive, send)
         finally:
             self._door.inside -= counts
+
+    def _offers(self, scope: Any) -> bool:
+        """Whether the application, Starlette's, has a route for the request. Looked for once a path, of which gateways
+        let through a fixed few."""
+        if scope["type"] != "http" or "app" not in scope:
+            return True
+        asked = (scope["method"], scope["path"])
+        if asked not in self._offered:
+            if len(self._offered) >= _MAX_PATHS:
+                self._offered.clear()
+            matches = (route.matches(scope)[0] for route in scope["app"].routes)
+            self._offered[asked] = any(match.name == "FULL" for match in matches)
+        return self._offered[asked]
 
 
 async def _answer(send: Any, status: int, body: bytes, headers: dict[str, str]) -> None:

@@ -1,0 +1,44 @@
+"""schemathesis on both OpenAPI documents, against a whole Penstock on real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.cluster.cluster import Cluster
+from tests.fuzz import rest
+from tests.fuzz.site import Site, judged, seconds, seed, site
+
+pytestmark = pytest.mark.timeout(seconds() * 2 + 300)
+
+
+@pytest.fixture(scope="module")
+def whole(slurm_cluster: Cluster) -> Iterator[Site]:
+    with site(slurm_cluster) as made:
+        yield made
+
+
+def test_the_openai_api(whole: Site) -> None:
+    # 501 and 503 are promised, for what an engine does not do and for replicas that are not there.
+    _play(whole, "/v1/openapi.json", promised=(501, 503), at_least=21)
+
+
+def test_the_control_api(whole: Site) -> None:
+    # A watch has no end.
+    watches = ("/apis/v1/deployments:watch", "/apis/v1/decisions:watch")
+    _play(whole, "/apis/v1/openapi.json", promised=(501, 503), at_least=18, without=watches)
+
+
+def _play(
+    whole: Site, document: str, promised: tuple[int, ...], at_least: int, without: tuple[str, ...] = ()
+) -> None:
+    """`at_least`: operations that must have been played with."""
+    chosen = seed()
+    with judged(whole) as judgement:
+        played = rest.play(whole.url, document, seconds(), chosen, promised, without)
+    print(f"{document}: {played.cases} cases of {played.operations} operations, seed {chosen}; {judgement}")
+    assert not played.failed, f"again with PENSTOCK_FUZZ_SEED={chosen}\n{played.output}"
+    assert played.cases > seconds()
+    if seconds() >= 60:
+        assert played.operations >= at_least
