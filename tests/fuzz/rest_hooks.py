@@ -35,23 +35,17 @@ def map_path_parameters(context: HookContext, path_parameters: dict[str, Any]) -
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Names are learned from answers too, and the bystander is nobody's target."""
+    """The last look, as names are learned from answers too: the bystander is nobody's target, and a log that is
+    followed has no end while its job runs."""
     for name, value in (case.path_parameters or {}).items():
         if "bystander" in str(value):
             case.path_parameters[name] = "target-1" if "-" in str(value) else "target"
-
-
-@schemathesis.hook
-def map_query(context: HookContext, query: dict[str, Any]) -> dict[str, Any]:
-    """A log that is followed has no end while its job runs."""
-    if query:
-        query.pop("follow", None)
-    return query
+    (case.query or {}).pop("follow", None)
 
 
 @schemathesis.hook
 def map_body(context: HookContext, body: Any) -> Any:
-    """Most models are those that are there; numbers of replicas are small; nothing is deleted at once."""
+    """Most models are those that are there; numbers of replicas are small."""
     if not isinstance(body, dict):
         return body
     if "model" in body and _chance(body) < 0.8:

@@ -39,6 +39,7 @@ def _play(
         played = rest.play(whole.url, document, seconds(), chosen, promised, without)
     print(f"{document}: {played.cases} cases of {played.operations} operations, seed {chosen}; {judgement}")
     assert not played.failed, f"again with PENSTOCK_FUZZ_SEED={chosen}\n{played.output}"
-    assert played.cases > seconds()
+    assert played.cases
     if seconds() >= 60:
+        assert played.cases > seconds()
         assert played.operations >= at_least
