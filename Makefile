@@ -94,6 +94,11 @@ bench-gateway: env ## The front door beside direct and beside other routers: CPU
 	@deploy/dev/system-packages.sh bench
 	@.venv/bin/python -m tests.bench.gateway --rounds $(or $(ROUNDS),3) --only "$(ONLY)"
 
+.PHONY: bench-affinity
+bench-affinity: env ## What it costs Envoy to find the replica that a request belongs to (ROUNDS=3)
+	@deploy/dev/system-packages.sh bench
+	@.venv/bin/python -m tests.bench.affinity --rounds $(or $(ROUNDS),3)
+
 .PHONY: bench-runtime
 bench-runtime: env ## Tokens a second over gRPC from a real vLLM, beside its own HTTP server
 	@deploy/dev/system-packages.sh bench

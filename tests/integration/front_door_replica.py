@@ -101,6 +101,12 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
         choice = inference_pb2.GenerateChoice(text=json.dumps(seen))
         return inference_pb2.GenerateResponse(id=self.name, model=request.model, choices=[choice])
 
+    async def Chat(
+        self, request: inference_pb2.ChatRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> inference_pb2.ChatResponse:
+        await self._admit(context)
+        return inference_pb2.ChatResponse(id=self.name, model=request.model)
+
     async def StreamGenerate(
         self, request: inference_pb2.StreamGenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:

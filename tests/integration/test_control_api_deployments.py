@@ -80,10 +80,13 @@ class TestApply:
                     replicas=3,
                     rollout=spec_pb2.Rollout(max_surge="2"),
                     restart=spec_pb2.RestartPolicy(backoff_max_s=100),
+                    routing=spec_pb2.Routing(session_header="x-session-id", prefix_bytes=1024),
                 )
             )
         )
         assert (changed.deployment.metadata.generation, changed.deployment.status.current_revision) == (2, 1)
+        read = (await stub.GetDeployment(pb.GetDeploymentRequest(name="a"))).deployment
+        assert read.spec.routing == spec_pb2.Routing(session_header="x-session-id", prefix_bytes=1024)
 
     async def test_what_was_read_can_be_applied_again(self, stub: DeploymentServiceStub) -> None:
         await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(replicas=2)))

@@ -27,6 +27,8 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
+from penstock.core.spec import Routing
+from penstock.gateway import affinity
 from penstock.gateway.messages import ADS, Cluster, build, http_filter, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 
@@ -72,6 +74,7 @@ def deployment_cluster(
     deployment: str,
     secret: str,
     max_in_flight: int,
+    routing: Routing,
     settings: FrontDoorSettings,
     *,
     has_adapters: bool = False,
@@ -83,9 +86,8 @@ def deployment_cluster(
             "name": cluster_name(deployment),
             "type": "EDS",
             "eds_cluster_config": {"eds_config": ADS},
-            "lb_policy": "LEAST_REQUEST",
             **_subsets(has_adapters),
-            **_replicas(settings),
+            **_replicas(routing),
             "health_checks": [
                 {
                     **_checked(settings),
@@ -104,40 +106,19 @@ def rest_cluster(
     deployment: str,
     secret: str,
     max_in_flight: int,
+    routing: Routing,
     settings: FrontDoorSettings,
     *,
     has_adapters: bool = False,
 ) -> Cluster:
     """The engines of one deployment's replicas, without saying which they are."""
-    put_key = {
-        "header": {
-            "key": ENGINE_KEY_HEADER,
-            # Known only once the replica is chosen: each has a key of its own.
-            "value": f"%UPSTREAM_METADATA({METADATA}:engine_key)%",
-        },
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
-    options = {
-        "explicit_http_config": {"http_protocol_options": {}},
-        "common_http_protocol_options": {"idle_timeout": _ENGINE_IDLE},
-        "http_filters": [
-            http_filter(
-                "header_mutation",
-                "header_mutation.v3.HeaderMutation",
-                mutations={"request_mutations": [{"append": put_key}]},
-            ),
-            http_filter("upstream_codec", "upstream_codec.v3.UpstreamCodec"),
-        ],
-        "outlier_detection": {"error_matcher": _counts_against_a_replica()},
-    }
     name = rest_cluster_name(deployment)
     made = {
         "name": name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
-        "lb_policy": "LEAST_REQUEST",
         **_subsets(has_adapters),
-        **_replicas(settings),
+        **_replicas(routing),
         # The agent is asked, at its own port, though its engine gets the requests: it knows when a replica leaves, and
         # answers while the engine's event loop is busy. Envoy's own gRPC check is refused for an HTTP/1 cluster.
         "health_checks": [
@@ -160,7 +141,7 @@ def rest_cluster(
                 },
             }
         ],
-        **_connections(options, "1s", max_in_flight),
+        **_connections(_to_engines(), "1s", max_in_flight),
     }
     detection = made["outlier_detection"]
     made["outlier_detection"] = {
@@ -203,12 +184,28 @@ def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Clu
                 route.deployment,
                 route.secret,
                 route.admission.max_in_flight,
+                route.routing,
                 settings,
                 has_adapters=bool(route.adapters),
             )
             for route in routes
         ]
+    for route in routes:
+        if route.routing.has_affinity:
+            own += _by_attempt(route.deployment, route.admission.max_in_flight)
     return own
+
+
+@lru_cache(maxsize=4096)
+def _by_attempt(deployment: str, max_in_flight: int) -> tuple[Cluster, ...]:
+    """Through which routes lead to a deployment's two clusters where Envoy's retry priorities do not count."""
+    return tuple(
+        affinity.tries(cluster, gateway, _connections(options, "1s", max_in_flight))
+        for cluster, gateway, options in (
+            (cluster_name(deployment), GATEWAY, _http2()),
+            (rest_cluster_name(deployment), GATEWAY_REST, _to_engines()),
+        )
+    )
 
 
 def _subsets(has_adapters: bool) -> dict[str, Any]:
@@ -226,15 +223,17 @@ def _subsets(has_adapters: bool) -> dict[str, Any]:
     }
 
 
-def _replicas(settings: FrontDoorSettings) -> dict[str, Any]:
-    """When a replica is left out, be it asked by gRPC or by REST."""
+def _replicas(routing: Routing) -> dict[str, Any]:
+    """How a replica is chosen and when one is left out, be it asked by gRPC or by REST."""
     return {
+        **affinity.balancing(routing),
         # By default Envoy gathers changes of health for a second before it acts on them.
         # Within a place, requests go to groups of endpoints by their weights, as far as they have a healthy one.
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0},
             "update_merge_window": "0s",
             "locality_weighted_lb_config": {},
+            **affinity.bounded_load(routing),
         },
         # A replica that is withdrawn gets nothing more, however healthy it is; without this Envoy would
         # keep it until it fails.
@@ -278,6 +277,31 @@ def _counts_against_a_replica() -> dict[str, Any]:
                 {"not_match": {"http_response_headers_match": {"headers": [marked]}}},
             ]
         }
+    }
+
+
+def _to_engines() -> dict[str, Any]:
+    """HttpProtocolOptions towards engines."""
+    put_key = {
+        "header": {
+            "key": ENGINE_KEY_HEADER,
+            # Known only once the replica is chosen: each has a key of its own.
+            "value": f"%UPSTREAM_METADATA({METADATA}:engine_key)%",
+        },
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    return {
+        "explicit_http_config": {"http_protocol_options": {}},
+        "common_http_protocol_options": {"idle_timeout": _ENGINE_IDLE},
+        "http_filters": [
+            http_filter(
+                "header_mutation",
+                "header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [{"append": put_key}]},
+            ),
+            http_filter("upstream_codec", "upstream_codec.v3.UpstreamCodec"),
+        ],
+        "outlier_detection": {"error_matcher": _counts_against_a_replica()},
     }
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Endpoint, Route, engine_key
+from penstock.gateway import affinity
 from penstock.gateway.clusters import ADAPTER, METADATA, SUBSETS, cluster_name, rest_cluster_name
 from penstock.gateway.messages import ClusterLoadAssignment, build
 from penstock.gateway.settings import FrontDoorSettings, envoy_address
@@ -37,11 +38,9 @@ def usable(endpoint: Endpoint) -> bool:
 def assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
     """One deployment's agents. Those that are not `usable` are left out."""
     ends: _Ends = {}
-    for host, port, revision, adapters in sorted(
-        {(end.host, end.port, end.revision, end.adapters) for end in route.endpoints if usable(end)}
-    ):
-        end = {"endpoint": {"address": _address(host, port)}, **_metadata(adapters)}
-        ends.setdefault(revision, []).append(end)
+    for endpoint in _sorted(route):
+        end = {"endpoint": {"address": _address(endpoint.host, endpoint.port)}, **_metadata(endpoint)}
+        ends.setdefault(endpoint.revision, []).append(end)
     return _assignment(cluster_name(route.deployment), route, ends, gateway)
 
 
@@ -49,8 +48,8 @@ def assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
 def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
     """One deployment's engines, each with its key. Those that are not `usable`, or have no HTTP, are left out."""
     ends: _Ends = {}
-    for endpoint in sorted(set(route.endpoints), key=lambda end: (end.host, end.port)):
-        if not usable(endpoint) or endpoint.engine_port is None:
+    for endpoint in _sorted(route):
+        if endpoint.engine_port is None:
             continue
         key = engine_key(route.secret, endpoint.attempt)
         ends.setdefault(endpoint.revision, []).append(
@@ -59,7 +58,7 @@ def rest_assignment(route: Route, gateway: str) -> ClusterLoadAssignment:
                     "address": _address(endpoint.host, endpoint.engine_port),
                     "health_check_config": {"port_value": endpoint.port},
                 },
-                **_metadata(endpoint.adapters, {METADATA: {"engine_key": key}}),
+                **_metadata(endpoint, {METADATA: {"engine_key": key}}),
             }
         )
     return _assignment(rest_cluster_name(route.deployment), route, ends, gateway)
@@ -71,14 +70,29 @@ def assignments(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[
     return agents + [rest_assignment(route, settings.gateway_rest) for route in routes]
 
 
+def _sorted(route: Route) -> list[Endpoint]:
+    """By address, each once: what does not change is sent in the same order."""
+    found = {(end.host, end.port): end for end in route.endpoints if usable(end)}
+    return [found[address] for address in sorted(found)]
+
+
 def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _metadata(adapters: tuple[str, ...], own: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What an endpoint bears; nothing where there is nothing to say. `own`: further words."""
-    said = {**(own or {}), **({SUBSETS: {ADAPTER: sorted(adapters)}} if adapters else {})}
-    return {"metadata": {"filter_metadata": said}} if said else {}
+def _metadata(endpoint: Endpoint, own: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a replica's endpoint bears. `own`: further words."""
+    return _said(
+        {**(own or {}), SUBSETS: {**affinity.place(endpoint.replica), **_adapters(endpoint.adapters)}}
+    )
+
+
+def _adapters(adapters: tuple[str, ...]) -> dict[str, Any]:
+    return {ADAPTER: sorted(adapters)} if adapters else {}
+
+
+def _said(words: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"filter_metadata": words}}
 
 
 def _groups(route: Route, ends: _Ends) -> list[dict[str, Any]]:
@@ -89,17 +103,22 @@ def _groups(route: Route, ends: _Ends) -> list[dict[str, Any]]:
         chosen.values()
     ):  # Better one that should get nothing than nobody; and a place that is empty is one.
         every = [end for revision in sorted(ends) for end in ends[revision]]
-        return [{"priority": 0, "load_balancing_weight": 1, "lb_endpoints": every}]
+        return [_group("every-revision", 1, every)]
     return [
-        {
-            "priority": 0,
-            "locality": {"zone": f"revision-{revision}"},
-            "load_balancing_weight": weight,
-            "lb_endpoints": ends[revision],
-        }
+        _group(f"revision-{revision}", weight, ends[revision])
         for revision, weight in chosen.items()
         if weight
     ]
+
+
+def _group(name: str, weight: int, ends: list[dict[str, Any]], priority: int = 0) -> dict[str, Any]:
+    """Without a locality Envoy would take its weight for 0, and balancing by hash would find nobody there."""
+    return {
+        "priority": priority,
+        "locality": {"zone": name},
+        "load_balancing_weight": weight,
+        "lb_endpoints": ends,
+    }
 
 
 def _assignment(name: str, route: Route, ends: _Ends, gateway: str) -> ClusterLoadAssignment:
@@ -108,7 +127,7 @@ def _assignment(name: str, route: Route, ends: _Ends, gateway: str) -> ClusterLo
             "address": envoy_address(gateway),
             "health_check_config": {"disable_active_health_check": True},
         },
-        **_metadata(route.adapters),
+        **_said({SUBSETS: _adapters(route.adapters)}),
     }
     return build(
         ClusterLoadAssignment(),
@@ -116,7 +135,7 @@ def _assignment(name: str, route: Route, ends: _Ends, gateway: str) -> ClusterLo
             "cluster_name": name,
             "endpoints": [
                 *_groups(route, ends),
-                {"priority": 1, "load_balancing_weight": 1, "lb_endpoints": [last]},
+                _group("gateway", 1, [last], priority=1),
             ],
             "policy": {"overprovisioning_factor": _KEEP_FIRST_PLACE},
         },

@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import any_pb2, descriptor_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from penstock.gateway import openai
+from penstock.gateway import affinity, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
 from penstock.gateway.routes import ENGINE_PATH_HEADER, INFERENCE, MAIN, MODEL_HEADER, RUNTIME
@@ -127,6 +127,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
             _field_extraction(descriptors),
             _model_from_json(),
             _lua("lua", _LUA),
+            affinity.prefix_filter(),
             *filters,
         ]
     manager = typed(

@@ -13,6 +13,7 @@ from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
+from envoy.config.route.v3.route_components_pb2 import WeightedCluster
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
@@ -40,6 +41,7 @@ __all__ = [
     "Listener",
     "RouteConfiguration",
     "RouteMessage",
+    "WeightedCluster",
     "build",
     "http_filter",
     "typed",
@@ -78,6 +80,6 @@ def http_filter(name: str, message: str, **fields: Any) -> dict[str, Any]:
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed(f"filters.http.{message}", **fields)}
 
 
-def typed(name: str, **fields: Any) -> dict[str, Any]:
+def typed(name: str, /, **fields: Any) -> dict[str, Any]:
     """An Any in JSON form; `name` is the message's full name after `envoy.extensions.`."""
     return {"@type": f"type.googleapis.com/envoy.extensions.{name}", **fields}

@@ -1,7 +1,7 @@
 """The listener by which the gateway sends held requests back through Envoy: a socket that only its owner can open.
 
 What comes in here was let in at the main listener before, so nothing is taken from its headers: the deployment is named
-by the header that clients cannot set, and the body is not read. Routes and retries are those of the main listener; the
+by the header that clients cannot set. Routes and retries are those of the main listener; the
 circuit breakers are apart (Envoy's priority HIGH), because a held request counts among its deployment's requests in
 flight all the time, and its relay must not find that bound reached by those that wait for it.
 """
@@ -12,14 +12,25 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
+from penstock.core.spec import Routing
+from penstock.gateway import affinity
 from penstock.gateway.clusters import SECRET_HEADER, cluster_name, rest_cluster_name
-from penstock.gateway.messages import ADS, Listener, RouteConfiguration, RouteMessage, build, typed
+from penstock.gateway.messages import (
+    ADS,
+    Listener,
+    RouteConfiguration,
+    RouteMessage,
+    build,
+    http_filter,
+    typed,
+)
 from penstock.gateway.routes import (
     ADAPTER_HEADER,
     DEPLOYMENT_HEADER,
     INFERENCE,
     INFERENCE_RETRY,
     REST_RETRY,
+    to_replicas,
     to_subset,
 )
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
@@ -45,10 +56,8 @@ def relay_listener(settings: FrontDoorSettings) -> Listener:
         codec_type="AUTO",
         rds={"route_config_name": RELAY, "config_source": ADS},
         http_filters=[
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": typed("filters.http.router.v3.Router", suppress_envoy_headers=True),
-            }
+            affinity.prefix_filter(),
+            http_filter("router", "router.v3.Router", suppress_envoy_headers=True),
         ],
         # One request has one id, here and at the main listener.
         preserve_external_request_id=True,
@@ -98,29 +107,29 @@ def relay_routes(routes: tuple[Route, ...], settings: FrontDoorSettings) -> Rout
     )
     for route in routes:
         for adapter in (*route.adapters, ""):
-            made.virtual_hosts[0].routes.extend(_line(route.deployment, adapter, route.secret))
+            made.virtual_hosts[0].routes.extend(_line(route.deployment, adapter, route.secret, route.routing))
     return made
 
 
 @lru_cache(maxsize=4096)
-def _line(deployment: str, adapter: str, secret: str) -> tuple[RouteMessage, ...]:
+def _line(deployment: str, adapter: str, secret: str, routing: Routing) -> tuple[RouteMessage, ...]:
     agents, engines = cluster_name(deployment), rest_cluster_name(deployment)
     put_secret = {
         "header": {"key": SECRET_HEADER, "value": secret},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
+    to_agents = to_replicas(agents, INFERENCE_RETRY, routing)
     with_secret = {"request_headers_to_add": [put_secret]}
+    looks = {"typed_per_filter_config": affinity.looks_at_prompt(routing)}
     return (
-        _route(deployment, adapter, INFERENCE, agents, INFERENCE_RETRY, **with_secret),
+        _route(deployment, adapter, INFERENCE, to_agents, **with_secret, **looks),
         # Whether a replica answers at all.
-        _route(deployment, adapter, "/grpc.health.", agents, INFERENCE_RETRY, **with_secret),
-        _route(deployment, adapter, "/", engines, REST_RETRY),
+        _route(deployment, adapter, "/grpc.health.", to_agents, **with_secret),
+        _route(deployment, adapter, "/", to_replicas(engines, REST_RETRY, routing), **looks),
     )
 
 
-def _route(
-    deployment: str, adapter: str, prefix: str, cluster: str, retry: dict[str, Any], **more: Any
-) -> RouteMessage:
+def _route(deployment: str, adapter: str, prefix: str, choice: dict[str, Any], **more: Any) -> RouteMessage:
     headers = {DEPLOYMENT_HEADER: deployment, **({ADAPTER_HEADER: adapter} if adapter else {})}
     return build(
         RouteMessage(),
@@ -132,10 +141,9 @@ def _route(
                 ],
             },
             "route": {
-                "cluster": cluster,
+                **choice,
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 "timeout": "0s",
-                "retry_policy": retry,
                 "priority": "HIGH",
                 **to_subset(adapter),
             },

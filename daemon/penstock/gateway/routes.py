@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from penstock.core.routing import Route
-from penstock.gateway import openai
+from penstock.core.spec import Routing
+from penstock.gateway import affinity, openai
 from penstock.gateway.clusters import (
     ADAPTER,
     ANSWERED_BY_HEADER,
@@ -131,12 +132,21 @@ def names(routes: tuple[Route, ...]) -> dict[str, Route]:
     return dict(sorted(taken.items()))
 
 
-def _named(routes: tuple[Route, ...]) -> list[tuple[str, str, str, str, int]]:
-    """(name, deployment, adapter, secret, requests in flight): what a name's routes depend on."""
+def _named(routes: tuple[Route, ...]) -> list[tuple[str, str, str, str, int, Routing]]:
+    """(name, deployment, adapter, secret, requests in flight, routing): what a name's routes depend on."""
     return [
-        (name, route.deployment, route.adapter, route.secret, route.admission.max_in_flight)
+        (name, route.deployment, route.adapter, route.secret, route.admission.max_in_flight, route.routing)
         for name, route in names(routes).items()
     ]
+
+
+def to_replicas(cluster: str, retry: dict[str, Any], routing: Routing) -> dict[str, Any]:
+    """The part of a route's action by which a replica of a deployment's cluster of this name is chosen."""
+    return {
+        "cluster": affinity.target(cluster, routing),
+        "hash_policy": affinity.hash_policy(routing),
+        "retry_policy": retry,
+    }
 
 
 def to_subset(adapter: str) -> dict[str, Any]:
@@ -187,7 +197,9 @@ def _control(match: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8192)
-def _model(name: str, deployment: str, adapter: str, secret: str, max_in_flight: int) -> RouteMessage:
+def _model(
+    name: str, deployment: str, adapter: str, secret: str, max_in_flight: int, routing: Routing
+) -> RouteMessage:
     """Building a message from JSON takes a third of a millisecond, and there may be thousands of names."""
     return build(
         RouteMessage(),
@@ -197,22 +209,24 @@ def _model(name: str, deployment: str, adapter: str, secret: str, max_in_flight:
                 "headers": [{"name": MODEL_HEADER, "string_match": {"exact": name}}],
             },
             "route": {
-                "cluster": cluster_name(deployment),
+                **to_replicas(cluster_name(deployment), INFERENCE_RETRY, routing),
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 # A stream takes as long as it takes. The client's deadline travels to the replica in grpc-
                 # timeout.
                 "timeout": "0s",
-                "retry_policy": INFERENCE_RETRY,
                 **to_subset(adapter),
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
+            "typed_per_filter_config": affinity.looks_at_prompt(routing),
             "request_headers_to_add": [_put(SECRET_HEADER, secret), *_whose(deployment, adapter)],
         },
     )
 
 
 @lru_cache(maxsize=8192)
-def _rest_model(name: str, deployment: str, adapter: str, secret: str, max_in_flight: int) -> RouteMessage:
+def _rest_model(
+    name: str, deployment: str, adapter: str, secret: str, max_in_flight: int, routing: Routing
+) -> RouteMessage:
     return build(
         RouteMessage(),
         {
@@ -221,13 +235,13 @@ def _rest_model(name: str, deployment: str, adapter: str, secret: str, max_in_fl
                 "headers": [{"name": MODEL_HEADER, "string_match": {"exact": name}}, _FOR_ENGINES],
             },
             "route": {
-                "cluster": rest_cluster_name(deployment),
+                **to_replicas(rest_cluster_name(deployment), REST_RETRY, routing),
                 "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
                 "timeout": "0s",
-                "retry_policy": REST_RETRY,
                 **to_subset(adapter),
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
+            "typed_per_filter_config": affinity.looks_at_prompt(routing),
             "request_headers_to_add": _whose(deployment, adapter),
             # What a client calls itself is no business of the engine's.
             "request_headers_to_remove": ["authorization", "api-key", "x-api-key", "cookie"],

@@ -334,7 +334,6 @@ def _not_supported(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     """The parts of the contract that come later, by name."""
     present = {
         "spec.scaling": spec.HasField("scaling"),
-        "spec.routing": spec.HasField("routing"),
     }
     for path, is_present in present.items():
         if is_present:

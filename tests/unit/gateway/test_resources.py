@@ -11,7 +11,14 @@ import pytest
 from google.protobuf import json_format
 
 from penstock.core.routing import Endpoint, Route, RoutingState
-from penstock.gateway.messages import Cluster, ClusterLoadAssignment, Listener, RouteConfiguration
+from penstock.core.spec import Routing
+from penstock.gateway.messages import (
+    Cluster,
+    ClusterLoadAssignment,
+    Listener,
+    RouteConfiguration,
+    WeightedCluster,
+)
 from penstock.gateway.resources import (
     CLUSTER,
     ENDPOINT,
@@ -68,6 +75,7 @@ def replicas(found: Resources, deployment: str) -> list[tuple[str, int]]:
 
 
 BASE = (route("m", 1, 2), route("n"))
+AFFINE = replace(BASE[0], routing=Routing(session_header="x-session", prefix_bytes=100))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,7 @@ BASE = (route("m", 1, 2), route("n"))
         ((route("m", 1, 2), route("n", 3)), {"ClusterLoadAssignment"}),
         ((route("m", 1, 2, names=("org/m",)), route("n")), {"RouteConfiguration"}),
         ((route("m", 1, 2, secret="new"), route("n")), {"Cluster", "RouteConfiguration"}),
+        ((AFFINE, route("n")), {"Cluster", "RouteConfiguration"}),
         ((*BASE, route("o")), {"Cluster", "ClusterLoadAssignment", "RouteConfiguration"}),
         ((route("m", 1, 2),), {"Cluster", "ClusterLoadAssignment", "RouteConfiguration"}),
     ],
@@ -141,6 +150,38 @@ def test_a_canary_gets_its_share_and_the_rest_the_others(
         Endpoint(f"a{port}", "r", "10.0.0.1", port, revision=2 if port == 4 else 1) for port in (1, 2, 3, 4)
     )
     assert shares(replace(route("m"), endpoints=ends, weights=tuple(weights.items()))) == expected
+
+
+def test_by_default_least_request_chooses_and_nothing_is_hashed() -> None:
+    found = made(*BASE)
+    assert {read(found, CLUSTER, f"{kind}/m")["lb_policy"] for kind in ("deployment", "rest")} == {
+        "LEAST_REQUEST"
+    }
+    assert not [name for name in found.by_type[CLUSTER] if name.startswith("tries/")]
+    assert "hash_policy" not in str(read(found, ROUTE, "main"))
+    assert "hash_policy" not in str(read(found, ROUTE, "relay"))
+
+
+def test_affinity_is_a_table_a_cluster_by_attempt_and_what_is_hashed() -> None:
+    found = made(AFFINE, route("n"))
+    for kind in ("deployment", "rest"):
+        cluster = read(found, CLUSTER, f"{kind}/m")
+        assert cluster["lb_policy"] == "MAGLEV"
+        assert cluster["common_lb_config"]["consistent_hashing_lb_config"] == {"hash_balance_factor": 150}
+        assert read(found, CLUSTER, f"{kind}/n")["lb_policy"] == "LEAST_REQUEST"
+    tries = Cluster()
+    assert found.by_type[CLUSTER]["tries/rest/m"].body.Unpack(tries)
+    chosen = WeightedCluster.FromString(tries.cluster_type.typed_config.value)
+    assert [one.name for one in chosen.clusters] == ["rest/m", "rest/m", "gateway-rest"]
+    for name in ("main", "relay"):
+        routes = read(found, ROUTE, name)["virtual_hosts"][0]["routes"]
+        mine = [one for one in routes if one.get("route", {}).get("cluster", "").startswith("tries/")]
+        assert len(mine) == (2 if name == "main" else 3)
+        for one in mine:
+            hashed = [policy["header"]["header_name"] for policy in one["route"]["hash_policy"]]
+            assert hashed == ["x-session", "x-penstock-deployment-prefix"]
+    ends = read(found, ENDPOINT, "rest/m")["endpoints"][0].get("lb_endpoints", [])
+    assert all(end["metadata"]["filter_metadata"]["envoy.lb"] == {"hash_key": "r"} for end in ends)
 
 
 @pytest.mark.parametrize(

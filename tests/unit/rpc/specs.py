@@ -115,6 +115,13 @@ specs = st.builds(
     restart=restarts(),
     drain_timeout_s=st.integers(0, 86400),
     admission=st.builds(core.Admission, st.integers(1, 100000), st.integers(0, 10000), st.integers(0, 3600)),
+    routing=st.just(core.Routing())
+    | st.builds(
+        core.Routing,
+        st.sampled_from(["x-session-id", "x-user"]),
+        st.just(0) | st.integers(64, 16384),
+        st.integers(100, 1000),
+    ),
 ).filter(
     lambda spec: spec.engine.name == "vllm" or not (spec.environment.apptainer or spec.environment.pyxis)
 )

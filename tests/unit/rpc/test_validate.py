@@ -51,6 +51,30 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         {"model": {"path": "/a\x1b[31m"}},
         "spec.model.path: must not have the control character \\x1b",
     ),
+    (
+        {"routing": {"max_load_percent": 200}},
+        "spec.routing.max_load_percent: is only with spec.routing.session_header or spec.routing.prefix_bytes",
+    ),
+    (
+        {"routing": {"prefix_bytes": 10}},
+        "spec.routing.prefix_bytes: must be at least 64 and at most 16384, not 10",
+    ),
+    *(
+        (
+            {"routing": {"session_header": header}},
+            "spec.routing.session_header: must be at most 64 characters, lower-case letters, digits and -, such as"
+            " x-session-id, and none that the front door takes away or changes itself (authorization, cookie,"
+            f' x-penstock-..., x-envoy-... and the like), not "{header}"',
+        )
+        for header in (
+            "X-Session",
+            "authorization",
+            "x-envoy-retry",
+            "x-penstock-deployment",
+            "a:b",
+            "x-model",
+        )
+    ),
     ({"engine": {"name": "sglang"}}, 'spec.engine.name: must be vllm or standin, not "sglang"'),
     ({"engine": {"args": ["--port", "1"]}}, 'spec.engine.args[0]: "--port" is set by Penstock itself'),
     (
