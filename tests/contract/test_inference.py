@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc
+from penstock_runtime.engine_http import EngineError
 from tests.contract.test_engine_http import ENGINES, NO_BLANKS, PARAMETERS, TOOLS_ARGS, core_of
 from tests.engines import START_TIMEOUT_S, VLLM_ARGS, VLLM_ENV, make_tiny_lora, one_vllm
 from tests.integration.agent_kit import (
@@ -40,6 +42,7 @@ TOOL = {"name": "weather", "parameters": PARAMETERS, "strict": True}
 MODEL = "smollm2"
 """The name that agent_kit's agents serve."""
 ADAPTER = "other/loud"
+LOAD = "/v1/load_lora_adapter"
 STOP = pb.FINISH_REASON_STOP
 LENGTH = pb.FINISH_REASON_LENGTH
 
@@ -341,6 +344,30 @@ class TestGenerating:
         await until(lambda: control.standings().get("late", ("", False))[1], "it is loaded again", 60)
         assert (await generating.chat(model="late")).choices[0].content == loud
         assert (await generating.chat(model=ADAPTER)).choices[0].content == loud
+
+    async def test_what_the_engine_says_of_adapters(self, generating: Ready, tmp_path: Path) -> None:
+        """The words and statuses that the agent, and whoever reads what it reports, lives by."""
+        engine = generating.process.engine
+        wide = make_tiny_lora(tmp_path / "wide")
+        config = json.loads((wide / "adapter_config.json").read_text())
+        (wide / "adapter_config.json").write_text(json.dumps(config | {"r": 64}))
+        (there,) = generating.control.reports[-1].adapters
+        for name, path, status, words in (
+            (ADAPTER, there.path, 400, "has already been loaded"),
+            (MODEL, there.path, 400, "conflicts with a served base model"),
+            ("none", tmp_path / "none", 404, f"No adapter found for {tmp_path / 'none'}"),
+            ("wide", wide, 500, "LoRA rank 64 is greater than max_lora_rank 16."),
+        ):
+            with pytest.raises(EngineError, match=re.escape(words)) as caught:
+                await engine.order(LOAD, {"lora_name": name, "lora_path": str(path)}, 60)
+            assert caught.value.status == status
+        with pytest.raises(EngineError, match="cannot be found") as caught:
+            await engine.order("/v1/unload_lora_adapter", {"lora_name": "none"}, 60)
+        assert caught.value.status == 404
+        listed = json.loads((await engine.get("/v1/models", 5))[1])["data"]
+        assert {card["id"]: (card["root"], card["parent"]) for card in listed if card["parent"]} == {
+            ADAPTER: (there.path, MODEL)
+        }
 
     async def test_tokens_and_back(self, generating: Ready) -> None:
         tokens = await generating.stub.Tokenize(

@@ -10,6 +10,8 @@ from dataclasses import replace
 import grpc
 import httpx
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
@@ -116,6 +118,11 @@ async def test_an_adapter_that_nobody_has_is_explained_by_its_name() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await house.generate("x")
         assert (caught.value.code().name, caught.value.details()) == ("UNAVAILABLE", sentence)
+        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+        info = error_details_pb2.ErrorInfo()
+        assert status is not None
+        assert status.details[0].Unpack(info)
+        assert dict(info.metadata) == {"deployment": "m", "adapter": "x"}
         answer = await rest(house, "x")
         assert (answer.status_code, answer.json()["error"]["message"]) == (503, sentence)
         assert set(house.explained) == {"m/x"}

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc
-from tests.engines import one_vllm
+from tests.engines import make_tiny_lora, one_vllm
 from tests.penstocks import Penstock, wait_until
 
 READY_WITHIN_S = 420
@@ -40,6 +41,20 @@ spec:
   engine:
     task: embed
     args: [--dtype, float32, --enforce-eager, --max-model-len, "256"]
+    env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
+  environment: {{venv: {{path: {engine}}}}}
+  resources: {{gpus: 1, cpus: 2, memory: 4GiB}}
+  placements: [{{partition: gpu, time_limit: 4h}}]
+  drain_timeout_s: 10
+"""
+ADAPTED = """
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {{name: tiny}}
+spec:
+  model: {{path: {model}, adapter_room: {{max_rank: 8}}, adapters: {adapters}}}
+  engine:
+    args: [--dtype, float32, --enforce-eager, --max-model-len, "512"]
     env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
   environment: {{venv: {{path: {engine}}}}}
   resources: {{gpus: 1, cpus: 2, memory: 4GiB}}
@@ -95,4 +110,45 @@ def test_a_real_model_embeds_and_ranks_from_a_job(penstock: Penstock, engine_env
         assert [document.index for document in ranked] == [1, 0]
         assert ranked[0].score == pytest.approx(near, abs=0.01)
         penstock.cli("delete", "minilm", "--wait")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")
+
+
+@pytest.mark.real_engine
+@pytest.mark.timeout(600)
+def test_an_adapter_is_added_to_a_real_model_as_it_runs(
+    penstock: Penstock, engine_env: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    lora = make_tiny_lora(tmp_path / "loud")
+
+    def apply(*adapters: str) -> None:
+        listed = json.dumps([{"name": name, "path": str(lora)} for name in adapters])
+        penstock.apply(ADAPTED.format(model=tiny_llama, engine=engine_env, adapters=listed))
+
+    def says(model: str) -> str:
+        asked = {"model": model, "prompt": "tell me more", "max_tokens": 8, "temperature": 0}
+        answer = httpx.post(f"http://{penstock.server}/v1/completions", json=asked, timeout=120)
+        return (
+            str(answer.json()["choices"][0]["text"]) if answer.status_code == 200 else str(answer.status_code)
+        )
+
+    with one_vllm():
+        apply()
+        penstock.wait_ready("tiny", 1, READY_WITHIN_S)
+        jobs = penstock.cluster.run("squeue", "-h", "-o", "%i")
+        bare = wait_until(
+            lambda: text if not (text := says("tiny")).isdigit() else "", 20, "the model answers"
+        )
+        apply("org/loud")
+        # It waits until the replica has loaded it.
+        assert says("org/loud") not in (bare, "404", "503")
+        assert says("tiny") == bare
+        assert "org/loud" in penstock.cli("models").stdout
+        apply()
+        wait_until(lambda: says("org/loud") == "404", 20, "it is no model any more")
+        wait_until(
+            lambda: "'org/loud' is unloaded" in penstock.cli("logs", "tiny-1").stdout, 20, "it is unloaded"
+        )
+        assert says("tiny") == bare
+        assert penstock.cluster.run("squeue", "-h", "-o", "%i") == jobs
+        penstock.cli("delete", "tiny", "--wait")
     wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")

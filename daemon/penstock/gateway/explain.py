@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from penstock.core.routing import Route
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay import GrpcRelay, patience_s
 from penstock.gateway.relay_listener import RELAYED_HEADER
@@ -76,7 +77,7 @@ class ExplainHandler(grpc.GenericRpcHandler):
             with self._hold.enter(route, prospect, len(request), patience, lost) as held:
                 await self._relay.serve(held, method, request, route, context)
         except Refused as refused:
-            await _refuse(context, deployment, refused)
+            await _refuse(context, route, refused)
 
     async def _read(self, context: _Context) -> bytes:
         async with self._reading:
@@ -105,10 +106,12 @@ class ExplainHandler(grpc.GenericRpcHandler):
         )
 
 
-async def _refuse(context: _Context, deployment: str, refused: Refused) -> NoReturn:
-    reason, metadata = "NO_READY_REPLICA", {"deployment": deployment}
+async def _refuse(context: _Context, route: Route, refused: Refused) -> NoReturn:
+    reason, metadata = "NO_READY_REPLICA", {"deployment": route.deployment}
+    if route.adapter:
+        metadata["adapter"] = route.adapter
     if refused.limit:
-        reason, metadata = "TOO_MANY_WAIT", {"deployment": deployment, "limit": refused.limit}
+        reason, metadata = "TOO_MANY_WAIT", {**metadata, "limit": refused.limit}
     await _end(
         context,
         code_pb2.RESOURCE_EXHAUSTED if refused.limit else code_pb2.UNAVAILABLE,

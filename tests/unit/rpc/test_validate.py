@@ -75,6 +75,40 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
             "x-model",
         )
     ),
+    (
+        {"model": {"path": "/a", "adapters": [{"name": "a b", "path": "/x"}]}},
+        "spec.model.adapters[0].name: must be 1 to 128 characters: letters, digits, and any of . _ / : -,"
+        ' not "a b"',
+    ),
+    (
+        {"model": {"path": "/a", "adapters": [{"name": "x", "path": "x"}]}},
+        "spec.model.adapters[0].path: must be an absolute path of at most 4096 characters, such as /lora/support-v2,"
+        ' not "x"',
+    ),
+    (
+        {"model": {"path": "/a", "adapters": [{"name": "x", "path": "/x"}, {"name": "x", "path": "/y"}]}},
+        'spec.model.adapters[1].name: "x" is spec.model.adapters[0].name too; each model needs a name of its own',
+    ),
+    (
+        {"model": {"path": "/a", "served_name": "x", "adapters": [{"name": "x", "path": "/x"}]}},
+        'spec.model.adapters[0].name: "x" is spec.model.served_name too; each model needs a name of its own',
+    ),
+    (
+        {"model": {"path": "/a", "adapters": [{"name": "a", "path": "/x"}]}},
+        'spec.model.adapters[0].name: "a" is the deployment\'s own name too; each model needs a name of its own',
+    ),
+    (
+        {"model": {"path": "/a", "adapters": [{"name": f"x{n}", "path": "/x"} for n in range(65)]}},
+        "spec.model.adapters: must contain no more than 64 item(s)",
+    ),
+    (
+        {"model": {"path": "/a", "adapter_room": {"max_rank": 20}}},
+        "spec.model.adapter_room.max_rank: must be in list [8, 16, 32, 64, 128, 256, 320, 512], not 20",
+    ),
+    (
+        {"model": {"path": "/a", "adapter_room": {"max_in_batch": 65}}},
+        "spec.model.adapter_room.max_in_batch: must be at least 1 and at most 64, not 65",
+    ),
     ({"engine": {"name": "sglang"}}, 'spec.engine.name: must be vllm or standin, not "sglang"'),
     ({"engine": {"args": ["--port", "1"]}}, 'spec.engine.args[0]: "--port" is set by Penstock itself'),
     (
