@@ -217,7 +217,7 @@ class Api:
             rank = int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
         except (OSError, ValueError, LookupError, TypeError):
             raise ApiError(
-                404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}"
+                404, "NotFoundError", f"Loading lora {name} failed: No adapter found for <path>"
             ) from None
         if rank > (room := self._service.max_lora_rank or 0):
             raise ApiError(

@@ -344,6 +344,9 @@ class TestGenerating:
         await until(lambda: control.standings().get("late", ("", False))[1], "it is loaded again", 60)
         assert (await generating.chat(model="late")).choices[0].content == loud
         assert (await generating.chat(model=ADAPTER)).choices[0].content == loud
+        control.adapters = {ADAPTER: Path(first.path)}
+        log = generating.process
+        await until(lambda: log.log.count("'late' is unloaded") == 2, "it is unloaded again", 60)
 
     async def test_what_the_engine_says_of_adapters(self, generating: Ready, tmp_path: Path) -> None:
         """The words and statuses that the agent, and whoever reads what it reports, lives by."""
@@ -351,11 +354,11 @@ class TestGenerating:
         wide = make_tiny_lora(tmp_path / "wide")
         config = json.loads((wide / "adapter_config.json").read_text())
         (wide / "adapter_config.json").write_text(json.dumps(config | {"r": 64}))
-        (there,) = generating.control.reports[-1].adapters
+        (there,) = [one for one in generating.control.reports[-1].adapters if one.name == ADAPTER]
         for name, path, status, words in (
             (ADAPTER, there.path, 400, "has already been loaded"),
             (MODEL, there.path, 400, "conflicts with a served base model"),
-            ("none", tmp_path / "none", 404, f"No adapter found for {tmp_path / 'none'}"),
+            ("none", tmp_path / "none", 404, "No adapter found for <path>"),
             ("wide", wide, 500, "LoRA rank 64 is greater than max_lora_rank 16."),
         ):
             with pytest.raises(EngineError, match=re.escape(words)) as caught:
