@@ -144,3 +144,41 @@ def test_a_revision_that_fails_leaves_the_old_replicas_alone(penstock: Penstock,
     print(
         f"\nfailed revision: {failed_s:.1f} s until it is stopped, {back_s:.1f} s to go back; {load.figures}"
     )
+
+
+def test_each_word_of_rollout(penstock: Penstock, served: str) -> None:
+    """A canary that is looked at, paused, promoted, and taken back by a revision that ran everywhere: no canary."""
+
+    def rollout(word: str, *arguments: str, code: int = 0) -> str:
+        done = penstock.cli("rollout", word, served, *arguments, check=False)
+        assert done.returncode == code, (word, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    canary = "  rollout: {strategy: canary, canary: {percent: 50}}"
+    assert "runs revision 1" in rollout("status", "--timeout", "60s")
+    penstock.apply(standin(served, replicas=2, args=[*SPEED, "--seed", "2"], more=canary))
+    wait_until(
+        lambda: sorted(revisions(penstock, served).values()) == [1, 2] and len(jobs(penstock)) == 2,
+        60,
+        lambda: f"one of each: {penstock.cli('why', served).stdout}",
+    )
+    assert "is not rolled out" in rollout("status", "--timeout", "1s", code=4)
+    assert "rollouts paused" in rollout("pause", "--reason", "lunch")
+    assert "revision 2 promoted" in rollout("promote", "--reason", "as fast as before")
+    wait_until(
+        lambda: "stands still until it is resumed" in penstock.cli("why", served).stdout,
+        30,
+        "it stands still",
+    )
+    assert sorted(revisions(penstock, served).values()) == [1, 2]
+    assert "rollouts resumed" in rollout("resume")
+    assert "runs revision 2" in rollout("status", "--timeout", "90s")
+    said = rollout("undo", "--reason", "answers in French")
+    assert said == f"deployment/{served} rolled back, as revision 3\n"
+    assert "runs revision 3" in rollout("status", "--timeout", "90s")
+    assert set(revisions(penstock, served).values()) == {3}
+    assert "is not the wanted one" in rollout("status", "--revision", "2", code=1)
+    assert "has that spec" in rollout("undo", "--to-revision", "1")
+    history = rollout("history")
+    for what in ("lunch", "as fast as before", "undone", "rollback to revision 1: answers in French"):
+        assert what in history
