@@ -313,6 +313,20 @@ class TestDeployments:
             )
         assert [item.number for item in await revisions.list_page(conn, made.uid, limit=9)] == [5, 4, 1]
 
+    async def test_undo_to_a_revision_that_was_pruned_says_which_are_left(
+        self, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(revisions, "REVISIONS_KEPT", 2)
+        made = await a_deployment(conn)
+        await replicas.create(conn, made.uid, 1, NOW)
+        for _ in range(4):
+            await deployments.update_spec(
+                conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None
+            )
+        found = await deployments.get(conn, "a")
+        with pytest.raises(Refused, match='"a" has no revision 3; it has 1, 4 to 5'):
+            await history.revision(conn, found, 3)
+
     async def test_an_older_version_is_refused_with_the_current_one(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
         scaled = await deployments.scale(conn, "a", 2, NOW, expected_version=made.resource_version)
