@@ -4,7 +4,7 @@
 `bystander` is nobody's target. `judged` wraps a fuzzer's run. While it runs, a client asks the bystander over REST and
 gRPC again and again; after it nothing may have died, and what the processes hold must be near what they held before.
 
-How long a fuzzer plays is PENSTOCK_FUZZ_SECONDS, 10 when unset; the seed is PENSTOCK_FUZZ_SEED, or a fresh one.
+How long a fuzzer plays is PENSTOCK_FUZZ_SECONDS, 30 when unset; the seed is PENSTOCK_FUZZ_SEED, or a fresh one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BYSTANDER_PATIENCE_S = 15.0
 
 def seconds() -> float:
     """How long each fuzzer plays."""
-    return float(os.environ.get("PENSTOCK_FUZZ_SECONDS") or 10)
+    return float(os.environ.get("PENSTOCK_FUZZ_SECONDS") or 30)
 
 
 def seed() -> int:

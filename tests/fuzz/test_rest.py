@@ -40,6 +40,7 @@ def _play(
     print(f"{document}: {played.cases} cases of {played.operations} operations, seed {chosen}; {judgement}")
     assert not played.failed, f"again with PENSTOCK_FUZZ_SEED={chosen}\n{played.output}"
     assert played.cases
+    # Before its first case schemathesis makes an example of every operation, which takes it some ten seconds.
     if seconds() >= 60:
         assert played.cases > seconds()
         assert played.operations >= at_least
