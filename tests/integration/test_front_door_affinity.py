@@ -173,7 +173,7 @@ def _stream(house: House, session: str) -> Any:
 
 
 async def test_conversations_find_the_replica_that_has_their_beginning(record_property: Record) -> None:
-    """Forty conversations of eight turns each over a system prompt that all have in common, eight at a time."""
+    """Forty conversations of eight turns each over a beginning that all have in common, sixteen at a time."""
     rates: dict[str, float] = {}
     async with House() as house:
         replicas = await start(house, "abcd")
@@ -181,6 +181,7 @@ async def test_conversations_find_the_replica_that_has_their_beginning(record_pr
         for name, routing in (
             ("least request", Routing()),
             ("prefix", Routing(prefix_bytes=512)),
+            ("prefix, never overloaded", Routing(prefix_bytes=512, max_load_percent=1000)),
         ):
             await house.serve(affine(routing, *replicas))
             await used_by_prompts(house)
@@ -194,7 +195,9 @@ async def test_conversations_find_the_replica_that_has_their_beginning(record_pr
     )
     for way in ("rest", "grpc"):
         assert rates[f"least request, {way}"] < 0.5
-        assert rates[f"prefix, {way}"] > 0.9
+        # Sixteen over four replicas are often more than six at one of them: those go elsewhere.
+        assert rates[f"prefix, {way}"] > 0.7
+        assert rates[f"prefix, never overloaded, {way}"] == 1
 
 
 async def used_by_prompts(house: House) -> None:

@@ -114,9 +114,15 @@ async def test_headers_of_the_front_door_cannot_be_sent_by_clients() -> None:
         (b'{"prompt": "x"}', 400, "missing_model", "the field `model` is missing"),
         (b'{"model": ""}', 400, "invalid_model", 'the field `model` is ""'),
         (b'{"model": null}', 400, "invalid_model", "the field `model` is null"),
-        # Envoy reads it as a text.
-        (b'{"model": 7}', 404, "model_not_found", "model '7' does not exist"),
-        (b'{"model": ["m"]}', 404, "model_not_found", """model '["m"]' does not exist"""),
+        (b'{"model": "7"}', 404, "model_not_found", "model '7' does not exist"),
+        (
+            b'{"model": 7}',
+            400,
+            "invalid_model",
+            "the field `model` is 7; the name of a model is accepted, as a string",
+        ),
+        (b'{"model": true}', 400, "invalid_model", "the field `model` is true"),
+        (b'{"model": ["m"]}', 400, "invalid_model", """the field `model` is ["m"]"""),
         (b'{"model": "m", ', 400, "invalid_json", "the body is not JSON: Expecting property name"),
         (b"", 400, "invalid_json", "the body is not JSON"),
         (b'["m"]', 400, "invalid_json", "the body is not a JSON object"),

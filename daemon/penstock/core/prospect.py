@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from penstock.core import adapters
 from penstock.core.conditions import LOOP_FAILURES, summary
+from penstock.core.estimates import Start, estimate
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt, Deployment, Replica
 from penstock.core.slurm_words import Wait, waits_for
@@ -30,10 +31,15 @@ class Prospect:
     """No replica can be ready sooner than in so many seconds; 0: one may be at any time, as far as is known."""
     job: Job | None = None
     """The job that is nearest to being ready, as last seen."""
+    ready_at: datetime | None = None
+    """When the first replica will probably be ready, by its job's start, or Slurm's estimate of it, and the cold starts
+    that were measured. It turns nobody away. None: nothing says."""
 
 
-def prospect(deployment: Deployment, replicas: Sequence[Replica], now: datetime) -> Prospect:
-    """Of a deployment with all its replicas that are not removed."""
+def prospect(
+    deployment: Deployment, replicas: Sequence[Replica], now: datetime, starts: Sequence[Start] = ()
+) -> Prospect:
+    """Of a deployment with all its replicas that are not removed, and how its last attempts came to serve."""
     sentence = summary(deployment, [(replica.state, replica.message) for replica in replicas])
     staying = [replica for replica in replicas if not replica.leaving]
     hopeless = _hopeless(deployment, staying)
@@ -49,16 +55,33 @@ def prospect(deployment: Deployment, replicas: Sequence[Replica], now: datetime)
         wait_s=(min(known) - now).total_seconds() if known and len(known) == len(expected) else 0.0,
         # Running ones first, then the one that Slurm expects to start first.
         job=min(jobs, key=lambda job: (job.waiting, _start(job) is None, _start(job) or now), default=None),
+        ready_at=_ready_at(deployment, staying, now, starts),
     )
 
 
+def _ready_at(
+    deployment: Deployment, staying: Sequence[Replica], now: datetime, starts: Sequence[Start]
+) -> datetime | None:
+    measured = estimate(deployment.spec, starts, ())
+    if not measured.measured:
+        return None
+    cold_start = timedelta(seconds=measured.cold_start_s)
+    upward = [attempt for replica in staying if (attempt := _upward(replica)) is not None]
+    begun = [attempt.running_since or (_start(attempt.job) if attempt.job else None) for attempt in upward]
+    return min((at + cold_start for at in begun if at is not None and at + cold_start > now), default=None)
+
+
 def adapter_prospect(
-    deployment: Deployment, replicas: Sequence[Replica], adapter: str, now: datetime
+    deployment: Deployment,
+    replicas: Sequence[Replica],
+    adapter: str,
+    now: datetime,
+    starts: Sequence[Start] = (),
 ) -> Prospect:
     """The same for a model that is an adapter. A replica that is still to come loads it before it is ready."""
     ready = [replica for replica in replicas if adapters.judged(deployment, replica)]
     if not ready:
-        return prospect(deployment, replicas, now)
+        return prospect(deployment, replicas, now, starts)
     lacking = [
         lack for replica in ready for lack in adapters.lacks(deployment, replica) if lack.adapter == adapter
     ]

@@ -76,7 +76,15 @@ class Progress:
             parts.append(f"job {job.job_id} {job.state_text or job.state.value}{reason}")
             if job.waiting and job.started_at is not None:
                 parts.append(f"estimated start {estimate(job.started_at, datetime.now().astimezone())}")
-        return " ".join(", ".join(parts).split())
+        return " ".join(", ".join([*parts, *self.expectation]).split())
+
+    @property
+    def expectation(self) -> tuple[str, ...]:
+        """`probably ready 14:07`, if anything says so."""
+        ready_at = self.prospect.ready_at
+        if ready_at is None:
+            return ()
+        return (f"probably ready {estimate(ready_at, datetime.now().astimezone())}",)
 
 
 class Hold:
@@ -98,7 +106,7 @@ class Hold:
             raise _lost(route, losses)
         longest_s = min(patience_s, route.admission.max_hold_s)
         if route.admission.max_held == 0 or longest_s <= 0:
-            raise Refused(standing(route, prospect), max(RETRY_AFTER_S, prospect.wait_s))
+            raise Refused(standing(route, prospect), _retry_after_s(prospect))
         if prospect.hopeless:
             sentence = f"{standing(route, prospect)}; no request is held for it: {prospect.hopeless}"
             raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
@@ -111,7 +119,7 @@ class Hold:
             raise Refused(
                 f"{standing(route, prospect)}; that is {prospect.wait_s:.0f} s from now, and the request could be held"
                 f" for {longest_s:.0f} s ({whose})",
-                prospect.wait_s,
+                _retry_after_s(prospect),
             )
         try:
             self.room.check(route.line, route.admission.max_held)
@@ -265,7 +273,7 @@ class Held:
         sentence = (
             f"{standing(self._route, prospect)}; the request was held for {self._longest_s:.0f} s ({whose})"
         )
-        return Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s))
+        return Refused(sentence, _retry_after_s(prospect))
 
 
 def losses(route: Route, attempt: int) -> int:
@@ -274,6 +282,14 @@ def losses(route: Route, attempt: int) -> int:
     Envoy tries two different ones before, or the only one twice: of a replica that just ended it learns by that.
     """
     return min(attempt - 1, max(1, len(route.endpoints)))
+
+
+def _retry_after_s(prospect: Prospect) -> float:
+    """Not before a replica may be ready, and best when one probably is."""
+    left_s = 0.0
+    if prospect.ready_at is not None:
+        left_s = (prospect.ready_at - datetime.now().astimezone()).total_seconds()
+    return max(RETRY_AFTER_S, prospect.wait_s, left_s)
 
 
 def _gone(route: Route) -> str:
@@ -296,4 +312,4 @@ def _too_many(route: Route, prospect: Prospect, full: Full) -> Refused:
         f"deployment {route.deployment!r}" if full.limit.startswith("spec.") else "this gateway's deployments"
     )
     sentence = f"{standing(route, prospect)}; {full.value} {what} wait for {where} already ({full.limit})"
-    return Refused(sentence, max(RETRY_AFTER_S, prospect.wait_s), full.limit)
+    return Refused(sentence, _retry_after_s(prospect), full.limit)

@@ -152,7 +152,8 @@ async def _next(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
 def waiting(progress: Progress) -> inference_pb2.WaitProgress:
     """The progress in the contract's words."""
     job = progress.prospect.job
-    message = inference_pb2.WaitProgress(position=progress.position, message=progress.prospect.sentence)
+    said = ", ".join((progress.prospect.sentence, *progress.expectation))
+    message = inference_pb2.WaitProgress(position=progress.position, message=said)
     if job is not None:
         message.job_id = job.job_id
         message.job_state = job.state_text or job.state.value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from penstock.gateway.routes import (
 )
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.gateway.settings import MIB, FrontDoorSettings
+
+_NO_STRING = re.compile(r"[-0-9\[{]|(true|false|null)$")
 
 MAX_READ_AT_ONCE = 16
 """Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
@@ -105,8 +108,9 @@ class RestServer:
         if request.content_type != "application/json":
             message = f"Content-Type is {request.content_type!r}; application/json is accepted"
             return _error(415, message, "unsupported_media_type")
-        if model := request.headers.get(ASKED_MODEL_HEADER):
-            # Perhaps a number or a list in the body, which Envoy has made a text of.
+        model = request.headers.get(ASKED_MODEL_HEADER, "")
+        # What looks like it may be no string in the body, which Envoy has made a text of.
+        if model and not _NO_STRING.match(model):
             return self._no_such_model(model)
         async with self._reading:
             return self._fault(await request.read())

@@ -11,7 +11,7 @@ from penstock.core.conditions import summary
 from penstock.core.model import Deployment, Replica
 from penstock.core.prospect import Prospect, adapter_prospect, prospect
 from penstock.store.database import Database
-from penstock.store.queries import deployments, replicas
+from penstock.store.queries import attempts, deployments, replicas
 
 MAX_REPLICAS = 10_000
 """As many as a deployment may have."""
@@ -20,8 +20,11 @@ MAX_REPLICAS = 10_000
 async def prospect_of(db: Database, name: str, adapter: str, now: datetime) -> Prospect:
     """How a deployment is, or (not empty) an adapter of it, and whether waiting makes sense. Raises NotFound."""
     async with db.snapshot() as conn:
-        found = await whole(conn, name)
-    return adapter_prospect(*found, adapter, now) if adapter else prospect(*found, now)
+        deployment, found = await whole(conn, name)
+        starts = (await attempts.starts(conn, deployment.uid)).get(deployment.uid, ())
+    if adapter:
+        return adapter_prospect(deployment, found, adapter, now, starts)
+    return prospect(deployment, found, now, starts)
 
 
 async def whole(conn: AsyncConnection, name: str) -> tuple[Deployment, tuple[Replica, ...]]:

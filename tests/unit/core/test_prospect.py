@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.core.estimates import Start
 from penstock.core.jobs import JobState
 from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.prospect import prospect
@@ -121,3 +122,22 @@ def test_the_nearest_job_is_shown() -> None:
     assert found.job.started_at == at(200)
     assert prospect(three, [ended()], NOW).job is None
     assert prospect(three, [ended()], NOW).sentence == "0 of 3 ready"
+
+
+def test_measured_cold_starts_tell_when_one_is_probably_ready() -> None:
+    measured = [Start(at(-1000 * number), 5, seconds) for number, seconds in enumerate((90, 60, 70), 1)]
+    begun = running()
+    assert begun.attempt is not None
+    started = replace(begun, attempt=replace(begun.attempt, running_since=at(-50)))
+    for replicas, ready_s in (
+        ([started], 40),
+        ([queued(300)], 390),
+        ([queued(300), started], 40),
+        ([queued(None)], None),
+        ([ended(next_attempt_at=at(40))], None),
+        ([replace(started, attempt=replace(begun.attempt, running_since=at(-100)))], None),
+    ):
+        found = prospect(deployment(replicas=len(replicas)), replicas, NOW, measured)
+        assert found.ready_at == (None if ready_s is None else at(ready_s))
+        assert found.wait_s == prospect(deployment(replicas=len(replicas)), replicas, NOW).wait_s
+    assert prospect(deployment(), [started], NOW).ready_at is None, "nothing was measured"

@@ -12,9 +12,11 @@ import pytest
 from penstock.core.jobs import Job, JobState
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Endpoint, Route, RoutingState
+from penstock.core.sentences import estimate
 from penstock.core.spec import Admission
 from penstock.gateway import hold as module
 from penstock.gateway.hold import TURNS, Held, Hold, Progress, Refused, losses
+from penstock.gateway.relay import waiting
 from penstock.gateway.served import Served
 
 READY = (Endpoint("a1", "m-1", "127.0.0.1", 1),)
@@ -131,3 +133,8 @@ def test_progress_on_a_line() -> None:
     assert Progress(1, Prospect("two\nlines")).sentence == "waiting, position 1, two lines"
     running = Job(71, "n", "c", JobState.RUNNING, reason="None", started_at=start)
     assert Progress(1, Prospect("s", job=running)).sentence == "waiting, position 1, job 71 RUNNING"
+    soon = datetime.now().astimezone() + timedelta(seconds=90)
+    at = estimate(soon, datetime.now().astimezone())
+    ready = Progress(1, Prospect("s", job=running, ready_at=soon))
+    assert ready.sentence == f"waiting, position 1, job 71 RUNNING, probably ready {at}"
+    assert waiting(ready).message == f"s, probably ready {at}"
