@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -289,7 +290,47 @@ def _unborn_not_counted(patch: Patch) -> None:
     patch.setattr(rollout, "_is_unborn", lambda replica: False)
 
 
-LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0)
+def _proof_for_ever(patch: Patch) -> None:
+    patch.setattr(execute, "PROOF_STANDS_FOR", timedelta(days=1))
+
+
+def _outcomes_before_calls(patch: Patch) -> None:
+    drain, cancel = Executor._drain, Executor._cancel
+
+    async def drain_told(self: Executor, effect: Any, action: acts.Drain) -> Any:
+        async with self._db.transaction() as conn:
+            await attempts.mark_signalled(conn, action.token, self._clock())
+        return await drain(self, effect, action)
+
+    async def cancel_told(self: Executor, effect: Any, action: Any) -> Any:
+        if isinstance(action, acts.Cancel):
+            async with self._db.transaction() as conn:
+                await attempts.mark_cancelled(conn, action.token, self._clock())
+        return await cancel(self, effect, action)
+
+    patch.setattr(Executor, "_drain", drain_told)
+    patch.setattr(Executor, "_cancel", cancel_told)
+
+
+def _unmarked_touched(patch: Patch) -> None:
+    patch.setattr(replicas, "_untouched", lambda scene, altered, outlook: outlook)
+
+
+def _unmarked_replaced(patch: Patch) -> None:
+    patch.setattr(plan, "altered_job", lambda *given: None)
+
+
+def _relieved_at_once(patch: Patch) -> None:
+    """Who is handed over goes without waiting for the successor."""
+
+    def relieved(self: Any, but: Any = ()) -> Any:
+        gone = {one.uid for one in but}
+        return [one for one in self.ending if one.uid not in gone]
+
+    patch.setattr(rollout._Fleet, "relieved", relieved)
+
+
+LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0, nap=0.0, slow=0.0)
 DOUBTFUL = replace(LOST, submissions=("before", "after", "late"))
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
@@ -334,6 +375,11 @@ MINDFUL = replace(
         "edit": 0,
     },
 )
+UNHEARD = replace(
+    CALM, mute=True, steps={"job_changes": 30, "tick": 80, "long_wait": 10, "scale": 0, "delete": 0}
+)
+SLUGGISH = replace(CALM, slow=0.5, steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0})
+BRIEF = replace(CALM, short=1.0, steps={"tick": 80, "long_wait": 20, "delete": 0, "pause": 0, "edit": 0})
 SCARCE = replace(
     CALM,
     fallback=1.0,
@@ -357,6 +403,8 @@ MUTANTS = (
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
     Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, NODDING),
+    Mutant("the proof stands for ever", ("1",), _proof_for_ever, SLUGGISH),
+    Mutant("outcomes are written before the calls", ("6",), _outcomes_before_calls, BUSY),
     Mutant("back-off is forgotten at a restart", ("back-off",), _back_off_forgotten, FRAIL),
     Mutant("failures are not counted", ("back-off",), _failures_not_counted, FRAIL),
     Mutant("a missing job is believed at once", ("1", "2"), _missing_at_once, STALE),
@@ -381,6 +429,9 @@ MUTANTS = (
         _nothing_respected,
         MINDFUL,
     ),
+    Mutant("a job without our mark is touched", ("2",), _unmarked_touched, HANDS),
+    Mutant("a job without our mark is replaced", ("1", "2"), _unmarked_replaced, UNHEARD),
+    Mutant("a replica is handed over to nobody", ("5",), _relieved_at_once, BRIEF),
     Mutant("a placement is left before its job is gone", ("1", "2"), _placement_left_at_once, SCARCE),
     Mutant("what is of the wrong kind stays", ("4",), _kinds_forgotten, MOVING),
     Mutant("a canary is rolled out unasked", ("canary",), _canary_rolled_out_unasked, CAREFUL),

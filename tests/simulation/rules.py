@@ -90,6 +90,10 @@ PATIENCE = 0.74
 """Of the doubled back-off at least this share must be waited: the rest may be jitter."""
 PACE_S = 59
 """At least so long after an attempt that somebody else ended was written down the next one is."""
+MARK_S = 1.0
+"""A submission is sent no later than this after it was written down that it is about to be."""
+REPEAT_S = 59
+"""No sooner than this is a cancellation repeated."""
 GRACE_S = 55
 """No job is younger than this when it is cancelled as nobody's."""
 
@@ -191,8 +195,11 @@ class Rules:
             await self._mutation(process, kind, name, job_id, what)
 
     async def sent(self, process: Process, kind: str, name: str) -> None:
-        """Rule 7 for what is done: the call was let through."""
-        await self._holds_lease(process, f"{process.name} sends {kind} for {name}")
+        """Rule 7 for what is done, and rule 1 for what may have been done: the call was let through."""
+        what = f"{process.name} sends {kind} for {name}"
+        await self._holds_lease(process, what)
+        if kind == "submit":
+            await self._doubted_from_now(name, what)
 
     async def committed(self, process: Process) -> None:
         """Rule 7 for what is decided: only the holder writes the log."""
@@ -294,6 +301,13 @@ class Rules:
         await self._backed_off(row, what)
         await self._minded(row, what)
 
+    async def _doubted_from_now(self, name: str, what: str) -> None:
+        """Who comes next counts the doubt from what is written here, so it must be about now."""
+        (row,) = await self._all(f"{ATTEMPTS} WHERE a.token = %s", name.rpartition("-")[2])
+        marked_s = (self._world.now - row.submitted_at).total_seconds()
+        if marked_s > MARK_S:
+            raise Violation("1", f"{what}, and the doubt about it counts from {marked_s:.1f} s ago")
+
     async def _backed_off(self, row: Any, what: str) -> None:
         earlier = await self._all(
             f"{ATTEMPTS} WHERE a.replica_uid = %s AND a.number < %s ORDER BY a.number DESC",
@@ -352,6 +366,7 @@ class Rules:
             return
         if job not in self._ours():
             raise Violation("2", f"{what}: job {job_id} is not ours")
+        await self._not_told_before(kind, job_id, what)
         reason, as_seen = intent.reason, not (process.disturbed or process.stale_s)
         if job.comment is not None and as_seen:
             raise Violation("2", f"{what}: somebody took our mark from job {job_id}")
@@ -366,6 +381,18 @@ class Rules:
         token = name.rpartition("-")[2]
         if token in self._serving and as_seen:
             self._serves(kind, reason, token, job, what)
+
+    async def _not_told_before(self, kind: str, job_id: int, what: str) -> None:
+        """What an attempt's row says of a signal or a cancellation came after it (rule 6)."""
+        rows = await self._all(f"{ATTEMPTS} WHERE a.job_id = %s AND a.ended_at IS NULL", job_id)
+        for row in rows if not self._world.skewed else []:
+            told_s = None
+            if kind == "cancel" and row.cancelled_at is not None:
+                told_s = (self._world.now - row.cancelled_at).total_seconds()
+            if (kind == "signal" and row.signalled_at is not None) or (
+                told_s is not None and told_s < REPEAT_S
+            ):
+                raise Violation("6", f"{what}, and it is written down already that it was done")
 
     async def _respected(self, job: FakeJob, what: str) -> None:
         """What somebody halts is his to set free, where the deployment says so; what an administrator holds, always."""

@@ -8,6 +8,7 @@ and each fate, and must come out as wanted under another controller, with every 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
@@ -19,9 +20,16 @@ from penstock.core.spec import Engine
 from penstock.store.queries import deployments
 from tests.simulation import chaos
 from tests.simulation.seeds import Ground, failed
-from tests.simulation.world import CALM, INSTALLATION, SPEC, Fate, Process, World
+from tests.simulation.world import CALM, EXECUTOR, INSTALLATION, SPEC, Fate, Process, World
 
 Scenario = Callable[[World, Process], Awaitable[None]]
+
+SILENT = {"SILENT_AFTER": 3}
+EXECUTORS = {
+    "five_at_once": {**EXECUTOR, **SILENT, "LANES": 2, "CONCURRENCY": 2},
+    "silent": {**EXECUTOR, **SILENT},
+}
+"""Where the executor is set otherwise. At once: which of the calls is at the place is the machine's choice."""
 
 DATABASE_PLACES = ("begin", "commit", "committed", "read")
 
@@ -33,6 +41,22 @@ async def declared(world: World, process: Process, count: int = 1) -> None:
         await deployments.create(conn, "chat", {}, replace(SPEC, replicas=count), world.now)
 
     await world.people("someone creates chat", create)
+
+
+async def five(world: World, process: Process) -> None:
+    """The next pass submits five jobs, in three groups."""
+    await declared(world, process, 5)
+
+
+async def five_at_once(world: World, process: Process) -> None:
+    """The same, two groups and two calls at a time."""
+    await declared(world, process, 5)
+
+
+async def silent(world: World, process: Process) -> None:
+    """The next pass submits three of five jobs, is not answered, and does not try the others."""
+    await declared(world, process, 5)
+    world.risk = replace(CALM, submit=1.0, submissions=("before", "after"))
 
 
 async def serving(world: World, process: Process, count: int = 1) -> None:
@@ -125,13 +149,19 @@ async def orphaned(world: World, process: Process) -> None:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    declared, lost_submission, lost_reply, refused, scaled_down, edited, deleted_by_force, died, orphaned,
+    declared, five, five_at_once, silent, lost_submission, lost_reply, refused, scaled_down, edited, deleted_by_force,
+    died, orphaned,
 )  # fmt: skip
+
+
+def opened(field: Ground, scenario: Scenario) -> AbstractAsyncContextManager[World]:
+    name = scenario.__name__
+    return World.open(field.database, field.admin, name, executor=EXECUTORS.get(name, EXECUTOR))
 
 
 async def play(field: Ground, scenario: Scenario, fated: tuple[int, Fate]) -> None:
     """Leads up to the pass, lets it happen, and then everything must become as wanted."""
-    async with World.open(field.database, field.admin, scenario.__name__) as world:
+    async with opened(field, scenario) as world:
         try:
             process = await world.start_controller()
             await scenario(world, process)
@@ -144,7 +174,7 @@ async def play(field: Ground, scenario: Scenario, fated: tuple[int, Fate]) -> No
 
 
 async def places_of(field: Ground, scenario: Scenario) -> list[str]:
-    async with World.open(field.database, field.admin, scenario.__name__) as world:
+    async with opened(field, scenario) as world:
         process = await world.start_controller()
         await scenario(world, process)
         await process.tick()

@@ -58,6 +58,13 @@ LATE_MAX_S = 9.0
 NAPS_S = (0.4, 0.9, 4.0, 9.4)
 """How long a process that nobody notices stands still (a machine that swaps, a host that is migrated): shorter than a
 proof stands for, or nearly as long as a lease lasts, so that one after the other ends between the two."""
+SLOW_S = (0.6, 3.0, 12.0, 25.0)
+"""How long an answer may take that is not given up: a proof stands for longer than the first alone."""
+ANSWERS = ("found", "submitted", "cancelled", "signalled")
+"""The places where an answer has come."""
+EXECUTOR = {"GROUP": 2, "LANES": 1, "CONCURRENCY": 1}
+"""Its settings here: several groups in a pass of three replicas; one effect at a time, else the order of replies would
+be the machine's."""
 LOOK_AROUND_EVERY = timedelta(seconds=LOOK_AROUND_EVERY_S)
 STALE_MAX_S = 25.0
 """A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
@@ -90,6 +97,8 @@ class Risk:
     pause: float = 0.0
     nap: float = 0.0
     """A process stands still for one of NAPS_S."""
+    slow: float = 0.0
+    """Slurm takes one of SLOW_S to answer, and the process waits for it."""
     database_call: float = 0.0
     slurm_call: float = 0.0
     submit: float = 0.0
@@ -126,7 +135,15 @@ class Risk:
 
 
 STORMY = Risk(
-    crash=0.008, pause=0.006, database_call=0.01, slurm_call=0.03, submit=0.25, stale=0.08, agent=0.25
+    crash=0.008,
+    pause=0.006,
+    nap=0.01,
+    slow=0.03,
+    database_call=0.01,
+    slurm_call=0.03,
+    submit=0.25,
+    stale=0.08,
+    agent=0.25,
 )
 CALM = Risk()
 
@@ -137,6 +154,7 @@ class Fate(enum.Enum):
     CRASH = "is killed"
     PAUSE = "is held still"
     NAP = "stands still for a while"
+    SLOW = "waits for Slurm's answer"
     OUTAGE = "loses the database"
 
 
@@ -177,6 +195,8 @@ class Process:
         self.task: asyncio.Task[None] | None = None
         """A pass that is held still."""
         self.held_since = BEGIN
+        self.waits = False
+        """For an answer, in the middle of its pass; its lease goes on."""
         self._stop: asyncio.Future[Fate] | None = None
         self._go_on = asyncio.Event()
         self._taken = asyncio.Event()
@@ -262,8 +282,11 @@ class Process:
         self.world.say(f"{self.name} {fate.value} at {where}")
         if fate is Fate.OUTAGE:
             raise outage(where)
-        if fate is Fate.NAP:
-            await self.world.pass_time(self.world.random.choice(self.world.risk.naps_s))
+        if fate in (Fate.NAP, Fate.SLOW):
+            self.waits = fate is Fate.SLOW
+            lengths_s = SLOW_S if self.waits else self.world.risk.naps_s
+            await self.world.pass_time(self.world.random.choice(lengths_s))
+            self.waits = False
             return
         assert self._stop is not None
         self._go_on.clear()
@@ -336,8 +359,6 @@ class World:
         seed: str,
         nodes: tuple[Node, ...] = NODES,
     ) -> None:
-        # One effect at a time: else the order of replies would be the machine's.
-        execute.CONCURRENCY = execute.LANES = 1
         self.seed = seed
         self.database = database
         self.admin = admin
@@ -383,17 +404,21 @@ class World:
         admin: psycopg.AsyncConnection[Any],
         seed: str,
         nodes: tuple[Node, ...] = NODES,
+        executor: Mapping[str, int] = EXECUTOR,
     ) -> AsyncIterator[World]:
-        """A world with nothing in it; what an earlier one left in the database is gone."""
+        """A world with nothing in it; what an earlier one left in the database is gone. `executor`: its constants."""
         await admin.execute(f"TRUNCATE {', '.join(TABLES)}, members RESTART IDENTITY CASCADE".encode())
         await admin.execute(
             "INSERT INTO members VALUES ('gateway', 'g', 'g:1', %(at)s, %(at)s)", {"at": BEGIN}
         )
         world = cls(database, admin, seed, nodes)
-        await world.pass_time(0)
+        usual = {name: getattr(execute, name) for name in executor}
+        vars(execute).update(executor)
         try:
+            await world.pass_time(0)
             yield world
         finally:
+            vars(execute).update(usual)
             for process in world.processes:
                 await process.kill()
 
@@ -425,6 +450,8 @@ class World:
             return Fate.PAUSE
         if where != "commit" and where in (self.risk.nap_at or (where,)) and self.chance(self.risk.nap):
             return Fate.NAP
+        if where in ANSWERS and self.chance(self.risk.slow):
+            return Fate.SLOW
         if in_database and self.chance(self.risk.database_call):
             return Fate.OUTAGE
         return None
@@ -444,8 +471,9 @@ class World:
             self.slurm.advance()
             await self._deliver()
             await self._agents_act()
-            for process in self.running:
-                await process.hold_lease()
+            for process in self.processes:
+                if not process.dead and (process.task is None or process.waits):
+                    await process.hold_lease()
             self._listings = [one for one in self._listings if self._age_s(one[0]) <= STALE_MAX_S]
             self._listings.append((self.now, await self.slurm.list_jobs()))
             self.rules.jobs()
