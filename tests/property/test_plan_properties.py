@@ -38,7 +38,7 @@ from penstock.core.model import (
     job_name,
 )
 from penstock.core.plan import Plan, plan
-from penstock.core.rollout import available_floor, is_stopped
+from penstock.core.rollout import available_floor
 from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.spec import Adapter, AdapterRoom, Canary, NodeSpread, Rollout, RolloutStrategy, share
 from tests.worlds import INSTALLATION, NOW, SPEC, at, deployment, drawn, replica
@@ -512,11 +512,30 @@ def test_what_is_made_fits_the_wanted_number_and_the_surge(world: Observation) -
 @bounded
 @given(worlds())
 def test_a_rollout_that_failed_makes_no_more_of_its_revision(world: Observation) -> None:
-    for action in actions_of(plan(world)):
-        if isinstance(action, acts.CreateReplica):
-            (of,) = [one for one in world.deployments if one.uid == action.deployment_uid]
-            if action.revision == of.revision:
-                assert not is_stopped(of)
+    """As long as there is one to fall back on: a stable one, or a replica of another one."""
+    made = plan(world)
+    records = {
+        action.deployment_uid: action.rollout
+        for action in actions_of(made)
+        if isinstance(action, acts.RecordRollout)
+    }
+    creates = {
+        (action.deployment_uid, action.revision)
+        for action in actions_of(made)
+        if isinstance(action, acts.CreateReplica)
+    }
+    for of in world.deployments:
+        record = records.get(of.uid, of.rollout)
+        others = [
+            one
+            for one in world.replicas
+            if one.deployment_uid == of.uid and one.revision != of.revision and not one.leaving
+        ]
+        falls_back = record.stable_revision not in (0, of.revision) or others
+        is_over = record.failed_revision == of.revision and not of.rollout_paused
+        if is_over and falls_back and of.spec.rollout.strategy is not RolloutStrategy.RECREATE:
+            event("stopped, with nothing ever whole" if not record.stable_revision else "stopped")
+            assert (of.uid, of.revision) not in creates
 
 
 @bounded

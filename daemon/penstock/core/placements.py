@@ -95,7 +95,7 @@ def with_kinds(
     staying = [one for one in replicas if not one.leaving and one.uid not in gone]
     current = [one for one in staying if one.revision == deployment.revision]
     base = _base(deployment)
-    guaranteed = sum(not one.burst for one in (staying if keeps_old(deployment) else current))
+    guaranteed = sum(not one.burst for one in (staying if keeps_old(deployment, replicas) else current))
     room = deployment.spec.replicas - base - sum(one.burst for one in current)
     actions: list[Action] = []
     for action in counts.decision.actions if counts.decision is not None else ():

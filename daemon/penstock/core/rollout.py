@@ -4,9 +4,10 @@ Knows neither Slurm nor time: it counts, by the states that this very observatio
 recorded. The rule guarded here is the fifth: our own acts never take ready replicas below the minimum available, and a
 healthy replica is not removed before its successor is ready.
 
-There are three kinds of replicas: those of the current revision, those of the stable one where that is another
-(`base`), and those of any other revision, which are wanted by nobody. Each way of rolling out is a pair of numbers: how
-many of the current and how many of the base there should be. `_step` goes there as far as surge and minimum allow.
+There are three kinds of replicas: those of the current revision, those of the one to fall back on (`base`: the stable
+one, and where none was ever whole the newest that serves), and those of any other revision, which are wanted by nobody.
+Each way of rolling out is a pair of numbers: how many of the current and how many of the base there should be. `_step`
+goes there as far as surge and minimum allow.
 
 A replica that is being handed over (`handover`) is one too many from then on: it is left out where the replicas are
 counted, so that a successor is made for it beyond every surge, and it goes once the wanted number is ready without it.
@@ -68,7 +69,7 @@ def plan_counts(
         if going := sum(replica.revision != deployment.revision for replica in replicas):
             message = f"{count(going, 'replica')} of an old revision must be gone before new ones are made"
             return Counts(Decision(deployment.name, "", Reason.ROLLOUT_WAIT, message), frozenset())
-    elif is_stopped(deployment):
+    elif is_stopped(deployment, replicas):
         return _stop(fleet)
     elif is_canary(deployment):
         return _canary(fleet)
@@ -88,22 +89,35 @@ def available_floor(rollout: Rollout, want: int) -> int:
     return max(0, want - unavailable)
 
 
-def keeps_old(deployment: Deployment) -> bool:
+def keeps_old(deployment: Deployment, replicas: Sequence[Replica]) -> bool:
     """Whether replicas of an old revision are meant to stay beside the current one's, for now."""
-    return deployment.rollout_paused or is_stopped(deployment) or is_canary(deployment)
+    return deployment.rollout_paused or is_stopped(deployment, replicas) or is_canary(deployment)
 
 
-def is_stopped(deployment: Deployment) -> bool:
-    """Whether the current revision's rollout is over because it failed.
+def is_stopped(deployment: Deployment, replicas: Sequence[Replica]) -> bool:
+    """Whether the current revision's rollout is over because it failed. `replicas`: all of the deployment.
 
-    One that has nothing to fall back on goes on being tried, as its restart policy allows: the first revision, and one
-    whose predecessors had to go first.
+    One that has nothing to fall back on goes on being tried, as its restart policy allows: the first revision, one
+    whose predecessors had to go first, and one of whose predecessors none was ever whole and no replica is left.
     """
     return (
         deployment.rollout.failed_revision == deployment.revision
-        and deployment.rollout.stable_revision not in (0, deployment.revision)
+        and _base_revision(deployment, replicas) != deployment.revision
         and deployment.spec.rollout.strategy is not RolloutStrategy.RECREATE
     )
+
+
+def _base_revision(deployment: Deployment, replicas: Sequence[Replica]) -> int:
+    """Which revision is fallen back on, and replaces an old replica that is missing; the current one: there is none.
+
+    It is the stable one. Where none was ever whole it is the newest of which a replica serves or did, else the newest
+    there is: what has proven itself on one replica is worth more than what has failed.
+    """
+    if deployment.rollout.stable_revision not in (0, deployment.revision):
+        return deployment.rollout.stable_revision
+    old = [one for one in replicas if one.revision != deployment.revision and not one.leaving]
+    served = [one for one in old if _has_served(one)]
+    return max((one.revision for one in served or old), default=deployment.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +125,12 @@ class _Fleet:
     """A deployment's replicas by what they are to a rollout; those that are leaving are only counted."""
 
     deployment: Deployment
+    base_revision: int
     ending: list[Replica] = field(default_factory=list)
     """Handed over, of whichever revision; the one whose job ends first before others."""
     current: list[Replica] = field(default_factory=list)
     base: list[Replica] = field(default_factory=list)
-    """Of the stable revision, where that is another than the current one."""
+    """Of `base_revision`, where that is another than the current one."""
     stale: list[Replica] = field(default_factory=list)
     """Of any other revision."""
     unborn: int = 0
@@ -128,6 +143,7 @@ class _Fleet:
         current: list[Replica] = []
         base: list[Replica] = []
         stale: list[Replica] = []
+        base_revision = _base_revision(deployment, replicas)
         unborn, failed = 0, deployment.rollout.failed_revision == deployment.revision
         for one in replicas:
             if one.leaving:
@@ -137,9 +153,9 @@ class _Fleet:
             elif one.revision == deployment.revision:
                 current.append(one)
             else:
-                (base if one.revision == deployment.rollout.stable_revision else stale).append(one)
+                (base if one.revision == base_revision else stale).append(one)
         ending.sort(key=lambda one: handed_over.index(one.uid))
-        return cls(deployment, ending, current, base, stale, unborn)
+        return cls(deployment, base_revision, ending, current, base, stale, unborn)
 
     @property
     def outdated(self) -> list[Replica]:
@@ -191,13 +207,6 @@ class _Fleet:
     def stable_is_old(self) -> bool:
         return self.deployment.rollout.stable_revision not in (0, self.deployment.revision)
 
-    @property
-    def base_revision(self) -> int:
-        """Which revision replaces an old replica that is missing: the stable one, else the newest there is."""
-        if self.stable_is_old:
-            return self.deployment.rollout.stable_revision
-        return max((one.revision for one in (*self.stale, *self.outdated)), default=self.deployment.revision)
-
 
 @dataclass(frozen=True, slots=True)
 class _Step:
@@ -230,7 +239,7 @@ class _Step:
 
 
 def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
-    """Towards `new` replicas of the current revision and `base` of the stable one; those of others go."""
+    """Towards `new` replicas of the current revision and `base` of the one to fall back on; those of others go."""
     surplus = [
         *(one for one in fleet.outdated if not (base and one.revision == fleet.base_revision)),
         *least_worth(fleet.stale),
@@ -325,7 +334,7 @@ def _canary(fleet: _Fleet) -> Counts:
 
 
 def _stop(fleet: _Fleet) -> Counts:
-    """What is ready stays, of either revision; the rest of the new one goes, and the stable one makes up for it."""
+    """What is ready stays, of either revision; the rest of the new one goes, and the old one makes up for it."""
     deployment = fleet.deployment
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     kept = 0 if failed_as_canary(deployment) else min(ready, fleet.want)
@@ -365,6 +374,11 @@ def _is_unborn(replica: Replica) -> bool:
     """Whether it was never ready, and its job may still be there."""
     attempt = replica.live_attempt
     return attempt is not None and attempt.ready_at is None
+
+
+def _has_served(replica: Replica) -> bool:
+    attempt = replica.attempt
+    return replica.state is ReplicaState.READY or (attempt is not None and attempt.ready_at is not None)
 
 
 def least_worth(replicas: Sequence[Replica]) -> list[Replica]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from penstock.core.decisions import CreateReplica, Leave, Reason
-from penstock.core.model import Deployment, Replica, ReplicaState
+from penstock.core.model import Deployment, Replica, ReplicaState, RolloutRecord
 from penstock.core.rollout import available_floor, plan_counts
 from penstock.core.spec import Rollout, RolloutStrategy
 from tests.worlds import at, deployment, replica
@@ -20,6 +20,12 @@ WAITING, QUEUED, STARTING, READY, STOPPING = (
     ReplicaState.STOPPING,
 )
 RECREATE = Rollout(strategy=RolloutStrategy.RECREATE)
+NEVER_WHOLE = RolloutRecord(failed_revision=2, failed_message="chat-9: it died")
+"""Revision 2 failed, and none was ever ready on all replicas."""
+STOPPED = (
+    "revision 2 failed: chat-9: it died; the rollout is stopped: apply another spec, go back by"
+    " `penstock rollout undo`, or try again by `penstock restart`"
+)
 
 
 def these(*rows: tuple[int, ReplicaState] | tuple[int, ReplicaState, str]) -> list[Replica]:
@@ -40,6 +46,8 @@ class Row:
     leave: list[str] = field(default_factory=list)
     made: int = 0
     handed_over: tuple[str, ...] = ()
+    made_old: int = 0
+    """Of revision 1, where another one is the current."""
 
 
 ROWS = [
@@ -305,6 +313,49 @@ ROWS = [
         handed_over=("r1", "r2"),
     ),
     Row(
+        "nothing was ever whole and the new ones failed: whoever serves is handed over to its own kind",
+        deployment(replicas=3, revision=2, record=NEVER_WHOLE),
+        these((1, READY), (1, READY), (2, WAITING), (2, WAITING)),
+        Reason.ROLLOUT_FAILED,
+        f"{STOPPED}; 2 made, 2 to go",
+        leave=["r4", "r3"],
+        made_old=2,
+        handed_over=("r1",),
+    ),
+    Row(
+        "nothing was ever whole and the new ones failed: a preempted old one comes back",
+        deployment(replicas=2, revision=2, record=NEVER_WHOLE),
+        these((1, READY), (1, QUEUED)),
+        Reason.ROLLOUT_FAILED,
+        STOPPED,
+    ),
+    Row(
+        "nothing was ever whole and the new ones failed: what is ready of them stays",
+        deployment(replicas=3, revision=2, record=NEVER_WHOLE),
+        these((1, READY), (2, READY), (2, WAITING)),
+        Reason.ROLLOUT_FAILED,
+        f"{STOPPED}; 1 made, 1 to go",
+        leave=["r3"],
+        made_old=1,
+    ),
+    Row(
+        "nothing was ever whole, two have failed: kept up is the one that served",
+        deployment(replicas=2, revision=3, record=replace(NEVER_WHOLE, failed_revision=3)),
+        these((1, READY), (2, STARTING), (3, WAITING)),
+        Reason.ROLLOUT_FAILED,
+        f"{STOPPED.replace('revision 2', 'revision 3')}; 1 made, 2 to go",
+        leave=["r2", "r3"],
+        made_old=1,
+    ),
+    Row(
+        "nothing to fall back on: the failed one is tried again",
+        deployment(replicas=2, revision=2, record=NEVER_WHOLE),
+        these((1, STOPPING, "leaving"), (2, WAITING)),
+        Reason.SCALE_UP,
+        "1 of 2 exist; 1 made",
+        made=1,
+    ),
+    Row(
         "recreate: the old ones go",
         deployment(replicas=2, revision=2, rollout=RECREATE),
         these((1, READY), (1, READY)),
@@ -340,8 +391,12 @@ def test_counts(row: Row) -> None:
     assert counts.decision is not None
     assert (counts.decision.reason, counts.decision.message) == (row.reason, row.says)
     assert counts.decision.subject == ("chat", "")
-    made = CreateReplica("d1", row.of.revision)
-    assert counts.decision.actions == (*(Leave(uid) for uid in row.leave), *([made] * row.made))
+    made, made_old = CreateReplica("d1", row.of.revision), CreateReplica("d1", 1)
+    assert counts.decision.actions == (
+        *(Leave(uid) for uid in row.leave),
+        *([made_old] * row.made_old),
+        *([made] * row.made),
+    )
 
 
 @pytest.mark.parametrize(
