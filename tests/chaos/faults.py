@@ -32,6 +32,8 @@ class Foreign:
     """A job that the run submitted itself. `forged`: what is wrong with its mark."""
 
     id: int
+    name: str
+    """A slurmctld that was killed gives ids again, to Penstock's jobs too; together with the name it is one job's."""
     forged: str
     orphan: bool
     """Mark and name agree, so Penstock must take it for its own and cancel it; all others it must not touch."""
@@ -164,7 +166,9 @@ class SlurmFaults(Worker):
         if done is None or not done.strip().isdigit():
             return False
         id_ = int(done)
-        self.foreign.append(Foreign(id_, forged, orphan=forged in ("an orphan", "a twin of a real one")))
+        self.foreign.append(
+            Foreign(id_, name, forged, orphan=forged in ("an orphan", "a twin of a real one"))
+        )
         return True
 
     def _run(self, *command: str) -> str | None:

@@ -288,6 +288,8 @@ class Run:
         for name in ("serve.log", "second.log"):
             if (self.penstock.folder / name).exists():
                 shutil.copy(self.penstock.folder / name, REPORTS / f"{self.report.seed}-{name}")
+        with contextlib.suppress(psycopg.Error):  # The logs of the daemons tell why it is gone.
+            verdict.write_log(self.database, REPORTS / f"{self.report.seed}-decisions.log")
 
 
 def main() -> int:

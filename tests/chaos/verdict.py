@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,6 +24,11 @@ LOG = "SELECT message, actions FROM decisions"
 COUNTS = """
 SELECT (SELECT count(*) FROM decisions), (SELECT count(DISTINCT tick) FROM decisions),
        (SELECT term FROM leases WHERE name = 'controller')
+"""
+ROWS = """
+SELECT first_at, last_at, count, coalesce(nullif(replica, ''), nullif(deployment, ''), 'cluster'), reason, message,
+       actions
+FROM decisions ORDER BY id
 """
 NOT_CARRIED_OUT = """
 SELECT count(*) FROM decisions, jsonb_array_elements(actions) AS action WHERE action->>'outcome' = ''
@@ -52,6 +58,14 @@ def read_log(database: str) -> Log:
     return Log(decisions, ticks, terms, without_outcome, frozenset(named))
 
 
+def write_log(database: str, path: Path) -> None:
+    """The decision log as it is in the end, a line for each row: for whoever asks why something did not converge."""
+    with psycopg.connect(database) as connection, path.open("w") as lines:
+        for first_at, last_at, count, subject, reason, message, actions in connection.execute(ROWS):
+            done = ", ".join(f"{one['action']} {one['target']}: {one['outcome']}" for one in actions)
+            lines.write(f"{first_at:%T} {last_at:%T} {count}x {subject} {reason}: {message} > {done}\n")
+
+
 def one(connection: psycopg.Connection[Any], statement: str) -> Any:
     row = connection.execute(statement.encode()).fetchone()
     assert row is not None
@@ -77,10 +91,10 @@ def unexplained(jobs: Iterable[SeenJob], log: Log) -> list[str]:
 
 def foreign(jobs: Iterable[SeenJob], submitted: Iterable[Foreign]) -> list[str]:
     """Held jobs of others are still held; orphans that bear a right mark are gone."""
-    forged = {job.id: job for job in jobs if job.folder == FORGED_FOLDER}
+    forged = {(job.id, job.name): job for job in jobs if job.folder == FORGED_FOLDER}
     wrong = []
     for job in submitted:
-        seen = forged.get(job.id)
+        seen = forged.get((job.id, job.name))
         if seen is None or (job.orphan and seen.gone):
             continue  # Lost with a slurmctld that was killed before it had saved it.
         if job.orphan and seen.state != "CANCELLED":
