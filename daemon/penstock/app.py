@@ -85,8 +85,7 @@ async def run_controller(settings: Settings) -> None:
             installation=identity,
             observer=Observer(slurm, clock),
             recorder=recorder,
-            executor=Executor(db, slurm, lease, folders, clock),
-            lease=lease,
+            executor=Executor(db, slurm, folders, clock),
             clock=clock,
             clock_off_s=lambda: clock.off_s,
         )

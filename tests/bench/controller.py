@@ -158,15 +158,15 @@ class Installation:
             installation=INSTALLATION,
             observer=Observer(slurm, now),
             recorder=self.recorder,
-            executor=Executor(db, slurm, self.lease, self.folders, now),
-            lease=self.lease,
+            executor=Executor(db, slurm, self.folders, now),
             clock=now,
             message_timeout_s=10,
         )
 
     async def tick(self) -> float:
         began = time.perf_counter()
-        await self.reconciler.tick()
+        assert self.lease.term is not None, "the lease was lost"
+        await self.reconciler.tick(self.lease.term)
         return time.perf_counter() - began
 
     async def settle(self) -> None:

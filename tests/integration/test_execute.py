@@ -26,10 +26,10 @@ from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core.decisions import Decision, Drain, Reason, Resubmit, Submit
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
-from penstock.slurm.port import SubmissionUnknown
+from penstock.slurm.port import May, SubmissionRefused, SubmissionUnknown
 from penstock.store.clock import elapsed
 from penstock.store.database import Database
-from penstock.store.queries import attempts, decisions, deployments, replicas
+from penstock.store.queries import attempts, decisions, deployments, leases, replicas
 from penstock.store.tables import attempts as attempts_table
 from penstock.testing.slurm import FakeSlurm, SubmitFault
 from tests.worlds import NOW
@@ -50,10 +50,12 @@ class Floor:
 
     @functools.cached_property
     def _executor(self) -> Executor:
-        return Executor(self.database, self.slurm, self.lease, Folders(self.folder), lambda: self.now)
+        return Executor(self.database, self.slurm, Folders(self.folder), lambda: self.now)
 
     async def carry_out(self, intents: list[Intent]) -> list[Result]:
-        return [one.result for one in await self._executor.carry_out("t", intents)]
+        """As a tick that begins now does."""
+        assert self.lease.term is not None
+        return [one.result for one in await self._executor.carry_out("t", self.lease.term, intents)]
 
     async def intents(self, count: int) -> list[Intent]:
         """As the recorder leaves them."""
@@ -88,6 +90,10 @@ class Floor:
         """Of the replicas in their order."""
         async with self.database.snapshot() as conn:
             return [row.actions[0].outcome for row in await decisions.after(conn, 0, limit=1000)]
+
+
+def again(intent: Intent, *, asked_before: bool = False) -> Intent:
+    return dataclasses.replace(intent, action=Resubmit("", intent.token), asked_before=asked_before)
 
 
 def job(token: str) -> Submission:
@@ -216,7 +222,7 @@ async def test_an_agent_of_the_first_call_and_one_of_the_second_are_let_in(floor
     for token in ("token1", "token2"):
         folders.prepare(token, {}, f"of {token}")
     await floor.slurm.submit(job("token1"))
-    await floor.carry_out([dataclasses.replace(one, action=Resubmit("", one.token)) for one in first])
+    await floor.carry_out([again(one) for one in first])
     hashes = {token: row.secret_hash for token, row in (await floor.rows()).items()}
     assert hashes == {
         "token1": "0" * 64,  # Its job was found: what is known of it is left alone.
@@ -279,8 +285,18 @@ async def test_what_is_repeated_stays_in_the_doubt_about_its_first_call(floor: F
     (first,) = await floor.intents(1)
     floor.slurm.faults.submits += [SubmitFault.LOST_BEFORE, SubmitFault.NOT_SENT]
     await floor.carry_out([first])
-    await floor.carry_out([dataclasses.replace(first, action=Resubmit("", first.token))])
+    await floor.carry_out([again(first, asked_before=True)])
     assert (await floor.rows())["token1"].submitted_at == floor.now
+
+
+async def test_what_slurm_was_never_asked_for_is_in_no_doubt_however_often_it_is_not_sent(
+    floor: Floor,
+) -> None:
+    (first,) = await floor.intents(1)
+    floor.slurm.faults.submits += [SubmitFault.NOT_SENT, SubmitFault.NOT_SENT]
+    await floor.carry_out([first])
+    await floor.carry_out([again(first)])
+    assert (await floor.rows())["token1"].submitted_at is None
 
 
 async def test_anothers_mark_is_not_taken_back(floor: Floor) -> None:
@@ -311,6 +327,86 @@ async def test_a_lease_that_is_lost_while_a_call_waits(floor: Floor) -> None:
     assert floor.slurm.jobs() == ()
 
 
+async def test_a_tick_ends_with_its_term(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second submission waits behind the first. Meanwhile another controller holds the lease, submits it and stops,
+    and this one takes the lease again."""
+    monkeypatch.setattr(execute, "GROUP", 1)
+    monkeypatch.setattr(execute, "LANES", 1)
+    floor, taken = Floor(database, tmp_path), asyncio.Event()
+    await floor.lease.hold(taken)
+    intents = await floor.intents(2)
+
+    async def another_holds_it(call: str) -> None:
+        floor.slurm.before_call = None
+        floor.now += timedelta(seconds=32)
+        async with database.transaction() as conn:
+            await leases.release(conn, leases.CONTROLLER, "one", 1)
+            assert await leases.acquire(conn, leases.CONTROLLER, "two", 60) == 2
+            await attempts.mark_submitting(conn, ["token2"], floor.now)
+        await floor.slurm.submit(job("token2"))
+        async with database.transaction() as conn:
+            await leases.release(conn, leases.CONTROLLER, "two", 2)
+        await floor.lease.hold(taken)
+        await floor.lease.hold(taken)
+        assert floor.lease.term is not None
+
+    floor.slurm.before_call = another_holds_it
+    await floor.carry_out(intents)
+    assert [its.submission.name for its in floor.slurm.jobs()] == ["penstock-a-token2"]
+    assert await floor.outcomes() == ["", ""]
+
+
+async def test_what_has_a_job_or_has_ended_by_now_is_not_sent(floor: Floor) -> None:
+    intents = await floor.intents(3)
+    async with floor.database.transaction() as conn:
+        await attempts.record_job_id(conn, "token1", 7)
+        await attempts.end(
+            conn, "token2", message="", exit_code=None, job=None, failures=0, next_attempt_at=None, now=NOW
+        )
+    before = await floor.rows()
+    assert await floor.carry_out([intents[0], again(intents[1]), intents[2]]) == [
+        Result.OPEN, Result.OPEN, Result.DONE,
+    ]  # fmt: skip
+    assert [its.submission.name for its in floor.slurm.jobs()] == ["penstock-a-token3"]
+    told = "not tried: the attempt has a job by now, or has ended"
+    assert await floor.outcomes() == [told, told, "job 1"]
+    after = await floor.rows()
+    assert [after[token] for token in ("token1", "token2")] == [
+        before[token] for token in ("token1", "token2")
+    ]
+
+
+async def test_a_refusal_that_comes_late_is_not_anothers(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is written another controller has called again, and Slurm may have taken that."""
+    intents = await floor.intents(1)
+
+    async def refuse(submission: Submission, *, may: May) -> int:
+        may()
+        floor.now += timedelta(seconds=40)
+        async with floor.database.transaction() as conn:
+            await attempts.mark_submitting(conn, ["token1"], floor.now)
+        raise SubmissionRefused("Invalid account")
+
+    monkeypatch.setattr(floor.slurm, "submit", refuse)
+    await floor.carry_out(intents)
+    assert (await floor.rows())["token1"].refusal == ""
+
+
+async def test_the_script_that_is_kept_is_the_one_that_was_sent_last(floor: Floor) -> None:
+    """A newer release renders it otherwise."""
+    (first,) = await floor.intents(1)
+    floor.slurm.faults.submits.append(SubmitFault.LOST_BEFORE)
+    await floor.carry_out([first])
+    newer = Launch(dataclasses.replace(job("token1"), script="#!/bin/bash\n"), {}, "s3cret")
+    await floor.carry_out([dataclasses.replace(again(first, asked_before=True), launch=newer)])
+    (sent,) = floor.slurm.jobs()
+    assert (await floor.rows())["token1"].script == sent.submission.script == "#!/bin/bash\n"
+
+
 async def test_doubt_counts_from_the_end_of_a_call_without_an_answer(floor: Floor) -> None:
     intents = await floor.intents(1)
 
@@ -331,8 +427,8 @@ async def test_a_proof_that_takes_too_long_proves_nothing(
     intents = await floor.intents(1)
     prove = Executor._prove
 
-    async def slowly(self: Executor, effects: Any) -> None:
-        await prove(self, effects)
+    async def slowly(self: Executor, tick: Any, effects: Any) -> None:
+        await prove(self, tick, effects)
         floor.now += PROOF_STANDS_FOR + timedelta(seconds=1)
 
     monkeypatch.setattr(Executor, "_prove", slowly)

@@ -80,11 +80,38 @@ async def test_one_that_slept_through_its_lease_knows_before_it_acts(database: D
     slept_s = 0.0
     lease = Lease(database, "first", elapsed_s=lambda: elapsed() + slept_s)
     await lease.hold(asyncio.Event())
-    lease.require()
+    term = lease.term
+    assert term is not None
+    term.require()
     slept_s = 8.5
-    assert not lease.held
+    assert lease.term is None
     with pytest.raises(LeaseLost):
-        lease.require()
+        term.require()
+
+
+async def test_a_term_that_was_lost_is_over_though_the_lease_comes_back(database: Database) -> None:
+    """Whoever held it in between may have done what was decided here, and more."""
+    slept_s, taken = 0.0, asyncio.Event()
+    lease = Lease(database, "first", elapsed_s=lambda: elapsed() + slept_s)
+    await lease.hold(taken)
+    first = lease.term
+    assert first is not None
+    async with database.transaction() as conn:
+        await leases.release(conn, leases.CONTROLLER, "first", first.number)
+        assert await leases.acquire(conn, leases.CONTROLLER, "second", 60) == 2
+        await leases.release(conn, leases.CONTROLLER, "second", 2)
+    await lease.hold(taken)  # Finds it lost,
+    await lease.hold(taken)  # and takes it again.
+    second = lease.term
+    assert second is not None
+    assert (first.number, second.number) == (1, 3)
+    second.require()
+    with pytest.raises(LeaseLost):
+        first.require()
+    async with database.transaction() as conn:
+        await second.fence(conn)
+        with pytest.raises(LeaseLost):
+            await first.fence(conn)
 
 
 class Line:

@@ -584,7 +584,7 @@ class TestAttempts:
 
     async def test_the_course_of_one(self, conn: AsyncConnection) -> None:
         replica, _ = await an_attempt(conn)
-        assert await attempts.mark_submitting(conn, ["t", "nobody"], later(1)) == 1
+        assert await attempts.mark_submitting(conn, ["t", "nobody"], later(1)) == {"t"}
         assert await attempts.record_job_id(conn, "t", 7, job(state=JobState.PENDING))
         assert await attempts.record_missing(conn, "t", later(2))
         assert await attempts.record_missing(conn, "t", None)
@@ -632,7 +632,7 @@ class TestAttempts:
         assert not await attempts.mark_submitting(conn, ["t"], later(9))
         assert not await attempts.record_job_id(conn, "t", 8)
         assert not await attempts.record_job(conn, "t", job())
-        assert not await attempts.record_refusal(conn, "t", "no")
+        assert not await attempts.record_refusal(conn, "t", "no", later(9))
         assert not await attempts.mark_cancelled(conn, "t", later(9))
         assert (await replicas.get(conn, "a-1")).attempt == before
         with pytest.raises(IntegrityError, match="cannot live again"):
@@ -665,10 +665,35 @@ class TestAttempts:
 
     async def test_a_refusal(self, conn: AsyncConnection) -> None:
         await an_attempt(conn)
-        assert await attempts.record_refusal(conn, "t", "Invalid account")
+        await attempts.mark_submitting(conn, ["t"], later(1))
+        assert await attempts.record_refusal(conn, "t", "Invalid account", later(1))
         found = (await replicas.get(conn, "a-1")).attempt
         assert found is not None
         assert found.refusal == "Invalid account"
+
+    async def test_a_refusal_is_of_the_call_with_its_mark(self, conn: AsyncConnection) -> None:
+        """Another controller has called again since, and may have been accepted."""
+        await an_attempt(conn)
+        await attempts.mark_submitting(conn, ["t"], later(1))
+        await attempts.mark_submitting(conn, ["t"], later(40))
+        assert not await attempts.record_refusal(conn, "t", "Invalid account", later(1))
+        await attempts.record_job_id(conn, "t", 7)
+        assert not await attempts.record_refusal(conn, "t", "Invalid account", later(40))
+
+    async def test_a_late_mark_does_not_shorten_the_doubt(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await attempts.mark_submitting(conn, ["t"], later(40))
+        await attempts.mark_submitting(conn, ["t"], later(1))
+        found = (await replicas.get(conn, "a-1")).attempt
+        assert found is not None
+        assert found.submitted_at == later(40)
+
+    async def test_what_has_a_job_is_not_marked(self, conn: AsyncConnection) -> None:
+        await an_attempt(conn)
+        await attempts.record_job_id(conn, "t", 7)
+        assert await attempts.mark_submitting(conn, ["t"], later(1)) == frozenset()
+        assert not await attempts.launch_again(conn, "t", "#!/bin/bash\n", "another")
+        assert await attempts.script(conn, "t") == "#!/bin/sh\n"
 
     async def test_a_clock_behind_the_intents_clock_breaks_nothing(self, conn: AsyncConnection) -> None:
         await an_attempt(conn)
@@ -913,6 +938,15 @@ class TestDecisions:
         await decisions.bump(conn, [(record.id, 5, later(60))])
         await decisions.bump(conn, [(record.id, 2, later(30))])
         assert await decisions.list_page(conn, limit=9) == (replace(record, count=8, last_at=later(60)),)
+
+    async def test_what_is_tried_again_has_no_outcome_yet(self, conn: AsyncConnection) -> None:
+        made = Decision("", "", Reason.CANCEL, "again", (Cancel("t", 7, "name"),))
+        (record,) = await decisions.insert(conn, "t", [made], NOW)
+        await decisions.record_outcomes(conn, [(record.id, 0, "Slurm does not answer")])
+        await decisions.bump(conn, [(record.id, 1, later(60))], {record.id: decisions.written(made, {})})
+        (again,) = await decisions.list_page(conn, limit=9)
+        assert again == replace(record, count=2, last_at=later(60))
+        assert [one.outcome for one in again.actions] == [""]
 
     async def test_the_newest_of_each_subject_that_is_there(self, conn: AsyncConnection) -> None:
         await a_replica(conn)

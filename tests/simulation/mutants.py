@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from penstock.controller import execute, reconcile
 from penstock.controller.execute import Executor
-from penstock.controller.lease import Lease
+from penstock.controller.lease import Lease, Term
 from penstock.controller.observe import Observer
 from penstock.controller.record import Intent, Recorder
 from penstock.core import backoff, model, orphans, plan, progress, replicas, rollout
@@ -81,19 +81,33 @@ def _no_doubt(patch: Patch) -> None:
 
 def _no_lease(patch: Patch) -> None:
     _no_fence(patch)
-    patch.setattr(Lease, "require", lambda self: None)
+    patch.setattr(Term, "require", lambda self: None)
     patch.setattr(Lease, "held", property(lambda self: self._term is not None))
 
 
 def _no_fence(patch: Patch) -> None:
-    async def fence(self: Lease, connection: Any) -> None:
+    async def fence(self: Term, connection: Any) -> None:
         return
 
-    patch.setattr(Lease, "fence", fence)
+    patch.setattr(Term, "fence", fence)
 
 
 def _own_clock_not_asked(patch: Patch) -> None:
-    patch.setattr(Lease, "require", lambda self: None)
+    patch.setattr(Term, "require", lambda self: None)
+
+
+def _any_term_will_do(patch: Patch) -> None:
+    """What belongs to a tick's term asks for the one that is current."""
+    require, fence = Term.require, Term.fence
+
+    def current(term: Term) -> Term:
+        return term._lease._term or term
+
+    async def fence_by_current(self: Term, connection: Any) -> None:
+        await fence(current(self), connection)
+
+    patch.setattr(Term, "require", lambda self: require(current(self)))
+    patch.setattr(Term, "fence", fence_by_current)
 
 
 def _back_off_forgotten(patch: Patch) -> None:

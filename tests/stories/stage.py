@@ -23,9 +23,9 @@ from sqlalchemy import text
 
 from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
-from penstock.controller.lease import MARGIN_S, TTL_S, Lease
+from penstock.controller.lease import MARGIN_S, TTL_S, Lease, Term
 from penstock.controller.observe import Observer
-from penstock.controller.reconcile import Reconciler
+from penstock.controller.reconcile import Outcome, Reconciler
 from penstock.controller.record import Recorder
 from penstock.core.changes import needs_revision
 from penstock.core.jobs import JobState, Maintenance, Submission
@@ -117,8 +117,7 @@ class Stage:
             installation=INSTALLATION,
             observer=Observer(self.slurm, clock),
             recorder=recorder,
-            executor=Executor(self.database, self.slurm, lease, self.folders, clock),
-            lease=lease,
+            executor=Executor(self.database, self.slurm, self.folders, clock),
             clock=clock,
             message_timeout_s=10,
         )
@@ -141,7 +140,7 @@ class Stage:
             term = await leases.acquire(conn, leases.CONTROLLER, "successor", 60)
         assert term is not None
         assert self._lease is not None
-        self._lease._term, self._lease._sure_until = term - 1, elapsed() + 60
+        self._lease._term, self._lease._sure_until = Term(self._lease, term - 1), elapsed() + 60
 
     async def end_successor(self) -> None:
         """The lease is free again."""
@@ -158,11 +157,16 @@ class Stage:
     async def tick(self, after_s: float = 0) -> None:
         """Lets `after_s` pass, runs one pass and writes down what was new."""
         self.now += timedelta(seconds=after_s)
-        assert self._reconciler is not None
         try:
-            await self._reconciler.tick()
+            await self._pass()
         finally:  # A story may kill it in the middle; what it had decided is in the log.
             await self._write_tick()
+
+    async def _pass(self) -> Outcome:
+        assert self._reconciler is not None
+        assert self._lease is not None
+        assert self._lease.term is not None, "the machine is too busy to keep the lease"
+        return await self._reconciler.tick(self._lease.term)
 
     async def ticks(self, count: int, every_s: float) -> None:
         for _ in range(count):
@@ -171,10 +175,9 @@ class Stage:
     async def long(self, count: int, every_s: float) -> int:
         """So many passes; what was decided in them is written down at the end, each with how often. Returns how many
         rows that was."""
-        assert self._reconciler is not None
         for _ in range(count):
             self.now += timedelta(seconds=every_s)
-            self.answered += (await self._reconciler.tick()).effects
+            self.answered += (await self._pass()).effects
         self.say(f"after {count} ticks, {every_s:g} s apart")
         async with self.database.transaction() as conn:
             assert self._recorder is not None
@@ -190,9 +193,8 @@ class Stage:
     async def quiet_tick(self, after_s: float = 5) -> None:
         """A tick that must find nothing to do: one listing, no other call, and not a row written."""
         self.now += timedelta(seconds=after_s)
-        assert self._reconciler is not None
         rows, calls = await self._rows(), self.slurm.calls.copy()
-        outcome = await self._reconciler.tick()
+        outcome = await self._pass()
         assert outcome.effects == 0
         assert self.slurm.calls - calls == {"list_jobs": 1}
         assert await self._rows() == rows

@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from penstock.controller.housekeeping import Housekeeping
-from penstock.controller.lease import Lease
+from penstock.controller.lease import Lease, Term
 from penstock.controller.reconcile import Reconciler
 from penstock.controller.record import Recorder
 from penstock.controller.ticks import Ticks
@@ -50,7 +50,7 @@ class Controller:
         self._ticks = Ticks(self.tick, interval_s)
         self._taken = asyncio.Event()
         self._outage = False
-        self._resumed = False
+        self._resumed_in: Term | None = None
 
     async def run(self) -> None:
         """Runs until cancelled; then writes what it has counted and gives the lease back."""
@@ -79,7 +79,7 @@ class Controller:
 
     def begin_term(self) -> None:
         """The lease was taken: the log may have been written by another controller since."""
-        self._resumed = False
+        self._resumed_in = None
         self._ticks.nudge()
 
     async def _look_around(self) -> None:
@@ -106,17 +106,19 @@ class Controller:
 
     async def tick(self) -> None:
         """One pass, if the lease is ours. Outages and a lost lease end it without an error; bugs raise."""
-        if not self._lease.held:
+        # Before anything is looked at: the lease may be lost and taken again while the pass runs.
+        term = self._lease.term
+        if term is None:
             return
         try:
-            await self._resume()
-            outcome = await self._reconciler.tick()
+            await self._resume(term)
+            outcome = await self._reconciler.tick(term)
         except LeaseLost as lost:
-            self._resumed = False  # What was remembered of the log was rolled back.
+            self._resumed_in = None  # What was remembered of the log was rolled back.
             log.warning("%s", lost)
             return
         except Exception as error:
-            self._resumed = False  # What was remembered of the log may have been rolled back.
+            self._resumed_in = None  # What was remembered of the log may have been rolled back.
             if not is_outage(error):
                 raise
             if not self._outage:
@@ -129,10 +131,10 @@ class Controller:
         if outcome.effects:
             self._ticks.nudge_after(LOOK_AGAIN_AFTER_S)
 
-    async def _resume(self) -> None:
+    async def _resume(self, term: Term) -> None:
         """On the first tick of a term: the log may have been written by another controller since."""
-        if self._resumed:
+        if self._resumed_in is term:
             return
         async with self._db.transaction() as connection:
             await self._recorder.resume(connection)
-        self._resumed = True
+        self._resumed_in = term

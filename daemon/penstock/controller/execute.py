@@ -9,8 +9,9 @@ Effects go in groups, because a transaction for each would cost more than Slurm'
 marked in one transaction just before its calls, and what came of the calls is written in one when all have returned;
 meanwhile the next group is made ready.
 
-The rule guarded here is the seventh: each call that changes something in Slurm begins with a lease that was ours by the
-database's clock a moment ago, and asks our own clock right before anything is sent, however long it has waited since.
+The rule guarded here is the seventh: each call that changes something in Slurm begins in the term of the lease that its
+tick began in, which was current by the database's clock a moment ago; and it asks our own clock right before anything
+is sent, however long it has waited since.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from datetime import datetime, timedelta
 from penstock.controller import outcomes
 from penstock.controller.file_calls import FileCalls
 from penstock.controller.folders import Folders
-from penstock.controller.lease import Lease
+from penstock.controller.lease import Term
 from penstock.controller.outcomes import Outcome, Result
 from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core import decisions as acts
@@ -40,6 +41,7 @@ from penstock.store.database import Database
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import attempts
 from penstock.store.queries.decisions import DONE
+from penstock.store.records import decided
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ one, so that a job whose submission alone is never answered keeps nobody else fr
 
 NOT_TRIED = "not tried: Slurm does not answer"
 DATABASE_SLOW = f"not tried: the database took more than {PROOF_STANDS_FOR.total_seconds():g} s"
+NOT_WANTED = "not tried: the attempt has a job by now, or has ended"
 SLURM_BUSY = f"not tried: another call to Slurm took more than {PROOF_STANDS_FOR.total_seconds():g} s"
 
 
@@ -71,38 +74,41 @@ class _NotTried(Exception):
 
 
 @dataclass(slots=True)
+class _Tick:
+    """What the effects of a tick have in common."""
+
+    id: str
+    term: Term
+    unanswered: int = 0
+    """Calls in a row to which Slurm gave no answer."""
+
+    @property
+    def slurm_is_silent(self) -> bool:
+        return self.unanswered >= SILENT_AFTER
+
+
+@dataclass(slots=True)
 class _Effect:
     """An intent on its way to Slurm."""
 
+    tick: _Tick
     intent: Intent
     obstacle: str = ""
     """Why the attempt's folder cannot be made, and what a human can do."""
     secret: str = ""
     """What lies in the folder of a submission."""
     proven_at: datetime | None = None
-    """When the lease was last ours by the database's clock, and a submission marked as about to be made."""
-
-
-@dataclass(slots=True)
-class _Silence:
-    """How long Slurm has not answered within one tick."""
-
-    calls: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return self.calls >= SILENT_AFTER
+    """When the term was last current by the database's clock."""
+    marked_at: datetime | None = None
+    """When a submission was last marked as about to be made; None: its attempt has a job by now, or has ended."""
 
 
 class Executor:
     """Acts on Slurm for the lease's holder."""
 
-    def __init__(
-        self, db: Database, slurm: Slurm, lease: Lease, folders: Folders, clock: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, db: Database, slurm: Slurm, folders: Folders, clock: Callable[[], datetime]) -> None:
         self._db = db
         self._slurm = slurm
-        self._lease = lease
         self._folders = folders
         self._files = FileCalls(folders.root)
         self._clock = clock
@@ -110,72 +116,71 @@ class Executor:
         # Whoever waited inside would wait with a proof that grows old.
         self._slots = asyncio.Semaphore(1 if slurm.one_at_a_time else CONCURRENCY)
 
-    async def carry_out(self, tick: str, intents: Sequence[Intent]) -> tuple[Outcome, ...]:
+    async def carry_out(self, tick: str, term: Term, intents: Sequence[Intent]) -> tuple[Outcome, ...]:
         """Carries all of them out, several at a time, and returns what came of them when each has its outcome; those
-        that are left to another holder of the lease have none.
+        that the term has not sufficed for are left to the next one, and have none.
 
         Where Slurm falls silent the rest is not tried. The planner asks for it again.
         Raises the first failure that is neither Slurm's nor the lease's (a bug, or the database), after all
         have ended.
         """
-        silence = _Silence()
+        its = _Tick(tick, term)
         # What needs no folder does not wait for one.
         kinds = (
             [one for one in intents if one.launch is None],
             [one for one in intents if one.launch is not None],
         )
         groups = [kind[start : start + GROUP] for kind in kinds for start in range(0, len(kind), GROUP)]
-        ended = await asyncio.gather(
-            *(self._group(tick, group, silence) for group in groups), return_exceptions=True
-        )
+        ended = await asyncio.gather(*(self._group(its, group) for group in groups), return_exceptions=True)
         _raise_first(ended)
         return tuple(one for group in ended if isinstance(group, list) for one in group)
 
-    async def _group(self, tick: str, intents: Sequence[Intent], silence: _Silence) -> list[Outcome]:
-        effects = [_Effect(intent) for intent in intents]
+    async def _group(self, tick: _Tick, intents: Sequence[Intent]) -> list[Outcome]:
+        effects = [_Effect(tick, intent) for intent in intents]
         async with self._lanes:
-            if not silence.complete:
+            if not tick.slurm_is_silent:
                 try:
                     # A submission that is repeated is looked for first, and made ready where it is not found.
                     await self._make_ready(
-                        [one for one in effects if not isinstance(one.intent.action, acts.Resubmit)]
+                        tick, [one for one in effects if not isinstance(one.intent.action, acts.Resubmit)]
                     )
                 except LeaseLost as lost:
-                    log.warning("tick %s: %d effects are left to another: %s", tick, len(effects), lost)
+                    log.warning(
+                        "tick %s: %d effects are left to the next term: %s", tick.id, len(effects), lost
+                    )
                     return []
-            ended = await asyncio.gather(
-                *(self._one(tick, effect, silence) for effect in effects), return_exceptions=True
-            )
+            ended = await asyncio.gather(*(self._one(effect) for effect in effects), return_exceptions=True)
             known = [outcome for outcome in ended if isinstance(outcome, Outcome)]
             if known:
                 for outcome in await outcomes.write(self._db, known):
-                    action = type(outcome.intent.action).__name__
-                    log.info("tick %s: %s %s: %s", tick, action, outcome.intent.token, outcome.text)
+                    shown = decided(outcome.intent.action)
+                    what = f"{shown.action} {outcome.intent.token or shown.target}"
+                    log.info("tick %s: %s: %s", tick.id, what, outcome.text)
         _raise_first(ended)
         return known
 
-    async def _one(self, tick: str, effect: _Effect, silence: _Silence) -> Outcome | None:
-        """What came of it; None where the lease was lost before."""
-        intent = effect.intent
+    async def _one(self, effect: _Effect) -> Outcome | None:
+        """What came of it; None where the term was over before."""
+        tick, intent = effect.tick, effect.intent
         async with self._slots:
-            if silence.complete:
+            if tick.slurm_is_silent:
                 return _not_sent(effect, NOT_TRIED, Result.OPEN)
             try:
                 outcome = await self._branch(effect)
             except SubmissionUnknown as error:
-                silence.calls += 1
+                tick.unanswered += 1
                 return _unknown(intent, error, self._clock())
             except SlurmUnavailable as error:
-                silence.calls += 1
+                tick.unanswered += 1
                 return _not_sent(effect, str(error), Result.VAIN)
             except SlurmError as error:
                 return Outcome(intent, str(error), Result.VAIN)
             except _NotTried as untried:
                 return _not_sent(effect, str(untried), Result.OPEN)
             except LeaseLost as lost:
-                log.warning("tick %s: %s is left to the lease's new holder: %s", tick, intent.action, lost)
+                log.warning("tick %s: %s is left to the next term: %s", tick.id, intent.action, lost)
                 return None
-            silence.calls = 0
+            tick.unanswered = 0
             return outcome
 
     async def _branch(self, effect: _Effect) -> Outcome:
@@ -191,12 +196,12 @@ class Executor:
             case _:
                 raise TypeError(f"{effect.intent.action} is no effect")
 
-    async def _make_ready(self, effects: Sequence[_Effect]) -> None:
+    async def _make_ready(self, tick: _Tick, effects: Sequence[_Effect]) -> None:
         """All that comes before the calls: folders, and the proof."""
         submissions = [(effect, launch) for effect in effects if (launch := effect.intent.launch) is not None]
         if submissions:
             await self._make_folders(submissions)
-        await self._prove(effects)
+        await self._prove(tick, effects)
 
     async def _make_folders(self, submissions: Sequence[tuple[_Effect, Launch]]) -> None:
         def make() -> list[str | OSError]:
@@ -220,8 +225,8 @@ class Executor:
         except OSError as error:
             return error
 
-    async def _prove(self, effects: Sequence[_Effect]) -> None:
-        """Marks the submissions as about to be made, while the lease is ours by the database's clock.
+    async def _prove(self, tick: _Tick, effects: Sequence[_Effect]) -> None:
+        """Marks the submissions as about to be made, while the tick's term is current by the database's clock.
 
         Raises LeaseLost.
         """
@@ -230,27 +235,31 @@ class Executor:
             one.intent.token for one in effects if one.intent.launch is not None and not one.obstacle
         ]
         async with self._db.transaction() as connection:
-            await attempts.mark_submitting(connection, submitted, now)
+            marked = await attempts.mark_submitting(connection, submitted, now)
             for effect in effects:
+                intent = effect.intent
                 # Only who knows what the folder holds may say what opens the door to the agent that reads it.
-                if isinstance(effect.intent.action, acts.Resubmit) and effect.secret:
-                    await attempts.rekey(connection, effect.intent.token, hash_of(effect.secret))
+                if isinstance(intent.action, acts.Resubmit) and intent.launch and intent.token in marked:
+                    script, secret_hash = intent.launch.submission.script, hash_of(effect.secret)
+                    await attempts.launch_again(connection, intent.token, script, secret_hash)
             # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
-            await self._lease.fence(connection)
+            await tick.term.fence(connection)
         for effect in effects:
-            effect.proven_at = now
+            effect.proven_at, effect.marked_at = now, now if effect.intent.token in marked else None
 
     async def _be_sure(self, effect: _Effect) -> None:
         """Raises LeaseLost or _NotTried unless the effect's call may begin now."""
         if self._stale(effect):
-            await self._prove([effect])
+            await self._prove(effect.tick, [effect])
             if self._stale(effect):
                 raise _NotTried(DATABASE_SLOW)
+        if effect.intent.launch is not None and effect.marked_at is None:
+            raise _NotTried(NOT_WANTED)
 
     def _may_submit(self, effect: _Effect) -> None:
         """Raises LeaseLost or _NotTried unless the submission may be sent now. What else changes Slurm leaves no doubt
-        that would count from its proof: for that `Lease.require` is enough."""
-        self._lease.require()
+        that would count from its proof: for that `Term.require` is enough."""
+        effect.tick.term.require()
         if self._stale(effect):
             raise _NotTried(SLURM_BUSY)
 
@@ -265,13 +274,13 @@ class Executor:
         try:
             job_id = await self._slurm.submit(launch.submission, may=lambda: self._may_submit(effect))
         except SubmissionRefused as refusal:
-            return _refused(intent, refusal.reason)
+            return _refused(effect, refusal.reason)
         return Outcome(intent, f"job {job_id}", job_id=job_id)
 
     async def _resubmit(self, effect: _Effect, launch: Launch) -> Outcome:
         found = await self._slurm.find(launch.submission.name)
         if not found:
-            await self._make_ready([effect])
+            await self._make_ready(effect.tick, [effect])
             return await self._submit(effect, launch)
         job, token = min(found, key=lambda job: (job.ended, job.job_id)), effect.intent.token
         return Outcome(
@@ -283,7 +292,7 @@ class Executor:
     async def _drain(self, effect: _Effect, drain: acts.Drain) -> Outcome:
         await self._be_sure(effect)
         try:
-            await self._slurm.signal(drain.job_id, "TERM", name=drain.name, may=self._lease.require)
+            await self._slurm.signal(drain.job_id, "TERM", name=drain.name, may=effect.tick.term.require)
         except NoSuchJob as gone:
             return Outcome(effect.intent, f"nothing to signal: {gone}")
         now = self._clock()
@@ -298,7 +307,7 @@ class Executor:
         only_waiting = isinstance(cancel, acts.Withdraw)
         try:
             await self._slurm.cancel(
-                cancel.job_id, name=cancel.name, may=self._lease.require, only_waiting=only_waiting
+                cancel.job_id, name=cancel.name, may=effect.tick.term.require, only_waiting=only_waiting
             )
         except NoSuchJob as gone:
             return Outcome(effect.intent, f"nothing to cancel: {gone}")
@@ -311,10 +320,10 @@ class Executor:
 def _not_sent(effect: _Effect, text: str, result: Result) -> Outcome:
     """A submission that Slurm was not asked for is in no doubt: its mark is taken back, if it is still ours.
 
-    That of one that is repeated stays, as an earlier call of it was made.
+    That of one that Slurm may have been asked for before stays.
     """
-    intent, marked_at = effect.intent, effect.proven_at
-    if not isinstance(intent.action, acts.Submit) or marked_at is None:
+    intent, marked_at = effect.intent, effect.marked_at
+    if intent.asked_before or marked_at is None:
         return Outcome(intent, text, result)
     return Outcome(
         intent, text, result, write=lambda conn: attempts.unmark_submitting(conn, intent.token, marked_at)
@@ -331,9 +340,13 @@ def _unknown(intent: Intent, error: SubmissionUnknown, now: datetime) -> Outcome
     )
 
 
-def _refused(intent: Intent, reason: str) -> Outcome:
+def _refused(effect: _Effect, reason: str) -> Outcome:
+    """Of this call, and no later one's: who slept since may find that another's was accepted."""
+    intent, marked_at = effect.intent, effect.marked_at
     return Outcome(
-        intent, f"refused: {reason}", write=lambda conn: attempts.record_refusal(conn, intent.token, reason)
+        intent,
+        f"refused: {reason}",
+        write=lambda conn: attempts.record_refusal(conn, intent.token, reason, marked_at),
     )
 
 

@@ -3,8 +3,9 @@
 Taken and renewed here, on the database's clock. Checked in two ways (rule 7): `fence` inside each transaction that an
 effect follows, by the database's clock; and `require` just before each call of Slurm, on this machine's own clock,
 which goes on while the machine sleeps, and with a margin. So a process that slept through its lease notices before it
-acts. What remains is a sleep between that last check and the call: then the attempt's token keeps the job from running
-twice.
+acts. Both belong to one term: what was seen and decided in it ends with it, even where the same process takes the lease
+again a moment later, because between the two another holder may have acted. What remains is a sleep between that last
+check and the call: then the attempt's token keeps the job from running twice.
 """
 
 from __future__ import annotations
@@ -32,6 +33,27 @@ MARGIN_S = 2.0
 """No effect begins this close to the lease's end."""
 
 
+class Term:
+    """One term of the lease: a tick is begun in it and carried out in it, or not at all. Once over it never returns."""
+
+    def __init__(self, lease: Lease, number: int) -> None:
+        self.number = number
+        self.is_over = False
+        """As far as this process knows."""
+        self._lease = lease
+
+    def require(self) -> None:
+        """Raises LeaseLost unless an effect that was decided in this term may begin now."""
+        if self.is_over or not self._lease.held:
+            raise LeaseLost(LEASE_NAME, self.number)
+
+    async def fence(self, connection: AsyncConnection) -> None:
+        """Raises LeaseLost unless this transaction's database says, too, that this term is the current one."""
+        if self.is_over:
+            raise LeaseLost(LEASE_NAME, self.number)
+        await leases.fence(connection, LEASE_NAME, self._lease.holder, self.number)
+
+
 class Lease:
     """One holder's view of the controller's lease."""
 
@@ -47,8 +69,8 @@ class Lease:
         self._db = db
         self._clock = clock
         self._elapsed_s = elapsed_s
-        self._holder = holder
-        self._term: int | None = None
+        self.holder = holder
+        self._term: Term | None = None
         self._sure_until = 0.0
         self._failing = False
         self._abandoned: set[asyncio.Task[int | None]] = set()
@@ -59,14 +81,10 @@ class Lease:
         """Whether effects may begin now."""
         return self._term is not None and self._elapsed_s() < self._sure_until - MARGIN_S
 
-    def require(self) -> None:
-        """Raises LeaseLost unless an effect may begin now."""
-        if not self.held:
-            raise LeaseLost(LEASE_NAME, self._term or 0)
-
-    async def fence(self, connection: AsyncConnection) -> None:
-        """Raises LeaseLost unless this transaction's database says that our term is the current one."""
-        await leases.fence(connection, LEASE_NAME, self._holder, self._term or 0)
+    @property
+    def term(self) -> Term | None:
+        """The one in which a tick may begin now; None: none."""
+        return self._term if self.held else None
 
     async def run(self, on_taken: asyncio.Event) -> None:
         """Takes and renews the lease until cancelled, then gives it back. Sets `on_taken` each time it is
@@ -85,7 +103,7 @@ class Lease:
         """One try to take or to renew it, for RENEW_EVERY_S at most; an outage of the database is no error."""
         asked_at = self._elapsed_s()
         try:
-            term = await self._answer()
+            number = await self._answer()
         except Exception as error:
             if not (isinstance(error, TimeoutError) or is_outage(error)):
                 raise
@@ -97,16 +115,15 @@ class Lease:
         if self._failing:
             log.info("the lease can be asked for again")
             self._failing = False
-        if term is not None:
+        if number is not None:
             self._sure_until = asked_at + TTL_S
-        if term != self._term:
-            if term is None:
-                log.warning("the lease is lost (term %s)", self._term)
-            else:
-                log.info("the lease is ours (term %s)", term)
-            self._term = term
-            if term is not None:
-                on_taken.set()
+        if self._term is not None and number is None:
+            log.warning("the lease is lost (term %d)", self._term.number)
+            self._end_term()
+        elif self._term is None and number is not None:
+            log.info("the lease is ours (term %d)", number)
+            self._term = Term(self, number)
+            on_taken.set()
 
     async def _answer(self) -> int | None:
         """The term that is ours now. Raises TimeoutError.
@@ -114,7 +131,7 @@ class Lease:
         A question that hangs is not waited for even when it is cancelled: if the connection is dead, the driver takes
         longer to give it up than the lease lasts.
         """
-        asking = asyncio.create_task(self._ask(self._term))
+        asking = asyncio.create_task(self._ask(None if self._term is None else self._term.number))
         try:
             await asyncio.wait([asking], timeout=RENEW_EVERY_S)
             if asking.done():
@@ -126,27 +143,35 @@ class Lease:
                 self._abandoned.add(asking)
                 asking.add_done_callback(self._forget)
 
-    async def _ask(self, term: int | None) -> int | None:
+    async def _ask(self, number: int | None) -> int | None:
         async with self._db.transaction() as connection:
             if self._clock is not None:
                 await self._clock.sync(connection)
             # Last, because it locks the lease until the commit.
-            if term is None:
-                return await leases.acquire(connection, LEASE_NAME, self._holder, TTL_S)
-            renewed = await leases.renew(connection, LEASE_NAME, self._holder, term, TTL_S)
-            return term if renewed else None
+            if number is None:
+                return await leases.acquire(connection, LEASE_NAME, self.holder, TTL_S)
+            renewed = await leases.renew(connection, LEASE_NAME, self.holder, number, TTL_S)
+            return number if renewed else None
 
     def _forget(self, asking: asyncio.Task[int | None]) -> None:
         self._abandoned.discard(asking)
         if not asking.cancelled():
             asking.exception()  # How it failed is of no interest: that it did was said.
 
-    async def _give_back(self) -> None:
+    def _end_term(self) -> int | None:
+        """Its number."""
         term, self._term = self._term, None
         if term is None:
+            return None
+        term.is_over = True
+        return term.number
+
+    async def _give_back(self) -> None:
+        number = self._end_term()
+        if number is None:
             return
         try:
             async with asyncio.timeout(MARGIN_S), self._db.transaction() as connection:
-                await leases.release(connection, LEASE_NAME, self._holder, term)
+                await leases.release(connection, LEASE_NAME, self.holder, number)
         except Exception as error:  # It expires by itself; a stop must not fail over it.
             log.warning("the lease could not be given back and will expire: %s", error)

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.exc import IntegrityError
 
 from penstock.controller.execute import Executor
-from penstock.controller.lease import Lease
+from penstock.controller.lease import Term
 from penstock.controller.observe import Observer, failures_of
 from penstock.controller.outcomes import Outcome as Tried
 from penstock.controller.outcomes import Result
@@ -64,7 +64,6 @@ class Reconciler:
         observer: Observer,
         recorder: Recorder,
         executor: Executor,
-        lease: Lease,
         clock: Callable[[], datetime],
         clock_off_s: Callable[[], int] = lambda: 0,
         message_timeout_s: int | None = None,
@@ -76,7 +75,6 @@ class Reconciler:
         self._observer = observer
         self._recorder = recorder
         self._executor = executor
-        self._lease = lease
         self._clock = clock
         self._clock_off_s = clock_off_s
         self._message_timeout_s = message_timeout_s
@@ -88,9 +86,9 @@ class Reconciler:
         self._starts: Mapping[str, tuple[Start, ...]] = {}
         self._read_starts_at: datetime | None = None
 
-    async def tick(self) -> Outcome:
-        """Runs one pass. Raises LeaseLost, the database's outages, and bugs; Slurm's failures are
-        observations."""
+    async def tick(self, term: Term) -> Outcome:
+        """Runs one pass within a term of the lease that began before it. Raises LeaseLost, the database's outages, and
+        bugs; Slurm's failures are observations."""
         tick = secrets.token_hex(4)
         seen = await self._observer.look()
         if self._message_timeout_s is None and isinstance(seen, Listing):
@@ -98,19 +96,19 @@ class Reconciler:
         observation = await self._observe(seen)
         decided = plan(observation)
         if (creations := _creations(decided)).decisions:
-            await self._record(tick, observation, creations)
+            await self._record(tick, term, observation, creations)
             observation = await self._observe(seen)
             decided = plan(observation)
         suspected = observation.cluster is None and suspects(observation.failures, observation.now)
         if suspected and _submits(decided):
             observation = replace(observation, cluster=await self._observer.look_around())
             decided = plan(observation)
-        intents = await self._record(tick, observation, decided)
+        intents = await self._record(tick, term, observation, decided)
         if isinstance(
             seen, Listing
         ):  # Else the plan speaks of the cluster alone, and the others still stand.
             self._recorder.forget_gone(frozenset(decision.subject for decision in decided.decisions))
-        ended = await self._executor.carry_out(tick, intents) if intents else ()
+        ended = await self._executor.carry_out(tick, term, intents) if intents else ()
         self._remember(ended)
         return Outcome(tick, sum(one.result is Result.DONE for one in ended))
 
@@ -190,7 +188,9 @@ class Reconciler:
             and not owned & {(token, job.job_id), (token, None)}
         }
 
-    async def _record(self, tick: str, observation: Observation, decided: Plan) -> tuple[Intent, ...]:
+    async def _record(
+        self, tick: str, term: Term, observation: Observation, decided: Plan
+    ) -> tuple[Intent, ...]:
         before = World(
             {deployment.uid: deployment for deployment in observation.deployments},
             {replica.uid: replica for replica in observation.replicas},
@@ -202,11 +202,11 @@ class Reconciler:
             async with self._db.transaction() as connection:
                 intents = await self._recorder.record(connection, tick, observation.now, decided, before)
                 # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
-                await self._lease.fence(connection)
+                await term.fence(connection)
         except IntegrityError:
             # Another leader may have written the same: then it is that, and no bug.
             async with self._db.transaction() as connection:
-                await self._lease.fence(connection)
+                await term.fence(connection)
             raise
         return intents
 

@@ -29,7 +29,7 @@ from penstock.core.plan import Plan
 from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
 from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
-from penstock.store.records import DecisionRecord, ReplicaStatus, decided
+from penstock.store.records import DecidedAction, DecisionRecord, ReplicaStatus, decided
 
 _SILENT = acts.RecordJob | acts.RecordMissing | acts.RecordRollout
 """Actions that only remember: they make no new row in the log when the sentence is the same."""
@@ -60,6 +60,8 @@ class Intent:
     token: str = ""
     launch: Launch | None = None
     """With Submit and Resubmit."""
+    asked_before: bool = False
+    """With Resubmit: whether Slurm may have been asked for the attempt already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,22 +257,25 @@ class Recorder:
         names: Mapping[str, str],
     ) -> None:
         """Writes the decisions that are new or act; the others are counted."""
-        fresh, again = [], []
+        fresh: list[Decision] = []
+        again: list[_Standing] = []
+        anew: dict[int, tuple[DecidedAction, ...]] = {}
         for decision in plan.decisions:
             if self._stands(decision):
                 self._standing[decision.subject].repeat(now)
             elif self._is_tried_again(decision, names):
-                again.append(self._standing[decision.subject])
-                again[-1].repeat(now)
+                standing = self._standing[decision.subject]
+                standing.repeat(now)
+                again.append(standing)
+                anew[standing.row] = decisions.written(decision, names)
             else:
                 fresh.append(decision)
         replaced = [
             self._standing[decision.subject] for decision in fresh if decision.subject in self._standing
         ]
         # An effect's decision is in the database before it, the count of its tries included (rule 6).
-        await decisions.bump(
-            connection, [count for standing in (*replaced, *again) for count in standing.take()]
-        )
+        counted = [count for standing in (*replaced, *again) for count in standing.take()]
+        await decisions.bump(connection, counted, anew)
         for row in await decisions.insert(connection, tick, fresh, now, names):
             self._standing[row.subject] = _standing(row)
 
@@ -288,9 +293,11 @@ class Recorder:
                 token = self._new_token()
                 launch = await self._launch(connection, world, action, token)
                 return Intent(row, position, action, token, launch)
-            case acts.Resubmit(token=token):
+            case acts.Resubmit(replica_uid, token):
                 launch = await self._launch(connection, world, action, token)
-                return Intent(row, position, action, token, launch)
+                live = world.replicas[replica_uid].live_attempt
+                asked_before = live is not None and live.submitted_at is not None
+                return Intent(row, position, action, token, launch, asked_before)
             case acts.Drain(token=token):
                 await attempts.mark_draining(connection, token, now)
                 return Intent(row, position, action, token)

@@ -60,15 +60,23 @@ _NOT_BEFORE_INTENT = func.greatest(bindparam("now"), attempts.c.intended_at)
 MARK_SUBMITTING = notify.telling(
     update(attempts)
     .where(
-        attempts.c.token == func.any(bindparam("tokens", type_=ARRAY(Text))), attempts.c.ended_at.is_(None)
-    )
-    .values(submitted_at=_NOT_BEFORE_INTENT)
-)
-UNMARK_SUBMITTING = notify.telling(
-    _LIVE.where(
+        attempts.c.token == func.any(bindparam("tokens", type_=ARRAY(Text))),
+        attempts.c.ended_at.is_(None),
         attempts.c.job_id.is_(None),
-        attempts.c.submitted_at == func.greatest(bindparam("marked_at"), attempts.c.intended_at),
-    ).values(submitted_at=None)
+    )
+    # A late word about an earlier call must not shorten the doubt about a later one.
+    .values(submitted_at=func.greatest(_NOT_BEFORE_INTENT, attempts.c.submitted_at))
+)
+_MARKED = _LIVE.where(
+    attempts.c.job_id.is_(None),
+    attempts.c.submitted_at == func.greatest(bindparam("marked_at"), attempts.c.intended_at),
+)
+UNMARK_SUBMITTING = notify.telling(_MARKED.values(submitted_at=None))
+RECORD_REFUSAL = notify.telling(_MARKED.values(refusal=bindparam("sentence")))
+LAUNCH_AGAIN = notify.telling(
+    _LIVE.where(attempts.c.job_id.is_(None)).values(
+        script=bindparam("its_script"), secret_hash=bindparam("its_hash")
+    )
 )
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
 MARK_HANDED_OVER = notify.telling(_LIVE.values(handover_at=bindparam("now")))
@@ -83,7 +91,6 @@ RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
 )
-REKEY = _LIVE.where(attempts.c.registered_at.is_(None))
 END = _LIVE.values(
     ended_at=_NOT_BEFORE_INTENT,
     end_message=bindparam("sentence"),
@@ -192,11 +199,12 @@ async def insert_many(conn: AsyncConnection, made: Sequence[NewAttempt], now: da
     await notify.changed_attempts(conn, [new.token for new in made])
 
 
-async def mark_submitting(conn: AsyncConnection, tokens: Sequence[str], now: datetime) -> int:
-    """Writes of each that sbatch is about to be called. Returns for how many."""
+async def mark_submitting(conn: AsyncConnection, tokens: Sequence[str], now: datetime) -> frozenset[str]:
+    """Writes of each that sbatch is about to be called. Returns for which: not for one that has ended or has a job."""
     if not tokens:
-        return 0
-    return len((await conn.execute(MARK_SUBMITTING, {"tokens": list(tokens), "now": now})).all())
+        return frozenset()
+    marked = await conn.execute(MARK_SUBMITTING, {"tokens": list(tokens), "now": now})
+    return frozenset(row.token for row in marked)
 
 
 async def unmark_submitting(conn: AsyncConnection, token: str, marked_at: datetime) -> bool:
@@ -204,15 +212,18 @@ async def unmark_submitting(conn: AsyncConnection, token: str, marked_at: dateti
     return await _write(conn, UNMARK_SUBMITTING, token, marked_at=marked_at)
 
 
-async def record_refusal(conn: AsyncConnection, token: str, sentence: str) -> bool:
-    """Writes that Slurm said no to the submission."""
-    return await _write(conn, notify.telling(RECORD.values(refusal=sentence)), token)
+async def record_refusal(
+    conn: AsyncConnection, token: str, sentence: str, marked_at: datetime | None
+) -> bool:
+    """Writes that Slurm said no to the submission with this mark. False where another mark has taken its place, or the
+    attempt has a job."""
+    return await _write(conn, RECORD_REFUSAL, token, sentence=sentence, marked_at=marked_at)
 
 
-async def rekey(conn: AsyncConnection, token: str, secret_hash: str) -> bool:
-    """Gives an attempt that nobody has registered for the secret that lies in its folder: the first one may have died
-    with its controller."""
-    return await _write(conn, notify.telling(REKEY.values(secret_hash=secret_hash)), token)
+async def launch_again(conn: AsyncConnection, token: str, script: str, secret_hash: str) -> bool:
+    """Writes with what an attempt that has no job yet is submitted again: its script, which a newer release may render
+    otherwise, and the secret that lies in its folder: the first one may have died with its controller."""
+    return await _write(conn, LAUNCH_AGAIN, token, its_script=script, its_hash=secret_hash)
 
 
 async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Select, bindparam, column, delete, func, literal, or_, select, true, union_all, update
@@ -70,6 +71,7 @@ BUMP = (
     .values(
         count=decisions.c.count + bindparam("times", type_=decisions.c.count.type),
         last_at=func.greatest(bindparam("seen"), decisions.c.last_at),
+        actions=func.coalesce(bindparam("anew", type_=JSONB(none_as_null=True)), decisions.c.actions),
     )
 )
 RECORD_OUTCOME = (
@@ -163,7 +165,7 @@ async def insert(
         "replicas": [decision.replica for decision in made],
         "reasons": [decision.reason.word for decision in made],
         "messages": [decision.message for decision in made],
-        "actions": [encode(_written(decision, names)) for decision in made],
+        "actions": [encode(written(decision, names)) for decision in made],
     }
     ids = sorted((await conn.execute(INSERT, given)).scalars())
     await notify.changed(conn, *(decision.deployment for decision in made))
@@ -175,7 +177,7 @@ async def insert(
             replica=decision.replica,
             reason=decision.reason.word,
             message=decision.message,
-            actions=_written(decision, names),
+            actions=written(decision, names),
             count=1,
             first_at=now,
             last_at=now,
@@ -184,7 +186,7 @@ async def insert(
     )
 
 
-def _written(decision: Decision, names: Mapping[str, str] | None) -> tuple[DecidedAction, ...]:
+def written(decision: Decision, names: Mapping[str, str] | None) -> tuple[DecidedAction, ...]:
     """The decision's actions as the log shows them: those of the database alone are done with the row."""
     return tuple(
         shown if isinstance(action, EFFECTS) else replace(shown, outcome=DONE)
@@ -193,12 +195,29 @@ def _written(decision: Decision, names: Mapping[str, str] | None) -> tuple[Decid
     )
 
 
-async def bump(conn: AsyncConnection, repeated: Sequence[tuple[int, int, datetime]]) -> None:
-    """Writes of decisions made again (id, how many more times, last time) how often and when. Wakes nobody."""
+async def bump(
+    conn: AsyncConnection,
+    repeated: Sequence[tuple[int, int, datetime]],
+    tried_again: Mapping[int, tuple[DecidedAction, ...]] = MappingProxyType({}),
+) -> None:
+    """Writes of decisions made again (id, how many more times, last time) how often and when. Wakes nobody.
+
+    `tried_again`: the actions of those, by id, whose effects are about to be tried once more; what came of the last try
+    is not what comes of this one.
+    """
     if repeated:
         # In the order of their ids, as outcomes are.
         await conn.execute(
-            BUMP, [{"at": id_, "times": count, "seen": last_at} for id_, count, last_at in sorted(repeated)]
+            BUMP,
+            [
+                {
+                    "at": id_,
+                    "times": count,
+                    "seen": last_at,
+                    "anew": encode(tried_again[id_]) if id_ in tried_again else None,
+                }
+                for id_, count, last_at in sorted(repeated)
+            ],
         )
 
 

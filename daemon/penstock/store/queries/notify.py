@@ -30,8 +30,8 @@ NOTIFY_TOKENS = select(func.pg_notify(CHANNEL, _of_tokens.c.name))
 
 def telling(statement: Update) -> Select[Any]:
     """An update of attempts that tells of the deployments it concerns, with a row for each attempt written."""
-    written = statement.returning(attempts.c.replica_uid).cte("written")
-    return select(func.pg_notify(CHANNEL, deployments.c.name)).select_from(
+    written = statement.returning(attempts.c.replica_uid, attempts.c.token).cte("written")
+    return select(func.pg_notify(CHANNEL, deployments.c.name), written.c.token).select_from(
         written.join(replicas, replicas.c.uid == written.c.replica_uid).join(deployments)
     )
 
