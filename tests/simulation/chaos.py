@@ -34,6 +34,12 @@ SETTLE_TICKS = 150
 """With faults off everything is as wanted after at most so many passes, five seconds apart: the longest back-off,
 start-up time-out, drain and orphan's grace of SPEC, one after the other."""
 
+SERVES = """
+EXISTS (SELECT FROM replicas r JOIN attempts a ON a.replica_uid = r.uid WHERE r.deployment_uid = deployments.uid
+AND NOT r.leaving AND a.ended_at IS NULL AND a.phase = 'ready')
+"""
+"""Of a deployment: somebody takes its requests."""
+
 ALONE_TICKS = 40
 """About two minutes and a half: a start, the longest progress deadline of `apply` and SPEC, and a drain."""
 
@@ -398,7 +404,7 @@ async def apply(world: World) -> None:
         spec = replace(spec, outside_changes=OutsideChanges.RESPECT)
     if world.chance(risk.spread):
         spec = replace(spec, node_spread=NodeSpread.SPREAD)
-    if risk.pack and world.chance(risk.pack):
+    if world.chance(risk.pack):
         spec = replace(spec, node_spread=NodeSpread.PACK)
     if world.chance(risk.short):
         limited = replace(spec.placement, time_limit="5m", time_limit_s=300)
@@ -427,16 +433,20 @@ async def change_burst(world: World) -> None:
 
 async def edit(world: World) -> None:
     for name in (await names(world))[:1]:
-        arg = str(world.random.randint(1, 9))
+        await _edit(world, name)
 
-        async def change(conn: AsyncConnection, name: str = name, arg: str = arg) -> None:
-            old = (await deployments.get(conn, name)).spec
-            new = replace(old, engine=Engine(args=(arg,)))
-            await deployments.update_spec(
-                conn, name, new, None, world.now, new_revision=True, expected_version=None
-            )
 
-        await world.people(f"someone edits {name}: a new revision", change)
+async def _edit(world: World, name: str) -> None:
+    arg = str(world.random.randint(1, 9))
+
+    async def change(conn: AsyncConnection) -> None:
+        old = (await deployments.get(conn, name)).spec
+        new = replace(old, engine=Engine(args=(arg,)))
+        await deployments.update_spec(
+            conn, name, new, None, world.now, new_revision=True, expected_version=None
+        )
+
+    await world.people(f"someone edits {name}: a new revision", change)
 
 
 async def roll_out(world: World) -> None:
@@ -453,6 +463,24 @@ async def roll_out(world: World) -> None:
     await leave_alone(world)
     if full:
         make_room(world)
+
+
+async def roll_out_too_soon(world: World) -> None:
+    """Somebody edits a deployment that was never whole, and what starts from then on comes to nothing: there is only
+    what serves by then to fall back on."""
+    await apply(world)
+    never = "coalesce((rollout->>'stable_revision')::int, 0) = 0 AND deleted_at IS NULL"
+    for _ in range(ALONE_TICKS // 2):
+        serving = await names(world, f"{never} AND {SERVES}")
+        if serving or not await names(world, never):
+            break
+        await tick(world)
+    for name in serving:
+        await _edit(world, name)
+    usual = world.risk
+    world.risk = replace(usual, agent=1.0, agents=("stuck", "dies"))
+    await leave_alone(world)
+    world.risk = usual
 
 
 async def leave_alone(world: World) -> None:
@@ -583,6 +611,7 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     apply: 3,
     edit: 2.5,
     roll_out: 0.5,
+    roll_out_too_soon: 0.3,
     undo: 1,
     promote: 1,
     pause_rollout: 1.5,

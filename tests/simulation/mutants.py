@@ -344,6 +344,14 @@ def _relieved_at_once(patch: Patch) -> None:
     patch.setattr(rollout._Fleet, "relieved", relieved)
 
 
+def _only_what_was_whole_is_fallen_back_on(patch: Patch) -> None:
+    def is_stopped(deployment: Any, replicas: Any) -> bool:
+        stable = deployment.rollout.stable_revision not in (0, deployment.revision)
+        return stable and deployment.rollout.failed_revision == deployment.revision
+
+    patch.setattr(rollout, "is_stopped", is_stopped)
+
+
 LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0, nap=0.0, slow=0.0)
 DOUBTFUL = replace(LOST, submissions=("before", "after", "late"))
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
@@ -372,6 +380,12 @@ FLAPPING = replace(
     CALM,
     strategies=(100, 0, 0),
     steps={"edit": 30, "apply": 10, "job_changes": 0, "scale": 0, "pause": 0, "pause_rollout": 0},
+)
+HASTY = replace(
+    CALM,
+    strategies=(100, 0, 0),
+    short=0.8,
+    steps={"roll_out_too_soon": 15, "delete": 8, "preemption": 4, "pause": 0, "pause_rollout": 0},
 )
 DEAF = replace(CALM, steps={"control_outage": 10, "long_wait": 8, "delete": 0})
 
@@ -451,5 +465,11 @@ MUTANTS = (
     Mutant("a canary is rolled out unasked", ("canary",), _canary_rolled_out_unasked, CAREFUL),
     Mutant("the progress deadline runs in the queue", ("9",), _deadline_from_the_queue, ROLLING),
     Mutant("what never got ready and has not ended is forgotten", ("surge",), _unborn_not_counted, FLAPPING),
+    Mutant(
+        "a revision that failed is made anew beside one that serves",
+        ("stopped",),
+        _only_what_was_whole_is_fallen_back_on,
+        HASTY,
+    ),
     Mutant("silence counts while nobody listens", ("5",), _silence_without_ears, DEAF),
 )

@@ -3,7 +3,8 @@ controller's own view.
 
 Numbers are DESIGN's: 1 never twice, 2 owned or gone, 3 unknown is not absent, 4 converges and rests, 5 enough ready,
 6 intent before effect, 7 one leader, 9 waiting is no failure; and `back-off`, `surge` (no more replicas than that),
-`canary` (no more of it than its share) and `bug` (a pass that raises or hangs).
+`canary` (no more of it than its share), `stopped` (no more of a revision that failed beside one that serves) and `bug`
+(a pass that raises or hangs).
 
 A rule can promise only what the world allows. A submission that reaches slurmctld after its message time-out may meet
 its own repetition: then two jobs may be there, and the singleton dependency must keep one from running. A slurmctld
@@ -59,10 +60,14 @@ LEFT JOIN attempts a ON a.replica_uid = r.uid AND a.ended_at IS NULL
 WHERE r.deployment_uid = %s AND r.removed_at IS NULL AND a.handover_at IS NULL
 """
 CANARY = """
-SELECT revision, coalesce((rollout->>'stable_revision')::bigint, 0) AS stable,
+SELECT revision, rollout_paused, coalesce((rollout->>'stable_revision')::bigint, 0) AS stable,
        coalesce((rollout->>'failed_revision')::bigint, 0) AS failed,
        greatest(promoted_revision, (rollout->>'baked_revision')::bigint) AS trusted
 FROM deployments WHERE uid = %s
+"""
+OTHERS = """
+SELECT r.name FROM replicas r JOIN deployments d ON d.uid = r.deployment_uid
+WHERE d.uid = %s AND r.revision <> d.revision AND NOT r.leaving AND r.removed_at IS NULL
 """
 FAILED = """
 SELECT name, (rollout->>'failed_revision')::bigint AS revision, rollout->>'failed_message' AS message
@@ -452,6 +457,7 @@ class Rules:
             if len(found) > most:
                 raise Violation("surge", f"{name} has {len(found)} replicas; {most} may be")
             (record,) = await self._all(CANARY, made.uid)
+            await self._stopped(name, spec, record, made)
             canary = spec.rollout.canary
             is_new = record.stable in (0, revision) or record.trusted >= revision or record.failed == revision
             if canary is None or is_new or record.revision != revision:
@@ -461,6 +467,18 @@ class Rules:
                 raise Violation(
                     "canary", f"{new} replicas of {name} run the canary, of {spec.replicas} wanted"
                 )
+
+    async def _stopped(self, name: str, spec: Spec, record: Any, made: Any) -> None:
+        """A revision that has failed gets no more replicas as long as there are others to fall back on."""
+        failed = record.failed == record.revision and not record.rollout_paused
+        if not (failed and made.current) or spec.rollout.strategy is RolloutStrategy.RECREATE:
+            return
+        others = await self._all(OTHERS, made.uid)
+        if record.stable not in (0, record.revision) or others:
+            raise Violation(
+                "stopped",
+                f"{made.current} made of revision {record.revision} of {name}, which failed, beside {len(others)}",
+            )
 
     async def _deadlines(self, process: Process) -> None:
         """Rule 9: the progress deadline is counted from the job's start."""

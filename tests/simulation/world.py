@@ -124,7 +124,7 @@ class Risk:
     """respect for what somebody else does to their jobs,"""
     spread: float = 0.2
     """another node for each replica,"""
-    pack: float = 0.0
+    pack: float = 0.15
     """the node of another replica for each,"""
     short: float = 0.2
     """a time limit of minutes, so that their jobs are handed over."""
