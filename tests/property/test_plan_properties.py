@@ -512,6 +512,27 @@ def test_what_is_made_fits_the_wanted_number_and_the_surge(world: Observation) -
 @bounded
 @given(worlds())
 def test_a_rollout_that_failed_makes_no_more_of_its_revision(world: Observation) -> None:
+    _assert_nothing_made_of_what_failed(world)
+
+
+@bounded
+@given(worlds())
+def test_nor_does_it_where_none_was_ever_whole(world: Observation) -> None:
+    """Its predecessors' replicas are kept up by their own kind, each that is handed over, too."""
+    failed = [
+        replace(
+            of,
+            revision=of.revision + 1,
+            rollout=RolloutRecord(failed_revision=of.revision + 1, failed_message="chat-1: it died"),
+            rollout_paused=False,
+            paused=False,
+        )
+        for of in world.deployments
+    ]
+    _assert_nothing_made_of_what_failed(replace(world, deployments=tuple(failed)))
+
+
+def _assert_nothing_made_of_what_failed(world: Observation) -> None:
     """As long as there is one to fall back on: a stable one, or a replica of another one."""
     made = plan(world)
     records = {
@@ -519,23 +540,20 @@ def test_a_rollout_that_failed_makes_no_more_of_its_revision(world: Observation)
         for action in actions_of(made)
         if isinstance(action, acts.RecordRollout)
     }
-    creates = {
-        (action.deployment_uid, action.revision)
-        for action in actions_of(made)
-        if isinstance(action, acts.CreateReplica)
-    }
+    creates = [action for action in actions_of(made) if isinstance(action, acts.CreateReplica)]
     for of in world.deployments:
         record = records.get(of.uid, of.rollout)
-        others = [
-            one
-            for one in world.replicas
-            if one.deployment_uid == of.uid and one.revision != of.revision and not one.leaving
-        ]
-        falls_back = record.stable_revision not in (0, of.revision) or others
+        there = [one for one in world.replicas if one.deployment_uid == of.uid and not one.leaving]
+        others = {one.revision for one in there if one.revision != of.revision}
+        if record.stable_revision not in (0, of.revision):
+            others.add(record.stable_revision)
         is_over = record.failed_revision == of.revision and not of.rollout_paused
-        if is_over and falls_back and of.spec.rollout.strategy is not RolloutStrategy.RECREATE:
-            event("stopped, with nothing ever whole" if not record.stable_revision else "stopped")
-            assert (of.uid, of.revision) not in creates
+        if not (is_over and others) or of.spec.rollout.strategy is RolloutStrategy.RECREATE:
+            continue
+        for action in creates:
+            if action.deployment_uid == of.uid:
+                event("one was made of another revision")
+                assert action.revision in others
 
 
 @bounded

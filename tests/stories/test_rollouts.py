@@ -29,6 +29,14 @@ async def ends(stage: Stage, *names: str) -> None:
     await stage.tick(5)
 
 
+async def loads(stage: Stage, *names: str) -> None:
+    """The jobs run, and their engines are not ready yet."""
+    for name in names:
+        await stage.register(name)
+        await stage.report(name, Phase.STARTING, "loading weights")
+    await stage.tick(1)
+
+
 async def canary(stage: Stage, rollout: Rollout) -> None:
     """`chat` with two replicas, and a third that is the canary of revision 2, ready beside one of them."""
     await serve(stage, 2)
@@ -130,6 +138,35 @@ async def test_rollout_failed(stage: Stage) -> None:
     await stage.finish("chat-3", exit_code=1)
     await stage.tick(5)
     await stage.quiet_tick(600)
+
+
+async def test_rollout_failed_and_none_was_ever_whole(stage: Stage) -> None:
+    stage.tell("""Somebody edits a deployment of which one replica serves and the other one still loads, and the new
+        revision never generates a token. None was ever ready on all replicas; but one serves, so it is what to fall
+        back on: what is missing is made like it. When the time limit of the first one is near, so is its successor.""")
+    await stage.apply(replicas=2, rollout=Rollout(progress_deadline_s=120))
+    await stage.tick()
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-1")
+    await loads(stage, "chat-2")
+    stage.ready_at_least = 1
+    await stage.edit(engine=Engine(args=("--new",)))
+    await stage.tick(5)
+    await ends(stage, "chat-2")
+    await stage.tick(1)
+    stage.pass_time(2)
+    await loads(stage, "chat-3", "chat-4")
+    await stage.tick(120)
+    await ends(stage, "chat-3", "chat-4")
+    await stage.tick(1)
+    await starts(stage, "chat-5")
+    stage.ready_at_least = 2
+    await stage.quiet_tick()
+    stage.alter_limit(await stage.job_of("chat-1"), 300)
+    await stage.tick(1)
+    await starts(stage, "chat-6")
+    await ends(stage, "chat-1")
+    await stage.quiet_tick()
 
 
 async def test_rollout_goes_back(stage: Stage) -> None:
