@@ -65,6 +65,8 @@ ANSWERS = ("found", "submitted", "cancelled", "signalled")
 EXECUTOR = {"GROUP": 2, "LANES": 1, "CONCURRENCY": 1}
 """Its settings here: several groups in a pass of three replicas; one effect at a time, else the order of replies would
 be the machine's."""
+MAY_BE_A_GAP_S = members.GAP_S - members.BEAT_INTERVAL_S
+"""A gateway whose beats are lost for longer than this may count as newly come."""
 LOOK_AROUND_EVERY = timedelta(seconds=LOOK_AROUND_EVERY_S)
 STALE_MAX_S = 25.0
 """A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
@@ -393,7 +395,7 @@ class World:
         self._born = 0
         self._taken: set[str] = set()
         """Names of the jobs that controllers submitted."""
-        self._open_since = self._database_down_since = BEGIN
+        self._open_since = self._database_down_since = self._backed_up_at = BEGIN
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -723,8 +725,7 @@ class World:
         self.say(f"the database is {'up' if up else 'down'}")
         if not up and not self.database_down:
             self._database_down_since = self.now
-        # The gateway could not beat for so long that it counts as newly come.
-        if up and self._age_s(self._database_down_since) > members.GAP_S - members.BEAT_INTERVAL_S:
+        if up and self._age_s(self._database_down_since) > MAY_BE_A_GAP_S:
             self._open_since = self.now
         self.database_down = not up
 
@@ -735,14 +736,20 @@ class World:
 
     async def back_up(self) -> None:
         self.say("the database is backed up")
-        self.backed_up = True
+        self.backed_up, self._backed_up_at = True, self.now
         await self.admin.execute("DROP SCHEMA IF EXISTS backup CASCADE; CREATE SCHEMA backup")
         for table in TABLES:
             await self.admin.execute(f"CREATE TABLE backup.{table} AS TABLE public.{table}".encode())
 
     async def restore(self) -> None:
-        """The backup takes the database's place; whoever was connected is not any more."""
+        """The backup takes the database's place; whoever was connected is not any more.
+
+        The gateway's row is as old as the rest, so that its next beat may find a gap: what the agents said meanwhile is
+        lost, and is no silence.
+        """
         self.say("the database is restored from its backup")
+        if self._age_s(self._backed_up_at) > MAY_BE_A_GAP_S:
+            self._open_since = self.now
         self.rules.restored()
         statements = [f"TRUNCATE {', '.join(TABLES)} CASCADE"]
         statements += [
