@@ -19,8 +19,9 @@ from penstock.core.model import Deployment, Replica
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.store.database import Database
-from penstock.store.queries import attempts, deployments, replicas
+from penstock.store.queries import deployments, replicas
 from penstock.testing.slurm import FakeSlurm
+from tests.stored import a_replica_of, an_attempt_of
 
 
 def now() -> datetime:
@@ -78,8 +79,8 @@ async def make_attempt(api: ControlApi, deployment: str, token: str = "token1") 
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     async with api.database.transaction() as conn:
         found = await deployments.get(conn, deployment)
-        replica = await replicas.create(conn, found.uid, found.revision, now())
-        await attempts.insert(conn, replica.uid, token, "#!/bin/bash\n", digest, now())
+        replica = await a_replica_of(conn, found.uid, found.revision, now())
+        await an_attempt_of(conn, replica.uid, token, "#!/bin/bash\n", digest, now())
         return await replicas.get(conn, replica.name)
 
 

@@ -24,6 +24,7 @@ from penstock.v1.inference_pb2_grpc import InferenceServiceStub
 from penstock.v1.replica_pb2_grpc import ReplicaServiceStub
 from penstock.v1.runtime_pb2_grpc import RuntimeServiceStub
 from tests.control_api import SECRET, ControlApi, control_api, make_attempt, now, refused
+from tests.stored import a_replica_of
 
 BOUND_S = 20.0
 PROOF = ((SECRET_KEY, SECRET),)
@@ -307,7 +308,7 @@ async def test_a_jobs_output_is_streamed_and_followed_to_its_end(api: ControlApi
 async def test_there_is_no_output_before_a_job(api: ControlApi) -> None:
     replica = await make_attempt(api, "a")
     async with api.database.transaction() as conn:
-        await replicas.create(conn, replica.deployment_uid, 1, now())
+        await a_replica_of(conn, replica.deployment_uid, 1, now())
     service = ReplicaServiceStub(api.channel)
     call = service.StreamReplicaLogs(replica_pb2.StreamReplicaLogsRequest(name="a-2"))
     code, message, _ = await refused(call.read())

@@ -32,6 +32,7 @@ from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, leases, replicas
 from penstock.store.tables import attempts as attempts_table
 from penstock.testing.slurm import FakeSlurm, SubmitFault
+from tests.stored import a_replica_of, an_attempt_of
 from tests.worlds import NOW
 
 LEASE_WITHIN_S = 10
@@ -138,8 +139,8 @@ async def test_an_id_that_is_still_anothers(floor: Floor) -> None:
     intents = await floor.intents(3)
     async with floor.database.transaction() as conn:
         other = await deployments.create(conn, "b", {}, Spec(Model(path="/m")), NOW)
-        its = await replicas.create(conn, other.uid, 1, NOW)
-        await attempts.insert(conn, its.uid, "old", "#!", "0" * 64, NOW)
+        its = await a_replica_of(conn, other.uid, 1, NOW)
+        await an_attempt_of(conn, its.uid, "old", "#!", "0" * 64, NOW)
         await attempts.record_job_id(conn, "old", 2)
     await floor.carry_out(intents)
     rows = await floor.rows()

@@ -26,6 +26,7 @@ from penstock.core.spec import Model, Spec
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas
 from penstock.store.tables import decisions as decisions_table
+from tests.stored import a_replica_of, an_attempt_of
 from tests.worlds import NOW, at
 
 DAY_S = 86_400
@@ -117,9 +118,9 @@ async def test_a_round_forgets_what_is_old_in_batches(
             when = old if number < 20 else young
             gone = Decision("gone", "", Reason.STEADY, f"number {number}")
             await decisions.insert(conn, "t", [gone], when)
-            replica = await replicas.create(conn, deployment.uid, 1, old)
+            replica = await a_replica_of(conn, deployment.uid, 1, old)
             token = f"token{number}"
-            await attempts.insert(conn, replica.uid, token, "#!", "hash", old)
+            await an_attempt_of(conn, replica.uid, token, "#!", "hash", old)
             await attempts.end(
                 conn, token, message="", exit_code=0, job=None, failures=0, next_attempt_at=None, now=when
             )

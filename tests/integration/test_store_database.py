@@ -20,10 +20,11 @@ from penstock.store import database as store_database
 from penstock.store import migrate
 from penstock.store.database import Database, conninfo, driver_url, is_outage
 from penstock.store.embedded import EmbeddedServer
-from penstock.store.queries import attempts, deployments, notify, replicas, runtime, world
+from penstock.store.queries import deployments, notify, runtime, world
 from penstock.store.records import Load
 from penstock.store.tables import CHANNEL
 from tests.databases import FAST
+from tests.stored import a_replica_of, an_attempt_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPEC = Spec(Model(hub="o/m"))
@@ -134,8 +135,8 @@ class TestTransactions:
                 for name in names:
                     made = await deployments.create(conn, name, {}, SPEC, NOW)
                     for number in range(5):
-                        replica = await replicas.create(conn, made.uid, 1, NOW)
-                        await attempts.insert(conn, replica.uid, f"{name}{number}", "#!", "hash", NOW)
+                        replica = await a_replica_of(conn, made.uid, 1, NOW)
+                        await an_attempt_of(conn, replica.uid, f"{name}{number}", "#!", "hash", NOW)
 
         await fill("a")
         assert await load() == 5
@@ -263,8 +264,8 @@ class TestListening:
     async def test_what_wakes_and_what_does_not(self, database: Database) -> None:
         async with database.transaction() as conn:
             made = await deployments.create(conn, "a", {}, SPEC, NOW)
-            replica = await replicas.create(conn, made.uid, 1, NOW)
-            await attempts.insert(conn, replica.uid, "t", "#!", "hash", NOW)
+            replica = await a_replica_of(conn, made.uid, 1, NOW)
+            await an_attempt_of(conn, replica.uid, "t", "#!", "hash", NOW)
             await runtime.register(conn, "t", job_id=7, restart_count=0, host="n", port=1, now=NOW)
 
         async def report(phase: Phase) -> None:

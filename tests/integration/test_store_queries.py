@@ -57,6 +57,7 @@ from penstock.store.queries import (
     world,
 )
 from penstock.store.records import DecidedAction, Load, ReplicaStatus, RevisionCount
+from tests.stored import a_replica_of, an_attempt_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPEC = Spec(Model(hub="owner/model"))
@@ -77,12 +78,12 @@ async def a_deployment(conn: AsyncConnection, name: str = "a", spec: Spec = SPEC
 
 async def a_replica(conn: AsyncConnection, name: str = "a") -> Replica:
     deployment = await a_deployment(conn, name)
-    return await replicas.create(conn, deployment.uid, 1, NOW)
+    return await a_replica_of(conn, deployment.uid, 1, NOW)
 
 
 async def an_attempt(conn: AsyncConnection, token: str = "t", name: str = "a") -> tuple[Replica, Attempt]:
     replica = await a_replica(conn, name)
-    return replica, await attempts.insert(conn, replica.uid, token, "#!/bin/sh\n", "hash", NOW)
+    return replica, await an_attempt_of(conn, replica.uid, token, "#!/bin/sh\n", "hash", NOW)
 
 
 async def end(conn: AsyncConnection, token: str, *, now: datetime = NOW) -> bool:
@@ -306,7 +307,7 @@ class TestDeployments:
     ) -> None:
         monkeypatch.setattr(revisions, "REVISIONS_KEPT", 2)
         made = await a_deployment(conn)
-        await replicas.create(conn, made.uid, 1, NOW)
+        await a_replica_of(conn, made.uid, 1, NOW)
         for _ in range(4):
             await deployments.update_spec(
                 conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None
@@ -318,7 +319,7 @@ class TestDeployments:
     ) -> None:
         monkeypatch.setattr(revisions, "REVISIONS_KEPT", 2)
         made = await a_deployment(conn)
-        await replicas.create(conn, made.uid, 1, NOW)
+        await a_replica_of(conn, made.uid, 1, NOW)
         for _ in range(4):
             await deployments.update_spec(
                 conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None
@@ -361,7 +362,7 @@ class TestDeployments:
             deployments.mark_deleted(conn, "x", False, NOW),
             revisions.get(conn, "x", 1),
             replicas.get(conn, "x-1"),
-            replicas.create(conn, "x", 1, NOW),
+            a_replica_of(conn, "x", 1, NOW),
             attempts.script(conn, "x"),
         ):
             with pytest.raises(NotFound):
@@ -439,7 +440,7 @@ class TestReplicas:
         assert (first.name, first.number, first.state) == ("a-1", 1, ReplicaState.WAITING)
         assert await replicas.get(conn, "a-1") == replace(first, drain_timeout_s=SPEC.drain_timeout_s)
         await replicas.remove(conn, first.uid, NOW)
-        second = await replicas.create(conn, first.deployment_uid, 1, NOW)
+        second = await a_replica_of(conn, first.deployment_uid, 1, NOW)
         assert second.name == "a-2"
 
     async def test_one_keeps_its_own_revisions_drain_timeout(self, conn: AsyncConnection) -> None:
@@ -455,12 +456,12 @@ class TestReplicas:
     async def test_a_revision_that_is_not_there_is_refused(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
         with pytest.raises(IntegrityError):
-            await replicas.create(conn, made.uid, 2, NOW)
+            await a_replica_of(conn, made.uid, 2, NOW)
 
     async def test_pages(self, conn: AsyncConnection) -> None:
         a, b = await a_deployment(conn, "a"), await a_deployment(conn, "b")
         for uid in (b.uid, a.uid, a.uid):
-            await replicas.create(conn, uid, 1, NOW)
+            await a_replica_of(conn, uid, 1, NOW)
         gone = await replicas.get(conn, "a-1")
         await replicas.remove(conn, gone.uid, later(1), message="scaled away")
 
@@ -482,7 +483,7 @@ class TestReplicas:
 
     async def test_status_of_many_at_once_only_where_it_differs(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
-        uids = [(await replicas.create(conn, made.uid, 1, NOW)).uid for _ in range(3)]
+        uids = [(await a_replica_of(conn, made.uid, 1, NOW)).uid for _ in range(3)]
         queued = [ReplicaStatus(uid, ReplicaState.QUEUED, "Resources") for uid in uids]
         assert await replicas.write_status(conn, queued, later(1)) == 3
         assert await replicas.write_status(conn, queued, later(2)) == 0
@@ -517,9 +518,9 @@ class TestReplicas:
         replica, _ = await an_attempt(conn)
         await runtime.register(conn, "t", job_id=7, restart_count=0, host="h", port=1, now=NOW)
         await ready(conn, "t")
-        await replicas.create(conn, replica.deployment_uid, 1, NOW)
+        await a_replica_of(conn, replica.deployment_uid, 1, NOW)
         await deployments.update_spec(conn, "a", SPEC, None, NOW, new_revision=True, expected_version=None)
-        await replicas.create(conn, replica.deployment_uid, 2, NOW)
+        await a_replica_of(conn, replica.deployment_uid, 2, NOW)
         empty = await a_deployment(conn, "b")
         assert await replicas.count(conn, [replica.deployment_uid, empty.uid]) == {
             replica.deployment_uid: (RevisionCount(1, 2, 1, 1), RevisionCount(2, 1, 0, 0)),
@@ -529,8 +530,8 @@ class TestReplicas:
     async def test_removed_ones_are_forgotten_in_batches(self, conn: AsyncConnection) -> None:
         made = await a_deployment(conn)
         for _ in range(3):
-            await replicas.remove(conn, (await replicas.create(conn, made.uid, 1, NOW)).uid, NOW)
-        kept = await replicas.create(conn, made.uid, 1, NOW)
+            await replicas.remove(conn, (await a_replica_of(conn, made.uid, 1, NOW)).uid, NOW)
+        kept = await a_replica_of(conn, made.uid, 1, NOW)
         assert await replicas.prune(conn, NOW, batch=2) == 0
         assert await replicas.prune(conn, later(1), batch=2) == 2
         assert await replicas.prune(conn, later(1), batch=2) == 1
@@ -544,9 +545,9 @@ class TestAttempts:
         assert (first.number, first.live, first.intended_at) == (1, True, NOW)
         with pytest.raises(IntegrityError, match="attempts_live_index"):
             async with refused(conn):
-                await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+                await an_attempt_of(conn, replica.uid, "u", "#!", "hash", NOW)
         await end(conn, "t")
-        second = await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+        second = await an_attempt_of(conn, replica.uid, "u", "#!", "hash", NOW)
         assert second.number == 2
 
     async def test_of_two_intents_at_once_one_is_refused(self, database: Database) -> None:
@@ -555,7 +556,7 @@ class TestAttempts:
 
         async def intend(token: str) -> None:
             async with database.transaction() as conn:
-                await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+                await an_attempt_of(conn, replica.uid, token, "#!", "hash", NOW)
 
         results = await asyncio.gather(intend("t"), intend("u"), return_exceptions=True)
         assert sorted(type(result).__name__ for result in results) == ["IntegrityError", "NoneType"]
@@ -564,7 +565,7 @@ class TestAttempts:
         replica, _ = await an_attempt(conn)
         await end(conn, "t")
         with pytest.raises(IntegrityError, match="attempts_pkey"):
-            await attempts.insert(conn, replica.uid, "t", "#!", "hash", NOW)
+            await an_attempt_of(conn, replica.uid, "t", "#!", "hash", NOW)
 
     async def test_a_job_belongs_to_one_live_attempt(self, conn: AsyncConnection) -> None:
         await an_attempt(conn, "t", "a")
@@ -588,7 +589,7 @@ class TestAttempts:
         assert await attempts.record_job_id(conn, "t", 7, job(state=JobState.PENDING))
         assert await attempts.record_missing(conn, "t", later(2))
         assert await attempts.record_missing(conn, "t", None)
-        assert await attempts.record_job(conn, "t", job())
+        await attempts.record_jobs(conn, [("t", job(), None)])
         assert await attempts.mark_draining(conn, "t", later(3))
         assert not await attempts.mark_draining(conn, "t", later(9))
         assert await attempts.mark_signalled(conn, "t", later(4))
@@ -631,7 +632,7 @@ class TestAttempts:
         assert not await end(conn, "t", now=later(9))
         assert not await attempts.mark_submitting(conn, ["t"], later(9))
         assert not await attempts.record_job_id(conn, "t", 8)
-        assert not await attempts.record_job(conn, "t", job())
+        await attempts.record_jobs(conn, [("t", job(8), None)])
         assert not await attempts.record_refusal(conn, "t", "no", later(9))
         assert not await attempts.mark_cancelled(conn, "t", later(9))
         assert (await replicas.get(conn, "a-1")).attempt == before
@@ -642,7 +643,7 @@ class TestAttempts:
         replica = await a_replica(conn)
         for number, (blamed, minutes) in enumerate([(True, 10), (False, 20), (True, 30)], 1):
             token = f"t{number}"
-            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            await an_attempt_of(conn, replica.uid, token, "#!", "hash", NOW)
             await attempts.record_job_id(conn, token, number, job(number))
             await attempts.end(
                 conn,
@@ -706,7 +707,7 @@ class TestAttempts:
     async def test_a_new_intent_ends_the_back_off(self, conn: AsyncConnection) -> None:
         replica, _ = await an_attempt(conn)
         await end(conn, "t")
-        await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+        await an_attempt_of(conn, replica.uid, "u", "#!", "hash", NOW)
         found = await replicas.get(conn, "a-1")
         assert found.next_attempt_at is None
         assert found.attempt is not None
@@ -718,7 +719,7 @@ class TestAttempts:
         monkeypatch.setattr(attempts, "ATTEMPTS_KEPT", 2)
         replica = await a_replica(conn)
         for token in "abcd":
-            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            await an_attempt_of(conn, replica.uid, token, "#!", "hash", NOW)
             await end(conn, token)
         assert [item.token for item in await attempts.list_for(conn, replica.uid)] == ["d", "c"]
 
@@ -829,8 +830,8 @@ class TestRuntime:
         spec = replace(SPEC, model=Model(hub="o/m", served_name="llama"))
         made = await a_deployment(conn, "a", spec)
         for token in ("t1", "t2", "t3"):
-            replica = await replicas.create(conn, made.uid, 1, NOW)
-            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            replica = await a_replica_of(conn, made.uid, 1, NOW)
+            await an_attempt_of(conn, replica.uid, token, "#!", "hash", NOW)
         await a_deployment(conn, "b")
 
         async def routable() -> list[str]:
@@ -863,9 +864,11 @@ class TestRuntime:
         await ready(conn, "t3", run=1)
         assert await routable() == ["t3"]
         requeued = Job(3, "n", "c", JobState.PENDING, restarts=2)
-        await attempts.record_job(conn, "t3", requeued)
+        await attempts.record_jobs(conn, [("t3", requeued, None)])
         assert await routable() == []
-        await attempts.record_job(conn, "t3", replace(requeued, state=JobState.RUNNING, restarts=1))
+        await attempts.record_jobs(
+            conn, [("t3", replace(requeued, state=JobState.RUNNING, restarts=1), None)]
+        )
         assert await routable() == ["t3"]
         await end(conn, "t3")
         assert await routable() == []
@@ -879,8 +882,8 @@ class TestRuntime:
 
         async def weights_with(job_id: int, revision: int) -> tuple[tuple[int, int], ...]:
             token = f"t{job_id}"
-            replica = await replicas.create(conn, made.uid, revision, NOW)
-            await attempts.insert(conn, replica.uid, token, "#!", "hash", NOW)
+            replica = await a_replica_of(conn, made.uid, revision, NOW)
+            await an_attempt_of(conn, replica.uid, token, "#!", "hash", NOW)
             await runtime.register(conn, token, job_id=job_id, restart_count=0, host="n1", port=1, now=NOW)
             await ready(conn, token)
             (route,) = (await runtime.routing_state(conn)).routes
@@ -1084,11 +1087,11 @@ class TestWorld:
         async with database.transaction() as conn:
             replica, _ = await an_attempt(conn)
             await end(conn, "t")
-            newest = await attempts.insert(conn, replica.uid, "u", "#!", "hash", NOW)
+            newest = await an_attempt_of(conn, replica.uid, "u", "#!", "hash", NOW)
             await a_deployment(conn, "b")
-            gone = await replicas.create(conn, replica.deployment_uid, 1, NOW)
+            gone = await a_replica_of(conn, replica.deployment_uid, 1, NOW)
             await replicas.remove(conn, gone.uid, NOW)
-            bare = await replicas.create(conn, replica.deployment_uid, 1, NOW)
+            bare = await a_replica_of(conn, replica.deployment_uid, 1, NOW)
         async with database.snapshot() as conn:
             found = await world.load(conn)
             assert [deployment.name for deployment in found.deployments] == ["a", "b"]

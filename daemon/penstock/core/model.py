@@ -169,7 +169,7 @@ class Failure:
     replica: str
     ended_at: datetime
     state: JobState | None
-    """How its job ended. None: there was none, or it was lost."""
+    """How its job ended; of one that was lost, how it was last listed (RUNNING, mostly). None: Slurm never had one."""
     nodes: tuple[str, ...] = ()
     """Where it ran, each by its name."""
 

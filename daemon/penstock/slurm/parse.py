@@ -195,6 +195,14 @@ def parse_number(text: str) -> int:
         raise ParseError(f"not a number: {quote(text)}") from None
 
 
+def parse_job_id(text: str) -> int:
+    """A job's id. Nothing, `(null)` and 0 are none: slurmctld gives ids from FirstJobId on, which is 1 or more."""
+    job_id = parse_number(text)
+    if job_id < 1:
+        raise ParseError(f"not a job id: {quote(text)}; expected a number above 0")
+    return job_id
+
+
 def parse_text(text: str) -> str:
     """A free text; Slurm prints `(null)`, `None` or `none` where there is none."""
     return "" if text in ("(null)", "None", "none", "N/A") else text
@@ -274,7 +282,7 @@ def _job(row: Mapping[str, str]) -> Job:
     state = parse_state(row["State"])
     exit_code, exit_signal = parse_exit(row["exit_code"]) if state in ENDED_STATES else (None, None)
     return Job(
-        job_id=parse_number(row["JobID"]),
+        job_id=parse_job_id(row["JobID"]),
         name=row["Name"],
         comment="" if row["Comment"] == "(null)" else row["Comment"],
         state=state,
@@ -322,7 +330,7 @@ def _past_job(row: Mapping[str, str]) -> Job:
     exit_code, exit_signal = parse_exit(row["ExitCode"]) if state in ENDED_STATES else (None, None)
     nodes = row["NodeList"].strip()
     return Job(
-        job_id=parse_number(row["JobIDRaw"]),
+        job_id=parse_job_id(row["JobIDRaw"]),
         name=row["JobName"],
         comment="",
         state=state,

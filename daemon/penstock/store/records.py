@@ -118,7 +118,7 @@ class FailedAttempt:
     replica: str
     ended_at: datetime
     state: str
-    """Its job's last; empty: there was no job."""
+    """Its job's last: of one that was lost, as it was last listed; empty: Slurm never had one."""
     nodes: str
     """Slurm's own compressed list."""
 

@@ -215,6 +215,12 @@ async def test_history_is_read_from_sacct(program: Program) -> None:
     assert found[1].ends_at == datetime(2026, 3, 2, 15, 9, tzinfo=UTC)
 
 
+async def test_history_of_a_job_without_an_id_is_none(program: Program) -> None:
+    slurm = program.does(SACCT.replace("row 7 FAILED", "row '(null)' FAILED"))
+    with pytest.raises(SlurmUnavailable, match=r"not a job id: '\(null\)'; expected a number above 0"):
+        await slurm.history([7, 8])
+
+
 async def test_nothing_asked_of_history_starts_no_command(program: Program) -> None:
     slurm = program.does("touch asked")
     assert await slurm.history([]) == ()

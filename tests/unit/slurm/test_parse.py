@@ -266,7 +266,12 @@ def _starts(text: str) -> list[int]:
 
 @pytest.mark.parametrize(
     ("field", "text"),
-    [("JobID", "seven"), ("TimeLimit", "soon"), ("StartTime", "later"), ("RestartCnt", "x")],
+    [
+        *(("JobID", text) for text in ("seven", "(null)", "", "N/A", "0", "-1")),
+        ("TimeLimit", "soon"),
+        ("StartTime", "later"),
+        ("RestartCnt", "x"),
+    ],
 )
 def test_one_unreadable_field_fails_the_listing(field: str, text: str) -> None:
     with pytest.raises(ParseError):

@@ -163,20 +163,11 @@ class NewAttempt:
     packed: bool = False
 
 
-async def insert(
-    conn: AsyncConnection, replica_uid: str, token: str, script: str, secret_hash: str, now: datetime
-) -> Attempt:
-    """The intent to submit, which must be committed before sbatch is called.
-
-    Raises sqlalchemy's IntegrityError when the replica has a live attempt already, or there is no such replica.
-    """
-    await insert_many(conn, [NewAttempt(replica_uid, token, script, secret_hash)], now)
-    (made,) = await list_for(conn, replica_uid, 1)
-    return made
-
-
 async def insert_many(conn: AsyncConnection, made: Sequence[NewAttempt], now: datetime) -> None:
-    """The same for many replicas, each once, in as many statements as one takes."""
+    """The intents to submit, one for each replica, which must be committed before sbatch is called.
+
+    Raises sqlalchemy's IntegrityError when a replica has a live attempt already, or there is no such replica.
+    """
     if not made:
         return
     uids = [new.replica_uid for new in made]
@@ -245,17 +236,9 @@ async def record_job_ids(conn: AsyncConnection, taken: Sequence[tuple[str, int]]
         await notify.changed_attempts(conn, [token for token, _ in taken])
 
 
-async def record_job(
-    conn: AsyncConnection, token: str, job: Job, running_since: datetime | None = None
-) -> bool:
-    """Writes what Slurm says of the attempt's job, and since when it has been seen to run."""
-    return await _write(
-        conn, notify.telling(RECORD.values(job=encode(job), running_since=running_since)), token
-    )
-
-
 async def record_jobs(conn: AsyncConnection, seen: Sequence[tuple[str, Job, datetime | None]]) -> None:
-    """The same for many attempts (token, job, running since), in one statement and one word to the others."""
+    """Writes what Slurm says of these attempts' jobs (token, job, since when it has been seen to run), in one statement
+    and one word to the others."""
     if seen:
         await conn.execute(
             RECORD_JOBS,

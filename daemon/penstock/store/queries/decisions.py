@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -20,10 +20,6 @@ from penstock.store.documents import encode
 from penstock.store.queries import notify, rows
 from penstock.store.records import DecidedAction, DecisionRecord, decided
 from penstock.store.tables import CHANNEL, decisions, deployments, replicas
-
-RETENTION = timedelta(days=30)
-"""How long a decision is kept after it was last made, unless it is among the newest of a subject that is
-still there."""
 
 DONE = "done"
 """The outcome of an action that nothing stood in the way of."""

@@ -127,12 +127,6 @@ PRUNE = delete(replicas).where(
 )
 
 
-async def create(conn: AsyncConnection, deployment_uid: str, revision: int, now: datetime) -> Replica:
-    """A new replica, waiting. Raises NotFound."""
-    (made,) = await create_many(conn, {(deployment_uid, revision, False): 1}, now)
-    return made
-
-
 async def create_many(
     conn: AsyncConnection, wanted: Mapping[tuple[str, int, bool], int], now: datetime
 ) -> tuple[Replica, ...]:
