@@ -592,6 +592,8 @@ class TestAttempts:
         await attempts.record_jobs(conn, [("t", job(), None)])
         assert await attempts.mark_draining(conn, "t", later(3))
         assert not await attempts.mark_draining(conn, "t", later(9))
+        assert await attempts.mark_withdrawn(conn, "t", later(3))
+        assert await attempts.mark_withdrawn(conn, "t", later(4)), "the last one counts"
         assert await attempts.mark_signalled(conn, "t", later(4))
         assert await attempts.mark_cancelled(conn, "t", later(5))
         ended_job = job(state=JobState.FAILED)
@@ -615,6 +617,7 @@ class TestAttempts:
             drain_at=later(3),
             signalled_at=later(4),
             cancelled_at=later(5),
+            withdrawn_at=later(4),
             ended_at=later(6),
             end_message="The job failed.",
             exit_code=3,

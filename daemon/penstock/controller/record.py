@@ -301,6 +301,9 @@ class Recorder:
             case acts.Drain(token=token):
                 await attempts.mark_draining(connection, token, now)
                 return Intent(row, position, action, token)
+            case acts.Withdraw(token=token):
+                await attempts.mark_withdrawn(connection, token, now)
+                return Intent(row, position, action, token)
             case acts.Cancel(token=token):
                 return Intent(row, position, action, token)
             case _:

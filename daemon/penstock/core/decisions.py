@@ -311,7 +311,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """scancel the job if it still waits; one that has started meanwhile is left alone."""
+    """Write that the job is withdrawn; then scancel it if it still waits. One that has started is left alone."""
 
     token: str
     job_id: int

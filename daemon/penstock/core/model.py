@@ -108,6 +108,8 @@ class Attempt:
     """When its job was told to drain (SIGTERM)."""
     cancelled_at: datetime | None = None
     """When its job was told to end (scancel)."""
+    withdrawn_at: datetime | None = None
+    """When it was last decided that its job, if it still waits, is withdrawn for the next placement."""
     handover_at: datetime | None = None
     """Since when it has been decided that a successor is to take over before its job's time is up."""
     placement: int = 0

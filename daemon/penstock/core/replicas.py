@@ -479,25 +479,34 @@ def _found_no_company(scene: Scene, attempt: Attempt) -> bool:
 
 def _found_no_room(last: Attempt) -> bool:
     """Whether this attempt that has ended was withdrawn because it found no company."""
-    waited_until = last.intended_at + timedelta(seconds=PACK_WAIT_S)
     return (
         last.packed
+        and last.withdrawn_at is not None
         and _cancelled_by_somebody(last, last.job)
         and last.running_since is None
-        and last.ended_at is not None
-        and last.ended_at >= waited_until
     )
 
 
 def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
-    """Whether a cancellation was the withdrawal that was due. Somebody else's in that very moment counts as ours.
+    """Whether a cancellation was our withdrawal, by its mark, which is written before scancel is called. Somebody
+    else's after that counts as ours; one before it is his, however long the job had waited when it was noticed.
 
-    As it was last seen the job was one that is withdrawn, so not one that is held.
+    As it was last seen the job was one that is withdrawn, so not one that is held; and a mark of an earlier wait, after
+    which the job ran and was requeued, says nothing.
     """
-    seen = attempt.job
-    withdrawn = seen is not None and waits_for(seen.state, seen.reason) not in NEVER_WITHDRAWN
-    due = _patience_is_over(scene, attempt) or _found_no_company(scene, attempt)
-    return withdrawn and due and _cancelled_by_somebody(attempt, job)
+    if attempt.withdrawn_at is None or not _cancelled_by_somebody(attempt, job):
+        return False
+    seen, replica = attempt.job, scene.replica
+    withdrawable = seen is not None and waits_for(seen.state, seen.reason) not in NEVER_WITHDRAWN
+    waited = replica.state is ReplicaState.QUEUED and attempt.phase is Phase.NONE
+    return withdrawable and waited and attempt.withdrawn_at >= replica.since
+
+
+def _goes_on(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
+    """Whether it was withdrawn for the next placement, and not for want of company."""
+    if attempt.withdrawn_at is None or not _was_given_up(scene, attempt, job):
+        return False
+    return not attempt.packed or _patience_is_over(replace(scene, now=attempt.withdrawn_at), attempt)
 
 
 def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
@@ -537,7 +546,7 @@ def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
 
 def _ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     given_up = _was_given_up(scene, attempt, job)
-    next_placement = given_up and _patience_is_over(scene, attempt)
+    next_placement = _goes_on(scene, attempt, job)
     if next_placement:
         where = named(scene.deployment.spec, scene.replica, attempt.placement)
         message = f"job {job.job_id} was withdrawn from {where}"
@@ -578,8 +587,7 @@ def _end(
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
     blame, given_up = _blame(attempt, job), _was_given_up(scene, attempt, job)
-    goes_on = given_up and _patience_is_over(scene, attempt)
-    placement = 0 if attempt.ready_at is not None else attempt.placement + goes_on
+    placement = 0 if attempt.ready_at is not None else attempt.placement + _goes_on(scene, attempt, job)
     if failed:
         ended_at = _ended_at(scene, attempt, job)
         served = backoff.has_served(attempt, ended_at, policy)

@@ -226,6 +226,7 @@ attempts = Table(
     Column("adapters", JSONB, nullable=False, server_default=text("'[]'")),
     # Its submission asked for nodes that run other replicas.
     Column("packed", Boolean, nullable=False, server_default=false()),
+    Column("withdrawn_at", MOMENT),
     UniqueConstraint("replica_uid", "number"),
     CheckConstraint("char_length(token) BETWEEN 1 AND 64", name="token"),
     CheckConstraint("number >= 1", name="number"),

@@ -108,19 +108,27 @@ def test_the_next_one_goes_anywhere_at_once(outside: OutsideChanges) -> None:
     """Whatever is done about what somebody cancels: this was our own act."""
     of = packed(outside_changes=outside)
     gone = job(JobState.CANCELLED, nodes="", started_at=None, ends_at=at(-1))
-    decision = second(of, waits(20, job=WAITING), gone)
+    decision = second(of, waits(20, job=WAITING, withdrawn_at=at(-2)), gone)
     assert decision.reason is Reason.PACK_GIVEN_UP
     (end,) = [action for action in decision.actions if isinstance(action, EndAttempt)]
     assert (end.placement, end.next_attempt_at, end.failed) == (0, at(0), False)
-    ended = waits(20, job=gone, ended_at=at(0), end_message=end.message)
+    ended = waits(20, job=gone, withdrawn_at=at(-2), ended_at=at(0), end_message=end.message)
     waiting = replace(ended, state=ReplicaState.WAITING, next_attempt_at=at(0))
     (submit,) = second(of, waiting).actions
     assert isinstance(submit, Submit)
     assert submit.beside == ()
 
 
+def test_what_somebody_cancelled_before_it_was_withdrawn_is_his() -> None:
+    gone = job(JobState.CANCELLED, nodes="", started_at=None, ends_at=at(-1))
+    decision = second(packed(), waits(20, job=WAITING), gone)
+    assert decision.reason is Reason.CANCELLED_OUTSIDE
+    (end,) = [action for action in decision.actions if isinstance(action, EndAttempt)]
+    assert (end.placement, end.next_attempt_at) == (0, at(40)), "at the pace of what somebody cancels"
+
+
 def test_what_somebody_cancelled_while_it_ran_is_no_withdrawal() -> None:
     of = packed(outside_changes=OutsideChanges.RESPECT)
     gone = job(JobState.CANCELLED, nodes="n1", ends_at=at(-1))
-    ended = waits(20, job=gone, ended_at=at(0), running_since=at(-15))
+    ended = waits(20, job=gone, withdrawn_at=at(-16), ended_at=at(0), running_since=at(-15))
     assert second(of, replace(ended, state=ReplicaState.WAITING)).reason is Reason.CANCELLED_OUTSIDE

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from penstock.core.changes import needs_revision, with_count_and_policies_of
-from penstock.core.decisions import CreateReplica, EndAttempt, Leave, Reason, Withdraw
+from penstock.core.decisions import CreateReplica, EndAttempt, Leave, Reason, Submit, Withdraw
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
 from penstock.core.placements import misplaced, named, placement_of, with_kinds
-from penstock.core.replicas import Scene, plan_replica
+from penstock.core.replicas import PACE_S, Scene, plan_replica
 from penstock.core.rollout import plan_counts
-from penstock.core.spec import Burst, Canary, Placement, Rollout
+from penstock.core.spec import Burst, Canary, OutsideChanges, Placement, Rollout
 from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica
 
 S = ReplicaState
@@ -57,16 +57,26 @@ def test_patience(of: Deployment, one: Replica, listed: Job, gives_up: bool) -> 
 @pytest.mark.parametrize(
     ("one", "ends_as", "goes_to", "reason"),
     [
-        (queued(-300), JobState.CANCELLED, 1, Reason.PLACEMENT_GIVEN_UP),
+        (queued(-300, withdrawn_at=at(-1)), JobState.CANCELLED, 1, Reason.PLACEMENT_GIVEN_UP),
+        (queued(-300, withdrawn_at=at(-300)), JobState.CANCELLED, 1, Reason.PLACEMENT_GIVEN_UP),
+        # It was due, but nobody of ours has withdrawn it: nobody looked for a while.
+        (queued(-300), JobState.CANCELLED, 0, Reason.CANCELLED_OUTSIDE),
+        # That was decided in an earlier wait; then it ran, and was requeued.
+        (queued(-300, withdrawn_at=at(-301)), JobState.CANCELLED, 0, Reason.CANCELLED_OUTSIDE),
         (queued(-100), JobState.CANCELLED, 0, Reason.CANCELLED_OUTSIDE),
         (queued(-9999, placement=1), JobState.CANCELLED, 1, Reason.CANCELLED_OUTSIDE),
         (queued(-300, placement=1), JobState.FAILED, 1, Reason.JOB_ENDED),
         (queued(-300, placement=1, ready_at=at(-50)), JobState.PREEMPTED, 0, Reason.PREEMPTED),
         # Its agent has registered: it has had nodes, and somebody else cancelled it.
-        (queued(-300, phase=Phase.STARTING), JobState.CANCELLED, 0, Reason.CANCELLED_OUTSIDE),
+        (
+            queued(-300, phase=Phase.STARTING, withdrawn_at=at(-1)),
+            JobState.CANCELLED,
+            0,
+            Reason.CANCELLED_OUTSIDE,
+        ),
         # It was held, so nobody of ours has withdrawn it.
         (
-            queued(-300, replace(WAITING, reason="JobHeldAdmin")),
+            queued(-300, replace(WAITING, reason="JobHeldAdmin"), withdrawn_at=at(-1)),
             JobState.CANCELLED,
             0,
             Reason.CANCELLED_OUTSIDE,
@@ -79,6 +89,30 @@ def test_where_the_next_attempt_goes(one: Replica, ends_as: JobState, goes_to: i
     assert (outlook.decision.reason, end.placement) == (reason, goes_to)
     if reason is Reason.PLACEMENT_GIVEN_UP:
         assert (end.failures, end.failed, end.next_attempt_at) == (0, False, NOW)
+
+
+@pytest.mark.parametrize("outside", list(OutsideChanges))
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_what_somebody_cancelled_while_nobody_looked_is_his(outside: OutsideChanges, withdrawn: bool) -> None:
+    """A young job, requeued and cancelled during an outage of ours, in which its patience ended."""
+    of = replace(
+        TWO, spec=replace(TWO.spec, outside_changes=outside, placement=replace(FIRST, patience_s=10))
+    )
+    its = attempt(job=WAITING, intended_at=at(-20), withdrawn_at=at(-1) if withdrawn else None)
+    one = replace(replica(its=its, state=S.QUEUED), since=at(-15))
+    outlook = plan_replica(Scene(NOW, of, one, job(JobState.CANCELLED), 10, None))
+    (end,) = [action for action in outlook.decision.actions if isinstance(action, EndAttempt)]
+    assert end.next_attempt_at == (NOW if withdrawn else at(-20 + PACE_S))
+    left = outside is OutsideChanges.RESPECT and not withdrawn
+    after = replace(
+        one,
+        state=S.WAITING,
+        placement=end.placement,
+        next_attempt_at=end.next_attempt_at,
+        attempt=replace(its, job=job(JobState.CANCELLED), ended_at=NOW),
+    )
+    later = plan_replica(Scene(at(PACE_S), of, after, None, 10, None))
+    assert any(isinstance(action, Submit) for action in later.decision.actions) is not left
 
 
 def test_patience_and_fallbacks_are_no_part_of_a_revision() -> None:

@@ -80,6 +80,7 @@ LAUNCH_AGAIN = notify.telling(
 )
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
 MARK_HANDED_OVER = notify.telling(_LIVE.values(handover_at=bindparam("now")))
+MARK_WITHDRAWN = notify.telling(_LIVE.values(withdrawn_at=bindparam("now")))
 MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
 MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
@@ -260,6 +261,11 @@ async def mark_draining(conn: AsyncConnection, token: str, now: datetime) -> boo
 async def mark_handed_over(conn: AsyncConnection, token: str, now: datetime) -> bool:
     """Writes since when a successor is to take over from it."""
     return await _write(conn, MARK_HANDED_OVER, token, now=now)
+
+
+async def mark_withdrawn(conn: AsyncConnection, token: str, now: datetime) -> bool:
+    """Writes that its job is about to be withdrawn, if it still waits."""
+    return await _write(conn, MARK_WITHDRAWN, token, now=now)
 
 
 async def mark_signalled(conn: AsyncConnection, token: str, now: datetime) -> bool:

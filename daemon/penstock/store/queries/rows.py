@@ -64,7 +64,7 @@ ATTEMPT = tuple(
     for name in (
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
         "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
-        "drain_at", "signalled_at", "cancelled_at", "handover_at", "placement", "packed", "ended_at",
+        "drain_at", "signalled_at", "cancelled_at", "withdrawn_at", "handover_at", "placement", "packed", "ended_at",
         "end_message", "exit_code", "last_words", "adapters",
     )
 )  # fmt: skip
@@ -153,6 +153,7 @@ def attempt(row: AnyRow) -> Attempt:
         drain_at=row.a_drain_at,
         signalled_at=row.a_signalled_at,
         cancelled_at=row.a_cancelled_at,
+        withdrawn_at=row.a_withdrawn_at,
         handover_at=row.a_handover_at,
         placement=row.a_placement,
         packed=row.a_packed,
