@@ -30,6 +30,7 @@ from penstock import process
 from penstock import settings as configuration
 from penstock.controller.controller import Controller
 from penstock.controller.execute import Executor
+from penstock.controller.file_calls import FileCalls, FolderSilent
 from penstock.controller.folders import AgentSettings, Folders
 from penstock.controller.housekeeping import Housekeeping
 from penstock.controller.lease import Lease
@@ -75,7 +76,7 @@ async def run_controller(settings: Settings) -> None:
     try:
         identity = await _await_database(db, settings)
         folders = Folders(_attempts_folder(settings, identity))
-        folders.root.mkdir(mode=0o700, exist_ok=True)
+        await _make_root(folders)
         agents = AgentSettings(settings.control_addresses, settings.agent_bind, settings.agent_advertise)
         clock = DatabaseClock()
         lease = Lease(db, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", clock=clock)
@@ -204,6 +205,15 @@ async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseC
 async def _routing_state(db: Database) -> Any:
     async with db.snapshot() as connection:
         return await runtime.routing_state(connection)
+
+
+async def _make_root(folders: Folders) -> None:
+    """What cannot be made ends the controller, with its reason. A file server that hangs does not: there is more to do
+    than submissions, and each of those makes the folder, too."""
+    try:
+        await FileCalls(folders.root).do(folders.make_root)
+    except FolderSilent as silent:
+        log.warning("%s; nothing is submitted until it answers", silent)
 
 
 def _attempts_folder(settings: Settings, identity: str) -> Path:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from penstock import app, process
+from penstock.controller import file_calls
+from penstock.controller.folders import Folders
 from penstock.settings import Settings
 from penstock.store import migrate
 from penstock.supervisor import FINAL_EXIT, AlreadyRunning, Child, Supervisor, only_one
@@ -46,6 +48,24 @@ def test_a_host_without_slurm_is_one_sentence(
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         "there is no sbatch in the PATH; no Python with pyslurm is configured"
     ]
+
+
+async def test_a_file_server_that_hangs_keeps_no_controller_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(Folders, "make_root", lambda folders: answers.wait(30))
+    await app._make_root(Folders(tmp_path / "attempts"))
+    answers.set()
+    assert f"the folder {tmp_path}/attempts does not answer for 0.05 s" in caplog.text
+
+
+async def test_a_folder_that_cannot_be_made_ends_the_controller(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await app._make_root(Folders(tmp_path / "nowhere" / "attempts"))
+    await app._make_root(Folders(tmp_path / "attempts"))
+    assert (tmp_path / "attempts").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_second_supervisor_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

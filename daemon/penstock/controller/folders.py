@@ -85,13 +85,18 @@ class Folders:
         """Where this attempt's folder is or will be."""
         return self.root / token
 
+    def make_root(self) -> None:
+        """Makes the folder of all of them, readable by its owner only. Idempotent. Raises OSError."""
+        self.root.mkdir(mode=0o700, exist_ok=True)
+
     def prepare(self, token: str, config: Mapping[str, Any], secret: str) -> str:
         """Makes the folder with its two files, readable by their owner only. Idempotent. Raises OSError.
 
         Returns the secret that lies there: an earlier one stays, because an agent may have read it already.
         """
+        self.make_root()
         folder = self.path(token)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _write_private(folder / "agent.json", json.dumps(config, indent=1))
         with contextlib.suppress(FileNotFoundError):
             if there := (folder / SECRET_NAME).read_text(errors="replace").strip():
