@@ -89,6 +89,7 @@ async def run_controller(settings: Settings) -> None:
             executor=Executor(db, slurm, folders, clock),
             clock=clock,
             clock_off_s=lambda: clock.off_s,
+            orphan_grace_s=settings.orphan_grace_s,
         )
         housekeeping = Housekeeping(db, folders, clock, timedelta(days=settings.retention_days))
         await Controller(db, lease, recorder, reconciler, housekeeping, settings.tick_interval_s).run()

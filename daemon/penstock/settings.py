@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from penstock.core.orphans import ORPHAN_GRACE_S
+
 CONFIG_VARIABLE = "PENSTOCK_CONFIG"
 """Names the configuration file where `--config` does not."""
 
@@ -68,6 +70,9 @@ class Settings(BaseSettings):
     """The command that starts the Python for which the site built pyslurm. Empty: Slurm's commands are used."""
     tick_interval_s: Annotated[float, Field(ge=0.2, le=300)] = 5.0
     """Between two looks at Slurm, when nothing else asks for one."""
+    orphan_grace_s: Annotated[int, Field(ge=10, le=86_400)] = ORPHAN_GRACE_S
+    """How long a job that bears our mark and belongs to no attempt is left alone before it is cancelled: the time to
+    notice that the wrong backup was restored."""
     envoy_threads: Annotated[int, Field(ge=1, le=256)] = 2
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long decisions, removed replicas and their jobs' output are kept."""

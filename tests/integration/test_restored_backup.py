@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from penstock.core.orphans import ORPHAN_GRACE_S
+from deploy.cluster.cluster import Cluster
 from penstock.store.embedded import EmbeddedServer
-from tests.penstocks import Penstock, standin, wait_until
+from tests.penstocks import Penstock, running, standin, wait_until
 
 pytestmark = pytest.mark.xdist_group("restored-backup")
+
+
+ORPHAN_GRACE_S = 20
+"""Long enough for two questions to the API on a busy machine."""
+
+
+@pytest.fixture
+def penstock(slurm_cluster: Cluster) -> Iterator[Penstock]:
+    with running(slurm_cluster, more=f"orphan_grace_s = {ORPHAN_GRACE_S}\n") as installation:
+        yield installation
 
 
 def live_jobs(penstock: Penstock) -> dict[str, str]:
@@ -67,12 +78,11 @@ def test_jobs_go_on_while_their_database_is_of_yesterday(penstock: Penstock) -> 
         lambda: "OrphanFound" in penstock.cli("events").stdout, 60, lambda: penstock.cli("events").stdout
     )
     told = penstock.cli("events", "-o", "json").stdout
+    assert live_jobs(penstock).keys() == {kept, forged} | forgotten, "nothing is done at once"
     assert all(f"job {job_id} (penstock-" in told for job_id in forgotten), told
     assert "belongs to no attempt in the database" in told
     assert "unless the controller is stopped before then and the database that knows them is restored" in told
     penstock.wait_ready("kept", 1)
-    assert live_jobs(penstock).keys() == {kept, forged} | forgotten, "nothing is done at once"
-
     wait_until(
         lambda: live_jobs(penstock).keys() == {kept, forged},
         ORPHAN_GRACE_S + 60,

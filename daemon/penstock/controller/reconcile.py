@@ -67,9 +67,11 @@ class Reconciler:
         clock: Callable[[], datetime],
         clock_off_s: Callable[[], int] = lambda: 0,
         message_timeout_s: int | None = None,
+        orphan_grace_s: int | None = None,
     ) -> None:
         """`clock_off_s`: how far the host's own clock is ahead of `clock`.
-        `message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers."""
+        `message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers.
+        `orphan_grace_s`: `Observation.orphan_grace_s`."""
         self._db = db
         self._installation = installation
         self._observer = observer
@@ -78,6 +80,7 @@ class Reconciler:
         self._clock = clock
         self._clock_off_s = clock_off_s
         self._message_timeout_s = message_timeout_s
+        self._orphan_grace_s = orphan_grace_s
         self._world = world.Reader()
         self._strays_since: dict[int, datetime] = {}
         """Of the last full listing's jobs, so it is bounded by it. Another controller counts anew: a longer grace."""
@@ -166,6 +169,7 @@ class Reconciler:
             cluster=self._observer.cluster,
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},
             strays_since=self._strays_since,
+            orphan_grace_s=self._orphan_grace_s,
             known_tokens=known,
             vain=self._vain,
             clock_off_s=self._clock_off_s(),

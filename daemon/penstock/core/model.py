@@ -346,6 +346,8 @@ class Observation:
     strays_since: Mapping[int, datetime] = field(default_factory=dict)
     """Job id -> when a listing first showed the job with our mark and without a live attempt; one that is not here was
     seen only now. By our own clock, since Slurm's may be another."""
+    orphan_grace_s: int | None = None
+    """How long such a job is left alone; None: `orphans.ORPHAN_GRACE_S`."""
     known_tokens: frozenset[str] = frozenset()
     """Tokens of ended attempts whose jobs appear in the listing: theirs, not orphans."""
     vain: Mapping[str, Vain] = field(default_factory=dict)

@@ -98,7 +98,8 @@ def _told(forged: list[Job]) -> str:
 
 def _cancel_at(observation: Observation, job: Job) -> datetime:
     seen_since = observation.strays_since.get(job.job_id, observation.now)
-    return seen_since + timedelta(seconds=ORPHAN_GRACE_S)
+    grace_s = ORPHAN_GRACE_S if observation.orphan_grace_s is None else observation.orphan_grace_s
+    return seen_since + timedelta(seconds=grace_s)
 
 
 def _is_forgotten(observation: Observation, job: Job) -> bool:

@@ -237,6 +237,9 @@ def test_an_orphan_is_given_time_then_cancelled() -> None:
         " restored",
         (),
     )
+    patient = world([], [], [stray()], strays_since={9: at(-899)}, orphan_grace_s=900)
+    assert cluster_says(patient)[0] is Reason.ORPHAN_FOUND, "as long as the site has chosen"
+    assert cluster_says(replace(patient, orphan_grace_s=899))[0] is Reason.ORPHAN_CANCELLED
     known = frozenset({drawn(109)})
     assert cluster_says(world([], [], [stray()], known_tokens=known)) == (
         Reason.ORPHAN_FOUND,
