@@ -611,7 +611,7 @@ STEPS: dict[Callable[[World], Coroutine[Any, Any, None]], float] = {
     apply: 3,
     edit: 2.5,
     roll_out: 0.5,
-    roll_out_too_soon: 0.3,
+    roll_out_too_soon: 0,  # Where the weather says so only: STORMY does.
     undo: 1,
     promote: 1,
     pause_rollout: 1.5,

@@ -384,6 +384,7 @@ FLAPPING = replace(
 HASTY = replace(
     CALM,
     strategies=(100, 0, 0),
+    pack=0.15,
     short=0.8,
     steps={"roll_out_too_soon": 15, "delete": 8, "preemption": 4, "pause": 0, "pause_rollout": 0},
 )

@@ -126,7 +126,7 @@ class Risk:
     """respect for what somebody else does to their jobs,"""
     spread: float = 0.2
     """another node for each replica,"""
-    pack: float = 0.15
+    pack: float = 0.0
     """the node of another replica for each,"""
     short: float = 0.2
     """a time limit of minutes, so that their jobs are handed over."""
@@ -146,6 +146,8 @@ STORMY = Risk(
     submit=0.25,
     stale=0.08,
     agent=0.25,
+    pack=0.15,
+    steps={"roll_out_too_soon": 0.3},
 )
 CALM = Risk()
 
