@@ -43,6 +43,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 DYING_S = 0.25
 
+# From so many calls on, the engine is asked for two tokens an event (the first and the last come at once all the same):
+# an event costs the engine's server and the agent the same whatever it carries, and costs most when there are many.
+CROWD = 32
+CROWDED_INTERVAL = 2
+
 _GENERATE = "generate"
 _EMBED = "embed"
 
@@ -210,6 +215,9 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         try:
             with self._gate.enter():
                 asked = body(self._engine_name(model, _GENERATE))
+                # Not where tools may be called: the engine's parsers of their calls go token by token.
+                if self._gate.inside >= CROWD and "tools" not in asked:
+                    asked.setdefault("stream_interval", CROWDED_INTERVAL)
                 events = self._engine.stream(path, asked, request_id(context))
                 reader = asyncio.create_task(pipe.fill(events))
                 try:

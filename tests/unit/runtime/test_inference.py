@@ -1,13 +1,19 @@
-"""Which ids of requests are passed on."""
+"""Which ids of requests are passed on, and what a stream asks of the engine in a crowd."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from penstock_runtime.inference import request_id
+from penstock.v1 import inference_pb2 as pb
+from penstock_runtime.engine import Engine
+from penstock_runtime.gate import Gate
+from penstock_runtime.inference import CROWD, Inference, request_id
+from penstock_runtime.translate import Json
 
 
 class Call:
@@ -34,3 +40,54 @@ def test_what_cannot_be_a_header_gets_a_new_id(given: str | bytes) -> None:
     assert made != given
     assert len(made) == 32
     assert made != of(("x-request-id", given))
+
+
+class Recorder:
+    """An engine and a call's context in one: keeps what was asked, and answers with one word."""
+
+    def __init__(self) -> None:
+        self.asked: list[Json] = []
+
+    async def stream(self, path: str, body: Json, request_id: str) -> AsyncGenerator[Json, None]:
+        self.asked.append(body)
+        yield {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    async def write(self, chunk: pb.StreamChatResponse) -> None:
+        assert chunk.choices[0].content == "a"
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        pass
+
+
+async def stay(gate: Gate, end: asyncio.Event) -> None:
+    with gate.enter():
+        await end.wait()
+
+
+@pytest.mark.parametrize(
+    ("others", "options", "tools", "interval"),
+    [
+        (CROWD - 2, {}, [], None),
+        (CROWD - 1, {}, [], 2),
+        (CROWD - 1, {"stream_interval": 1}, [], 1),
+        (CROWD - 1, {}, [pb.Tool(name="f")], None),
+    ],
+)
+async def test_in_a_crowd_two_tokens_come_at_a_time(
+    others: int, options: dict[str, Any], tools: list[pb.Tool], interval: int | None
+) -> None:
+    gate, engine, end = Gate("closed"), Recorder(), asyncio.Event()
+    gate.open()
+    crowd = [asyncio.create_task(stay(gate, end)) for _ in range(others)]
+    while gate.inside < others:
+        await asyncio.sleep(0)
+    inference = Inference(cast(Engine, engine), gate, model_names=("m",), adapters=tuple, task="generate")
+    request = pb.StreamChatRequest(model="m", messages=[pb.Message(role=pb.ROLE_USER)], tools=tools)
+    request.engine_options.update(options)
+    await inference.StreamChat(request, cast(Any, engine))
+    assert engine.asked[0].get("stream_interval") == interval
+    end.set()
+    await asyncio.gather(*crowd)
