@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from penstock.core import decisions as acts
 from penstock.core.budget import WINDOW
-from penstock.core.canary import canary_counts, request_weights
+from penstock.core.canary import canary_counts, failed_as_canary, is_canary, request_weights
 from penstock.core.decisions import EFFECTS, Action, Reason
 from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
 from penstock.core.model import (
@@ -38,7 +38,7 @@ from penstock.core.model import (
     job_name,
 )
 from penstock.core.plan import Plan, plan
-from penstock.core.rollout import available_floor
+from penstock.core.rollout import available_floor, plan_counts
 from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.spec import Adapter, AdapterRoom, Canary, NodeSpread, Rollout, RolloutStrategy, share
 from tests.worlds import INSTALLATION, NOW, SPEC, at, deployment, drawn, replica
@@ -51,6 +51,7 @@ SETTLES_WITHIN = 8
 bounded = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 some_states = st.sampled_from(list(JobState))
+SOME_STATES = (ReplicaState.READY, ReplicaState.READY, ReplicaState.STARTING)
 moments = st.integers(-1500, 200).map(lambda seconds: at(seconds + 0.5))
 past = st.integers(-1500, -1).map(lambda seconds: at(seconds + 0.5))
 
@@ -576,6 +577,38 @@ def test_a_handover_takes_no_replica_before_its_successor_is_ready(world: Observ
         if gone:
             event("one was handed over")
             assert len(set(serving) - gone) >= of.spec.replicas
+
+
+@settings(bounded, max_examples=400)
+@given(
+    deployments("chat"),
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from(SOME_STATES), st.booleans()), max_size=7),
+)
+def test_neither_side_of_a_canary_stands_in_for_the_other(
+    of: Deployment, rows: list[tuple[int, ReplicaState, bool]]
+) -> None:
+    """Rule 5 for each revision: requests are shared by revision, so a ready one of another is no successor."""
+    of = replace(of, deleted_at=None, paused=False)
+    there = [
+        replica(number, revision=min(revision, of.revision), state=state)
+        for number, (revision, state, _) in enumerate(rows, start=1)
+    ]
+    ending = [one.uid for one, (_, _, handed_over) in zip(there, rows, strict=True) if handed_over]
+    gone = plan_counts(of, there, ending).leaving
+    if not (is_canary(of) or failed_as_canary(of) and of.rollout_paused) or not of.spec.replicas:
+        return
+    new, old = canary_counts(of.spec.rollout, of.spec.replicas)
+    if of.rollout_paused:
+        new = min(new, sum(one.revision == of.revision for one in there))
+    for number, side in ((new, True), (old, False)):
+        ready = [
+            one
+            for one in there
+            if (one.revision == of.revision) is side and one.state is ReplicaState.READY
+        ]
+        if any(one.uid in gone and one.uid in ending for one in ready):
+            event("one was handed over beside a canary, paused" * of.rollout_paused or "beside a canary")
+            assert sum(one.uid not in gone for one in ready) >= number
 
 
 @bounded

@@ -192,16 +192,30 @@ class _Fleet:
     def ready(self) -> int:
         return sum(one.state is ReplicaState.READY for one in self.staying)
 
-    def relieved(self, but: Sequence[Replica] = ()) -> list[Replica]:
+    def relieved(
+        self, but: Sequence[Replica] = (), beside: tuple[int, int] | None = None
+    ) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
+
+        `beside`: of the current revision and of old ones so many are each to stay ready, as in a canary, where either
+        bears requests that the other does not get. None: whichever is ready takes over.
 
         The one whose job ends first goes first: the others can wait for their successors, and it cannot. One that
         serves nobody is ending by itself, and what it still finishes is left to it.
         """
         gone = {one.uid for one in but}
         ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
-        serving = [one for one in self.ending if one in ready]
-        return serving[: max(0, len(ready) - self.want)]
+        new = sum(one.revision == self.deployment.revision for one in ready)
+        spare = {True: new, False: len(ready) - new}
+        if beside is not None:
+            spare = {True: spare[True] - beside[0], False: spare[False] - beside[1]}
+        found: list[Replica] = []
+        for one in self.ending:
+            side = one.revision == self.deployment.revision
+            if one in ready and spare[side] > 0 and len(ready) - len(found) > self.want:
+                spare[side] -= 1
+                found.append(one)
+        return found
 
     @property
     def stable_is_old(self) -> bool:
@@ -238,8 +252,11 @@ class _Step:
         return Counts(decision, frozenset(replica.uid for replica in self.retired))
 
 
-def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
-    """Towards `new` replicas of the current revision and `base` of the one to fall back on; those of others go."""
+def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _Step:
+    """Towards `new` replicas of the current revision and `base` of the one to fall back on; those of others go.
+
+    `beside`: neither of the two stands in for the other.
+    """
     surplus = [
         *(one for one in fleet.outdated if not (base and one.revision == fleet.base_revision)),
         *least_worth(fleet.stale),
@@ -250,7 +267,7 @@ def _step(fleet: _Fleet, new: int, base: int = 0) -> _Step:
     idle = [replica for replica in surplus if replica.state is not ReplicaState.READY]
     serving = [replica for replica in surplus if replica.state is ReplicaState.READY]
     retired = [*idle, *serving[: max(0, fleet.ready - fleet.floor)]]
-    retired += fleet.relieved(but=retired)
+    retired += fleet.relieved(but=retired, beside=(new, base) if beside else None)
     going = {replica.uid for replica in retired}
     left = sum(replica.uid not in going or _is_unborn(replica) for replica in fleet.fresh)
     room = max(0, fleet.most - fleet.unborn - left)
@@ -317,7 +334,7 @@ def _roll(fleet: _Fleet) -> Counts:
 def _canary(fleet: _Fleet) -> Counts:
     deployment, canary = fleet.deployment, fleet.deployment.spec.rollout.canary
     new, base = canary_counts(deployment.spec.rollout, fleet.want)
-    step = _step(fleet, new, base)
+    step = _step(fleet, new, base, beside=True)
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     message = (
         f"the canary of revision {deployment.revision}: {ready} of {new} ready, beside {len(fleet.base)} of"
@@ -354,14 +371,34 @@ def _stand_still(fleet: _Fleet) -> Counts:
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
     most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
     retired = least_worth(fleet.fresh)[: max(0, have - most)]
-    retired += fleet.relieved(but=retired)
-    made = max(0, min(want - have, fleet.most - fleet.unborn - have))
+    beside = _kept_beside(fleet)
+    retired += fleet.relieved(but=retired, beside=beside)
+    room = max(0, fleet.most - fleet.unborn - have)
+    if beside is None:
+        made = min(max(0, want - have), room)
+        new = min(made, len(fleet.ending) - len(fleet.outdated))
+        made_old = made - new
+    else:
+        made_old = min(max(0, beside[1] - (have - len(fleet.current))), room)
+        new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
         f"the rollout of revision {deployment.revision} stands still until it is resumed;"
         f" {len(fleet.current)} of {want} run it"
     )
-    new = min(made, len(fleet.ending) - len(fleet.outdated))
-    return _Step(fleet, retired, new, made - new).counts(Reason.ROLLOUT_PAUSED, message)
+    return _Step(fleet, retired, new, made_old).counts(Reason.ROLLOUT_PAUSED, message)
+
+
+def _kept_beside(fleet: _Fleet) -> tuple[int, int] | None:
+    """How many of the current revision and of old ones a canary that stands still keeps; None: there is none.
+
+    What was not begun is not begun now, so that there may be fewer of the current one than a canary is.
+    """
+    deployment, want = fleet.deployment, fleet.want
+    if want == 0 or not (is_canary(deployment) or failed_as_canary(deployment)):
+        return None
+    new, old = canary_counts(deployment.spec.rollout, want)
+    new = min(new, sum(one.revision == deployment.revision for one in fleet.staying))
+    return new, max(old, want - new)
 
 
 def _let_go(deployment: Deployment, replicas: Sequence[Replica], reason: Reason, message: str) -> Counts:
