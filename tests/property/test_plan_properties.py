@@ -187,6 +187,7 @@ def deployments(draw: st.DrawFn, name: str) -> Deployment:
         stable_revision=draw(st.integers(0, revision)),
         canary_since=draw(maybe(past)),
         baked_revision=draw(st.integers(0, revision)),
+        trusted_revisions=tuple(sorted(draw(st.sets(st.integers(1, revision))))),
         failed_revision=draw(st.integers(0, revision)),
         failed_message="chat-1: it died",
     )
@@ -595,16 +596,14 @@ def test_neither_side_of_a_canary_stands_in_for_the_other(
     ]
     ending = [one.uid for one, (_, _, handed_over) in zip(there, rows, strict=True) if handed_over]
     gone = plan_counts(of, there, ending).leaving
-    if not (is_canary(of) or failed_as_canary(of) and of.rollout_paused) or not of.spec.replicas:
+    if not (is_canary(of) or (failed_as_canary(of) and of.rollout_paused)) or not of.spec.replicas:
         return
     new, old = canary_counts(of.spec.rollout, of.spec.replicas)
     if of.rollout_paused:
         new = min(new, sum(one.revision == of.revision for one in there))
     for number, side in ((new, True), (old, False)):
         ready = [
-            one
-            for one in there
-            if (one.revision == of.revision) is side and one.state is ReplicaState.READY
+            one for one in there if (one.revision == of.revision) is side and one.state is ReplicaState.READY
         ]
         if any(one.uid in gone and one.uid in ending for one in ready):
             event("one was handed over beside a canary, paused" * of.rollout_paused or "beside a canary")

@@ -7,6 +7,7 @@ stable revision. Nothing here moves a replica; `rollout` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 
 from penstock.core.model import Deployment, RolloutRecord
 from penstock.core.spec import Rollout, share
@@ -28,6 +29,12 @@ def failed_as_canary(deployment: Deployment) -> bool:
     return deployment.rollout.failed_revision == deployment.revision and _is_unproven(
         deployment.spec.rollout, deployment.rollout, deployment.revision, deployment.promoted_revision
     )
+
+
+def is_past_canary(deployment: Deployment) -> bool:
+    """Whether the current revision was promoted or stood its bake time, and has not failed."""
+    passed = max(deployment.promoted_revision, deployment.rollout.baked_revision) >= deployment.revision
+    return passed and deployment.rollout.failed_revision != deployment.revision
 
 
 def canary_counts(rollout: Rollout, want: int) -> tuple[int, int]:
@@ -54,16 +61,21 @@ def request_weights(
 
     `want`: replicas of all revisions together. The canary gets its percentage when it is whole, and before that the
     part of it that its ready replicas are for, so that none of them bears what several are to bear. A canary that has
-    failed, and one that another revision has taken the place of before it was promoted, get nothing.
+    failed, and one that another revision has taken the place of before it was promoted, get nothing. What the canary
+    leaves is shared among the stable revision and the trusted ones by their ready replicas.
     """
     if rollout.canary is None or not record.stable_revision:
         return {}
+    trusted = {record.stable_revision, *record.trusted_revisions} - {record.failed_revision}
     if _is_unproven(rollout, record, revision, promoted_revision):
         failed = record.failed_revision == revision
         percent = 0 if failed else _canary_percent(rollout, want, ready.get(revision, 0))
-        weights = {revision: percent, record.stable_revision: 100 - percent}
+        beside = {one: replicas for one, replicas in ready.items() if one in trusted and one != revision}
+        parts = gcd(*beside.values()) or 1
+        weights = {one: (100 - percent) * replicas // parts for one, replicas in beside.items()}
+        weights[revision] = percent * max(1, sum(beside.values()) // parts)
         return {one: weights.get(one, 0) for one in ready}
-    trusted = {record.stable_revision, revision}
+    trusted.add(revision)
     if ready.keys() <= trusted:
         return {}
     return {one: replicas if one in trusted else 0 for one, replicas in ready.items()}

@@ -161,6 +161,12 @@ class Replica:
     def live_attempt(self) -> Attempt | None:
         return self.attempt if self.attempt is not None and self.attempt.live else None
 
+    @property
+    def has_served(self) -> bool:
+        """Whether its last attempt was ready."""
+        its = self.attempt
+        return self.state is ReplicaState.READY or (its is not None and its.ready_at is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -205,6 +211,9 @@ class RolloutRecord:
     """Since when the canary of the current revision has been wholly ready; the bake time counts from here."""
     baked_revision: int = 0
     """Canaries of revisions up to this one have stood their bake time."""
+    trusted_revisions: tuple[int, ...] = ()
+    """Revisions newer than the stable one that were rolled out to all replicas, without a canary or past it, have
+    replicas that served, and have not failed: theirs are kept as the stable one's are when yet another one comes."""
     failed_revision: int = 0
     """The last revision whose rollout was stopped; 0: none was."""
     failed_message: str = ""

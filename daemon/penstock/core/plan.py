@@ -250,7 +250,9 @@ def _plan_deployment(
     seen = [_seen(replica, outlooks[replica.uid]) for replica in replicas]
     handed_over = _by_their_end(outlooks)
     recorded = deployment.rollout
-    deployment = replace(deployment, rollout=rollout_record(deployment, seen, held, observation.now))
+    deployment = replace(
+        deployment, rollout=rollout_record(deployment, seen, held, observation.now, failures)
+    )
     wrong = misplaced(deployment, seen, handed_over)
     idle = [replica for replica in wrong if replica.state is not ReplicaState.READY]
     moving = [*handed_over, *(replica.uid for replica in wrong if replica.uid not in handed_over)]

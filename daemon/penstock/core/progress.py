@@ -15,22 +15,28 @@ from datetime import datetime, timedelta
 from penstock.core.budget import HeldBack
 from penstock.core.canary import canary_counts, is_canary
 from penstock.core.conditions import last_lines
-from penstock.core.model import Deployment, Replica, ReplicaState, RolloutRecord
+from penstock.core.model import Deployment, Failure, Replica, ReplicaState, RolloutRecord
 
 MESSAGE_MAX = 900
 """Characters: as a revision's cause it must find room beside a few words."""
 
-TRIES = 5
-"""Attempts of one replica that fail in a row until its revision has failed: with the default back-off ten minutes and
-more. The budget alone would not do: the few replicas of a surge, each waiting longer and longer, never spend in an hour
-what all the replicas of a large deployment may."""
+TRIES = 8
+"""Attempts of one replica that fail in a row until its revision has failed, or as many as its policy allows in an hour
+where that is more. With the default back-off the eighth comes after 10 + 20 + 40 + 80 + 160 + 300 + 300 = 910 s of
+waiting, at least 682 s with the jitter: longer than a file server takes to come back. The budget alone would not do:
+the few replicas of a surge, each waiting longer and longer, never spend in an hour what all the replicas of a large
+deployment may."""
 
 
 def rollout_record(
-    deployment: Deployment, replicas: Sequence[Replica], held: Mapping[str, HeldBack], now: datetime
+    deployment: Deployment,
+    replicas: Sequence[Replica],
+    held: Mapping[str, HeldBack],
+    now: datetime,
+    failures: Sequence[Failure] = (),
 ) -> RolloutRecord:
     """The record after a look at `replicas`: all of the deployment, in their states of now. `held`: by uid, those that
-    may not be tried now."""
+    may not be tried now. `failures`: the deployment's of the last hour."""
     record = deployment.rollout
     if deployment.deleted_at is not None or deployment.paused:
         return record
@@ -42,14 +48,18 @@ def rollout_record(
         record = replace(record, canary_since=None)
         if ready >= deployment.spec.replicas > 0:
             record = _stable(record, deployment.revision)
+    record = replace(record, trusted_revisions=_trusted(deployment, record, replicas))
     if deployment.revision in (record.stable_revision, record.failed_revision) or deployment.rollout_paused:
         return record
     for one in sorted(mine, key=lambda one: one.number):
-        if why := _failure(deployment, one, held.get(one.uid), now):
+        if why := _failure(deployment, one, held.get(one.uid), now, failures):
             message = f"{one.name}: {why}"
             return replace(
                 record,
                 canary_since=None,
+                trusted_revisions=tuple(
+                    number for number in record.trusted_revisions if number != deployment.revision
+                ),
                 failed_revision=deployment.revision,
                 failed_message=message if len(message) <= MESSAGE_MAX else f"{message[: MESSAGE_MAX - 3]}...",
             )
@@ -67,6 +77,19 @@ def _stable(record: RolloutRecord, revision: int) -> RolloutRecord:
     return replace(record, stable_revision=revision)
 
 
+def _trusted(deployment: Deployment, record: RolloutRecord, replicas: Sequence[Replica]) -> tuple[int, ...]:
+    """No more than there are replicas: a revision that has none left is forgotten."""
+    known = set(record.trusted_revisions)
+    if not is_canary(deployment):
+        known.add(deployment.revision)
+    served = {one.revision for one in replicas if not one.leaving and one.has_served}
+    return tuple(
+        number
+        for number in sorted(known & served)
+        if number > record.stable_revision and number != record.failed_revision
+    )
+
+
 def _bake(deployment: Deployment, record: RolloutRecord, ready: int, now: datetime) -> RolloutRecord:
     new, _ = canary_counts(deployment.spec.rollout, deployment.spec.replicas)
     if ready < new:
@@ -80,16 +103,28 @@ def _bake(deployment: Deployment, record: RolloutRecord, ready: int, now: dateti
     return replace(record, canary_since=since)
 
 
-def _failure(deployment: Deployment, replica: Replica, held: HeldBack | None, now: datetime) -> str:
+def _failure(
+    deployment: Deployment,
+    replica: Replica,
+    held: HeldBack | None,
+    now: datetime,
+    failures: Sequence[Failure],
+) -> str:
     """Why the replica makes its revision's rollout fail; empty: it does not."""
     attempt = replica.attempt
     if held is not None and held.until is not None and attempt is not None:
         how = f": {attempt.end_message}" if attempt.end_message else ""
         lost = f"{held.failed} of the {held.allowed} failures an hour that the revision may lose are spent"
         return f"{lost}{how}{last_lines(attempt)}"
-    if replica.failures >= TRIES and attempt is not None and not attempt.live:
-        how = f": {attempt.end_message}" if attempt.end_message else ""
-        return f"{replica.failures} attempts failed in a row{how}{last_lines(attempt)}"
+    if attempt is not None and not attempt.live and not attempt.refusal:
+        # What Slurm refused or lost never began, or nobody knows how it ended: that tells nothing of the revision.
+        began = replica.failures - sum(
+            one.state is None and (one.replica, one.revision) == (replica.name, replica.revision)
+            for one in failures
+        )
+        if began >= max(TRIES, deployment.spec.restart.max_failures_per_hour or 0):
+            how = f": {attempt.end_message}" if attempt.end_message else ""
+            return f"{began} attempts failed in a row{how}{last_lines(attempt)}"
     attempt = replica.live_attempt
     if attempt is None or attempt.running_since is None:
         return ""

@@ -15,6 +15,7 @@ counted, so that a successor is made for it beyond every surge, and it goes once
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -107,6 +108,12 @@ def is_stopped(deployment: Deployment, replicas: Sequence[Replica]) -> bool:
     )
 
 
+def _is_base(deployment: Deployment, base_revision: int, one: Replica) -> bool:
+    """Whether a replica of an old revision is one to fall back on."""
+    trusted = one.revision in deployment.rollout.trusted_revisions and one.has_served
+    return one.revision == base_revision or trusted
+
+
 def _base_revision(deployment: Deployment, replicas: Sequence[Replica]) -> int:
     """Which revision is fallen back on, and replaces an old replica that is missing; the current one: there is none.
 
@@ -116,7 +123,7 @@ def _base_revision(deployment: Deployment, replicas: Sequence[Replica]) -> int:
     if deployment.rollout.stable_revision not in (0, deployment.revision):
         return deployment.rollout.stable_revision
     old = [one for one in replicas if one.revision != deployment.revision and not one.leaving]
-    served = [one for one in old if _has_served(one)]
+    served = [one for one in old if one.has_served]
     return max((one.revision for one in served or old), default=deployment.revision)
 
 
@@ -130,7 +137,8 @@ class _Fleet:
     """Handed over, of whichever revision; the one whose job ends first before others."""
     current: list[Replica] = field(default_factory=list)
     base: list[Replica] = field(default_factory=list)
-    """Of `base_revision`, where that is another than the current one."""
+    """Of `base_revision`, where that is another than the current one; and those of trusted ones that served: whoever
+    was past its canary is not thrown away for the next one's."""
     stale: list[Replica] = field(default_factory=list)
     """Of any other revision."""
     unborn: int = 0
@@ -153,7 +161,7 @@ class _Fleet:
             elif one.revision == deployment.revision:
                 current.append(one)
             else:
-                (base if one.revision == base_revision else stale).append(one)
+                (base if _is_base(deployment, base_revision, one) else stale).append(one)
         ending.sort(key=lambda one: handed_over.index(one.uid))
         return cls(deployment, base_revision, ending, current, base, stale, unborn)
 
@@ -192,9 +200,7 @@ class _Fleet:
     def ready(self) -> int:
         return sum(one.state is ReplicaState.READY for one in self.staying)
 
-    def relieved(
-        self, but: Sequence[Replica] = (), beside: tuple[int, int] | None = None
-    ) -> list[Replica]:
+    def relieved(self, but: Sequence[Replica] = (), beside: tuple[int, int] | None = None) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
 
         `beside`: of the current revision and of old ones so many are each to stay ready, as in a canary, where either
@@ -258,7 +264,11 @@ def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _S
     `beside`: neither of the two stands in for the other.
     """
     surplus = [
-        *(one for one in fleet.outdated if not (base and one.revision == fleet.base_revision)),
+        *(
+            one
+            for one in fleet.outdated
+            if not (base and _is_base(fleet.deployment, fleet.base_revision, one))
+        ),
         *least_worth(fleet.stale),
         *least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
         *least_worth(fleet.current)[: max(0, len(fleet.current) - new)],
@@ -337,8 +347,7 @@ def _canary(fleet: _Fleet) -> Counts:
     step = _step(fleet, new, base, beside=True)
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     message = (
-        f"the canary of revision {deployment.revision}: {ready} of {new} ready, beside {len(fleet.base)} of"
-        f" revision {fleet.base_revision}"
+        f"the canary of revision {deployment.revision}: {ready} of {new} ready, beside {_by_revision(fleet)}"
     )
     since, bake_s = deployment.rollout.canary_since, canary.bake_s if canary is not None else None
     if bake_s is None:
@@ -348,6 +357,13 @@ def _canary(fleet: _Fleet) -> Counts:
     else:
         message += f"; promoted at {clock(since + timedelta(seconds=bake_s), since)}"
     return step.counts(Reason.ROLLOUT_CANARY, message)
+
+
+def _by_revision(fleet: _Fleet) -> str:
+    """Those to fall back on, such as `1 of revision 1 and 3 of revision 2`."""
+    numbers = Counter(one.revision for one in fleet.base)
+    listed = sorted(numbers) or [fleet.base_revision]
+    return " and ".join(f"{numbers[revision]} of revision {revision}" for revision in listed)
 
 
 def _stop(fleet: _Fleet) -> Counts:
@@ -411,11 +427,6 @@ def _is_unborn(replica: Replica) -> bool:
     """Whether it was never ready, and its job may still be there."""
     attempt = replica.live_attempt
     return attempt is not None and attempt.ready_at is None
-
-
-def _has_served(replica: Replica) -> bool:
-    attempt = replica.attempt
-    return replica.state is ReplicaState.READY or (attempt is not None and attempt.ready_at is not None)
 
 
 def least_worth(replicas: Sequence[Replica]) -> list[Replica]:

@@ -13,7 +13,7 @@ import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.contract import quoted
-from penstock.core.canary import is_canary
+from penstock.core.canary import is_canary, is_past_canary
 from penstock.core.changes import needs_revision, with_count_and_policies_of
 from penstock.core.model import Deployment, RevisionEventType
 from penstock.core.spec import Spec
@@ -44,7 +44,7 @@ async def restart(db: Database, name: str, now: datetime, *, author: str = "", c
     """A revision that differs in nothing but its number: the rollout does the rest. Raises what `get` raises."""
 
     async def same(_: AsyncConnection, found: Deployment) -> Wish:
-        return Wish(found.spec, cause or "restart")
+        return Wish(found.spec, cause or "restart", proven=is_past_canary(found))
 
     await _revise(db, name, now, author, same)
 

@@ -776,8 +776,9 @@ class Rollout(_message.Message):
     """Ready replicas below the wanted number during a rollout: a number or a percentage. Unset: 0."""
     progress_deadline_s: _builtins.int
     """How long a replica of a new revision may take from its job's start (never from the submission) until it is ready. Then, or when
-    its attempts have spent restart.max_failures_per_hour, the rollout is stopped, and the old replicas stay. At most
-    probes.startup_timeout_s, after which the job is cancelled. Unset: that.
+    its attempts have spent restart.max_failures_per_hour, or when 8 attempts of one replica have failed in a row (as many as
+    restart.max_failures_per_hour where that is set and more; a submission that Slurm refuses does not count), the rollout is
+    stopped, and the old replicas stay. At most probes.startup_timeout_s, after which the job is cancelled. Unset: that.
     """
     rollback_on_failure: _builtins.bool
     """A rollout that failed goes back to the last revision that worked, by itself."""

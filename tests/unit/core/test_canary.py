@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from penstock.core import backoff
 from penstock.core.budget import HeldBack
-from penstock.core.canary import canary_counts, failed_as_canary, is_canary, request_weights
+from penstock.core.canary import canary_counts, failed_as_canary, is_canary, is_past_canary, request_weights
 from penstock.core.decisions import CreateReplica, GoBack, Leave, Reason, RecordRollout
-from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
+from penstock.core.model import Deployment, Failure, Phase, Replica, ReplicaState, RolloutRecord
 from penstock.core.plan import plan
-from penstock.core.progress import rollout_record
+from penstock.core.progress import TRIES, rollout_record
 from penstock.core.rollout import plan_counts
-from penstock.core.spec import Canary, Rollout, RolloutStrategy
+from penstock.core.spec import Canary, RestartPolicy, Rollout, RolloutStrategy
 from tests.worlds import NOW, at, attempt, deployment, drawn, job, ready_attempt, replica, world
 
 READY, STARTING, QUEUED, WAITING = (
@@ -70,6 +72,10 @@ def test_there_is_a_canary_only_of_what_is_new_beside_what_is_stable(
     assert failed_as_canary(of) is (of.rollout.failed_revision == 2)
 
 
+TRUSTED = RolloutRecord(stable_revision=1, trusted_revisions=(2,))
+"""Revision 2 was promoted and is not on all replicas yet."""
+
+
 @pytest.mark.parametrize(
     ("says", "record", "revision", "promoted", "ready", "expected"),
     [
@@ -82,6 +88,18 @@ def test_there_is_a_canary_only_of_what_is_new_beside_what_is_stable(
         ("promoted: all alike", RolloutRecord(1), 2, 2, {1: 3, 2: 1}, {}),
         ("undone: it gets nothing", RolloutRecord(1), 3, 3, {3: 3, 2: 1}, {3: 3, 2: 0}),
         ("over", RolloutRecord(2), 2, 2, {2: 4}, {}),
+        ("beside a trusted one, too", TRUSTED, 3, 2, {1: 1, 2: 8, 3: 3}, {1: 75, 2: 600, 3: 225}),
+        ("all the old ones are trusted ones", TRUSTED, 3, 2, {2: 9}, {2: 100}),
+        (
+            "failed beside a trusted one",
+            replace(TRUSTED, failed_revision=3),
+            3,
+            2,
+            {1: 1, 2: 3, 3: 1},
+            {1: 100, 2: 300, 3: 0},
+        ),
+        ("promoted: the trusted one serves until it goes", TRUSTED, 3, 3, {1: 1, 2: 3, 3: 1}, {}),
+        ("a canary that was undone is not trusted", TRUSTED, 4, 4, {2: 3, 3: 1, 4: 1}, {2: 3, 3: 0, 4: 1}),
         ("the first revision", RolloutRecord(0), 1, 0, {1: 4}, {}),
     ],
 )
@@ -194,6 +212,24 @@ ROWS = [
         "the rollout of revision 2 stands still until it is resumed; 1 of 2 run it; 1 made",
         made=[1],
         handed_over=["r1"],
+    ),
+    Row(
+        "one that was promoted, and is not everywhere yet, is kept beside the next canary",
+        deployment(replicas=4, revision=3, promoted_revision=2, rollout=canary(), record=TRUSTED),
+        these((1, READY), (2, READY), (2, READY), (2, READY)),
+        Reason.ROLLOUT_CANARY,
+        "the canary of revision 3: 0 of 1 ready, beside 1 of revision 1 and 3 of revision 2; promoted by hand; 1 made",
+        made=[3],
+    ),
+    Row(
+        "but for those of it that never served",
+        deployment(replicas=4, revision=3, promoted_revision=2, rollout=canary(), record=TRUSTED),
+        these((1, READY), (1, READY), (2, READY), (2, STARTING)),
+        Reason.ROLLOUT_CANARY,
+        "the canary of revision 3: 0 of 1 ready, beside 2 of revision 1 and 1 of revision 2; promoted by hand;"
+        " 1 made, 1 to go",
+        leave=["r4"],
+        made=[3],
     ),
     Row(
         "a canary of one does not stand in for the stable one whose job ends",
@@ -331,6 +367,39 @@ def test_what_is_ready_everywhere_is_stable() -> None:
     assert rollout_record(replace(of, spec=replace(of.spec, replicas=0)), [], {}, NOW) == FAILED
 
 
+def test_what_is_past_its_canary_is_trusted_once_it_serves() -> None:
+    of = deployment(replicas=4, revision=2, rollout=canary())
+    mine = these((1, READY), (1, READY), (2, READY), (2, STARTING))
+    assert rollout_record(of, mine, {}, NOW).trusted_revisions == ()
+    promoted = replace(of, promoted_revision=2)
+    assert rollout_record(promoted, these((1, READY), (2, STARTING)), {}, NOW) == of.rollout
+    found = rollout_record(promoted, mine, {}, NOW)
+    assert found.trusted_revisions == (2,)
+    after = replace(of, revision=3, promoted_revision=2, rollout=found)
+    assert rollout_record(after, mine, {}, NOW).trusted_revisions == (2,)
+    assert rollout_record(after, these((1, READY), (3, READY)), {}, NOW).trusted_revisions == ()
+    whole = rollout_record(promoted, these(*[(2, READY)] * 4), {}, NOW)
+    assert (whole.stable_revision, whole.trusted_revisions) == (2, ())
+    broken = replica(9, revision=2, its=attempt(ended_at=at(-5)), failures=TRIES)
+    assert rollout_record(promoted, [*mine, broken], {}, NOW).trusted_revisions == ()
+
+
+@pytest.mark.parametrize(
+    ("past", "promoted", "record"),
+    [
+        (False, 0, RolloutRecord(1)),
+        (True, 2, RolloutRecord(1)),
+        (True, 0, RolloutRecord(1, baked_revision=2)),
+        (False, 2, RolloutRecord(1, failed_revision=2)),
+    ],
+)
+def test_a_restart_of_what_is_past_its_canary_needs_none(
+    past: bool, promoted: int, record: RolloutRecord
+) -> None:
+    of = deployment(replicas=4, revision=2, rollout=canary(), promoted_revision=promoted, record=record)
+    assert is_past_canary(of) is past
+
+
 def test_it_goes_back_by_itself_where_that_is_asked_for() -> None:
     asked = deployment(replicas=1, revision=2, rollout=Rollout(rollback_on_failure=True), record=FAILED)
     decided = plan(world([asked], [], [])).decisions[0]
@@ -379,15 +448,50 @@ def test_a_revision_fails_when_one_replica_failed_too_often_in_a_row() -> None:
     def failing(failures: int) -> Replica:
         return replica(5, revision=2, its=ended, failures=failures, next_attempt_at=at(160))
 
-    assert rollout_record(of, [*stable, failing(4)], {}, NOW) == of.rollout
-    own = plan(world([of], [failing(5)], [])).decisions[0]
+    assert rollout_record(of, [*stable, failing(7)], {}, NOW) == of.rollout
+    own = plan(world([of], [failing(8)], [])).decisions[0]
     assert own.reason is Reason.ROLLOUT_FAILED
     recorded = next(one for one in own.actions if isinstance(one, RecordRollout))
     assert recorded.rollout.failed_message == (
-        "chat-5: 5 attempts failed in a row: job 7 ended as FAILED; the engine's last lines: no such option"
+        "chat-5: 8 attempts failed in a row: job 7 ended as FAILED; the engine's last lines: no such option"
     )
     whole = replace(of, rollout=RolloutRecord(stable_revision=2))
     assert rollout_record(whole, [failing(9)], {}, NOW) == whole.rollout
+
+
+def test_the_tries_outlast_a_short_outage() -> None:
+    waits = [
+        sum(
+            (backoff.delay(failures, RestartPolicy(), of) for failures in range(1, TRIES)),
+            start=timedelta(),
+        ).total_seconds()
+        for of in ("", *(f"chat-{number}" for number in range(50)))
+    ]
+    assert waits[0] == 910
+    assert min(waits) >= 682
+
+
+def test_refusals_and_what_was_lost_are_no_tries_of_a_revision() -> None:
+    """A partition that is closed for minutes, or a limit on submissions, says nothing of the new spec."""
+    of = deployment(replicas=4, revision=2)
+    ended = attempt(ended_at=at(-5), end_message="job 7 ended as FAILED")
+    refused = replace(ended, job_id=None, refusal="Slurm says no")
+    mine = replica(5, revision=2, its=refused, failures=30, next_attempt_at=at(160))
+    assert rollout_record(of, [mine], {}, NOW) == of.rollout
+    failing = replace(mine, attempt=ended, failures=TRIES + 2)
+    lost = [Failure("chat", 2, "chat-5", at(-900 + at_s), None) for at_s in range(3)]
+    others = [replace(lost[0], replica="chat-6"), replace(lost[0], revision=1)]
+    assert rollout_record(of, [failing], {}, NOW, lost) == of.rollout
+    assert rollout_record(of, [failing], {}, NOW, [*lost[:2], *others]).failed_revision == 2
+
+
+def test_a_policy_that_allows_more_failures_gives_more_tries() -> None:
+    patient = RestartPolicy(backoff_initial_s=1, backoff_max_s=1, max_failures_per_hour=20)
+    of = deployment(replicas=1, revision=2)
+    of = replace(of, spec=replace(of.spec, restart=patient))
+    mine = replica(2, revision=2, its=attempt(ended_at=at(-5)), failures=19, next_attempt_at=at(1))
+    assert rollout_record(of, [mine], {}, NOW) == of.rollout
+    assert rollout_record(of, [replace(mine, failures=20)], {}, NOW).failed_revision == 2
 
 
 def test_it_stays_where_it_was_tried_to_go_back_and_cannot() -> None:

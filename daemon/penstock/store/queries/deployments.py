@@ -379,10 +379,10 @@ async def _revise(
 ) -> dict[str, Any]:
     """Writes the next revision; returns what of the deployment changes with it.
 
-    The stable spec has nothing to prove to a canary, so a revision that is it again counts as promoted.
+    Neither the stable spec nor a trusted one has anything to prove to a canary: one that is it counts as promoted.
     """
     number = old.revision + 1
-    proven = proven or await _is_stable(conn, old, spec)
+    proven = proven or await _is_trusted(conn, old, spec)
     document = encode(spec)
     await revisions.insert(conn, old.uid, number, document, now, author=author, cause=cause, proven=proven)
     if needs_revision(old.spec, spec):
@@ -417,12 +417,16 @@ def _gives_more_tries(old: Deployment, spec: Spec) -> bool:
     )
 
 
-async def _is_stable(conn: AsyncConnection, deployment: Deployment, spec: Spec) -> bool:
-    try:
-        stable = await revisions.get(conn, deployment.uid, deployment.rollout.stable_revision)
-    except NotFound:
-        return False
-    return not needs_revision(stable.spec, spec)
+async def _is_trusted(conn: AsyncConnection, deployment: Deployment, spec: Spec) -> bool:
+    record = deployment.rollout
+    for number in (record.stable_revision, *record.trusted_revisions):
+        try:
+            known = await revisions.get(conn, deployment.uid, number)
+        except NotFound:
+            continue
+        if not needs_revision(known.spec, spec):
+            return True
+    return False
 
 
 async def _rename_model(conn: AsyncConnection, old: Deployment, changed: Deployment) -> None:
