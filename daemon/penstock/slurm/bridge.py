@@ -3,7 +3,8 @@
 It knows nothing of Slurm; `pyslurm.py` says what the lines mean. One request is under way at a time.
 
 The rule guarded here: a request that was sent and not answered in full raises BridgeBroken, and the process is ended,
-so that a late answer can never be taken for another request's.
+so that a late answer can never be taken for another request's. It ends with us, too, even where we are killed: what is
+sent later than our successor believes could be a second submission.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from penstock.slurm import process as processes
+
+log = logging.getLogger(__name__)
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """About 150,000 jobs of one user."""
@@ -23,6 +29,8 @@ STARTS_WINDOW_S = 60.0
 """At most STARTS_MAX starts in this time: a process that dies at once must not be started on every tick for ever."""
 LAST_WORDS = 5
 """Lines of standard error kept for the error message."""
+UNKILLABLE_MAX = 4
+"""Processes that were killed and have not ended. Where so many hang the next would, too: it is not started."""
 START_TIMEOUT_S = 30.0
 """Importing pyslurm reads slurm.conf, possibly from a file system that is slow at first."""
 
@@ -47,6 +55,7 @@ class Bridge:
         self._errors: asyncio.Task[None] | None = None
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._starts: deque[float] = deque(maxlen=STARTS_MAX)
+        self._unkillable: list[asyncio.subprocess.Process] = []
         self._lock = asyncio.Lock()
         self._number = 0
         self.greeting: Mapping[str, Any] = {}
@@ -101,6 +110,13 @@ class Bridge:
         if self.pid is not None:
             return
         await self._end()
+        self._unkillable = [one for one in self._unkillable if one.returncode is None]
+        if len(self._unkillable) >= UNKILLABLE_MAX:
+            raise BridgeBroken(
+                f"{self._name} is not started: {len(self._unkillable)} were killed and have not ended;"
+                f" {processes.FILE_SERVER}",
+                sent=False,
+            )
         now = time.monotonic()
         if len(self._starts) == STARTS_MAX and now - self._starts[0] < STARTS_WINDOW_S:
             raise BridgeBroken(
@@ -112,6 +128,7 @@ class Bridge:
         self._last_words.clear()
         try:
             self._process = await asyncio.create_subprocess_exec(
+                *processes.leash(),
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -127,7 +144,9 @@ class Bridge:
             self.greeting = await self._exchange(None, START_TIMEOUT_S)
         except BridgeBroken as error:
             await self._end()
-            raise BridgeBroken(str(error), sent=False) from error
+            obstacle = processes.not_run(self._said())
+            said = f"{self._name} cannot be run: {obstacle}" if obstacle else str(error)
+            raise BridgeBroken(said, sent=False) from error
         except BaseException:
             await self._end()
             raise
@@ -185,7 +204,18 @@ class Bridge:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()  # it holds nothing that a gentler end would save
-        await process.wait()
+        try:
+            async with asyncio.timeout(processes.KILLED_WITHIN_S):
+                await process.wait()
+        except TimeoutError:
+            self._unkillable.append(process)
+            log.warning(
+                "%s (process %d) was killed and has not ended in %g s; %s",
+                self._name,
+                process.pid,
+                processes.KILLED_WITHIN_S,
+                processes.FILE_SERVER,
+            )
         if self._errors is not None:
             self._errors.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -28,7 +28,7 @@ from penstock.slurm.port import (
     SubmissionRefused,
     SubmissionUnknown,
 )
-from penstock.slurm.process import ERROR_CHARACTERS_MAX, CommandFailed, Outcome
+from penstock.slurm.process import ERROR_CHARACTERS_MAX, CommandFailed, NotStarted, Outcome
 
 COMMAND_TIMEOUT_S = 30.0
 """Three times Slurm's default MessageTimeout: a command retries by itself, and one that is later than this hangs."""
@@ -123,6 +123,8 @@ class CommandLine:
             outcome = await self._run(
                 "sbatch", "--parsable", *options.arguments(submission), stdin=submission.script, may=may
             )
+        except NotStarted as error:
+            raise SlurmUnavailable(f"submitting job {submission.name}: {error}") from error
         except CommandFailed as error:
             raise SubmissionUnknown(f"submitting job {submission.name}: {error}") from error
         if outcome.status == 0:
@@ -232,10 +234,8 @@ class CommandLine:
         extra: Mapping[str, str] | None = None,
         may: May | None = None,
     ) -> Outcome:
-        """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled.
-
-        What changes Slurm does not outlive us: our successor counts from when we called.
-        """
+        """Run a command to its end. Raises CommandFailed; leaves no process behind, also when cancelled, and also
+        when this process is killed: our successor counts from when we called."""
         return await process.run(
             (*self._prefix, *command),
             {**self._environment, **(extra or {})},
@@ -243,7 +243,6 @@ class CommandLine:
             stdin=stdin,
             timeout_s=self._timeout_s,
             output_bytes_max=OUTPUT_BYTES_MAX,
-            leashed=command[0] in ("sbatch", "scancel"),
             may=may,
         )
 

@@ -5,24 +5,36 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from penstock.core.jobs import Submission
 from penstock.slurm import bridge
+from penstock.slurm import process as processes
 from penstock.slurm.bridge import Bridge, BridgeBroken
 from penstock.slurm.choose import choose
 from penstock.slurm.port import SlurmUnavailable, SubmissionUnknown
 from penstock.slurm.pyslurm import SERVER, PySlurm
 from penstock.testing.slurm import anybody
 
+WITHIN_S = 20
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\n", work_dir="/w", output="/w/out")
 
 GREETING = "import json, sys, os, time\nprint(json.dumps({'pyslurm': '1'}), flush=True)\n"
 LOOP = "for line in sys.stdin:\n    request = json.loads(line)\n"
 ANSWER = "    print(json.dumps({'id': request['id'], 'value': []}), flush=True)\n"
+
+
+def lives(pid: int) -> bool:
+    """Whether it runs; nobody may be there to bury it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def program(tmp_path: Path, text: str) -> Path:
@@ -95,6 +107,61 @@ async def test_without_a_whole_answer_nothing_is_concluded(tmp_path: Path, deed:
     assert slurm.bridge.pid is None
 
 
+PARENT = """
+import asyncio, sys
+from penstock.slurm.bridge import Bridge
+async def main():
+    one = Bridge([sys.executable, "program.py"], environment={}, timeout_s=600)
+    await one.ask("submit")
+asyncio.run(main())
+"""
+
+
+def test_who_is_killed_takes_the_process_along(tmp_path: Path) -> None:
+    """Its submission may not be sent when somebody else's doubt about it is over."""
+    program(
+        tmp_path, GREETING + LOOP + "    open('pid', 'w').write(f'{os.getpid()} ')\n    time.sleep(600)\n"
+    )
+    end = time.monotonic() + WITHIN_S
+    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path) as parent:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
+            assert time.monotonic() < end
+            assert parent.poll() is None
+            time.sleep(0.02)
+        pid = int((tmp_path / "pid").read_text())
+        assert lives(pid)
+        parent.kill()
+    while lives(pid):
+        assert time.monotonic() < end, "it outlived its parent"
+        time.sleep(0.02)
+
+
+async def test_a_process_that_cannot_be_killed_is_left_and_so_many_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(bridge, "UNKILLABLE_MAX", 1)
+    one = made(tmp_path, GREETING + LOOP + "    time.sleep(600)\n", timeout_s=0.2)
+    await one.start()
+    pid = one.pid
+    assert pid is not None
+    with monkeypatch.context() as powerless:
+        powerless.setattr(asyncio.subprocess.Process, "kill", lambda _: None)
+        with pytest.raises(BridgeBroken, match="gave no answer in 0.2 s"):
+            await one.ask("anything")
+        with pytest.raises(BridgeBroken, match="is not started: 1 were killed and have not ended") as no:
+            await one.ask("anything")
+        assert not no.value.sent
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + WITHIN_S
+    while lives(pid):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    await one.start()
+    assert one.pid not in (None, pid)
+    await one.close()
+
+
 async def test_its_last_words_are_in_the_error(tmp_path: Path) -> None:
     one = made(
         tmp_path, GREETING + LOOP + "    print('out of oil', file=sys.stderr, flush=True); sys.exit(3)\n"
@@ -159,7 +226,7 @@ async def test_a_submission_that_may_not_be_made_any_more_when_its_turn_comes(tm
 
 async def test_a_submission_that_nobody_could_send_is_in_no_doubt(tmp_path: Path) -> None:
     slurm = PySlurm(python=[str(tmp_path / "nothing")])
-    with pytest.raises(SlurmUnavailable, match="submitting job n-1: .*cannot be run: No such file"):
+    with pytest.raises(SlurmUnavailable, match="submitting job n-1: .*cannot be run: .*No such file"):
         await slurm.submit(JOB, may=anybody)
 
 
@@ -201,7 +268,7 @@ async def test_the_choice(tmp_path: Path) -> None:
     chosen, why = await choose("auto", prefix=[str(squeue)], pyslurm_python=[str(broken)])
     assert chosen.backend == "cli"
     assert why.startswith("Slurm through its commands: pyslurm does not start: ")
-    with pytest.raises(SlurmUnavailable, match="cannot be run: No such file"):
+    with pytest.raises(SlurmUnavailable, match="cannot be run: .*No such file"):
         await choose("pyslurm", pyslurm_python=[str(broken)])
     with pytest.raises(SlurmUnavailable, match="needs the setting"):
         await choose("pyslurm")

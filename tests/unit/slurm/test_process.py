@@ -1,8 +1,11 @@
-"""A command on its leash: it does not outlive who started it, and a leash is not taken for an answer."""
+"""A command on its leash: it does not outlive who started it, a leash is not taken for an answer, and a command that
+cannot be killed holds nobody."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from penstock.slurm import process
-from penstock.slurm.process import CommandFailed
+from penstock.slurm.process import CommandFailed, NotStarted
 
 WITHIN_S = 20
 PARENT = """
@@ -21,7 +24,7 @@ if sys.argv[1] == "python":
     process.leash = lambda: process.LEASH_OF_PYTHON
 asyncio.run(process.run(
     ["sh", "-c", "echo $$ > draft; mv draft pid; exec sleep 600"],
-    dict(os.environ), name="it", timeout_s=600, output_bytes_max=1, leashed=True,
+    dict(os.environ), name="it", timeout_s=600, output_bytes_max=1,
 ))
 """
 
@@ -58,12 +61,66 @@ async def test_what_cannot_be_run_has_given_no_answer(
     (tmp_path / "program").write_text("#!/not/there\n")
     (tmp_path / "program").chmod(0o755)
     for program in (tmp_path / "program", tmp_path / "missing"):
-        with pytest.raises(CommandFailed, match="sbatch cannot be run: .*No such file"):
+        with pytest.raises(NotStarted, match="sbatch cannot be run: .*No such file"):
             await process.run(
                 [str(program)],
                 dict(os.environ),
                 name="sbatch",
                 timeout_s=WITHIN_S,
                 output_bytes_max=1000,
-                leashed=True,
             )
+
+
+UNKILLED = """
+import asyncio, os, sys, time
+from penstock.slurm import process
+process.KILLED_WITHIN_S = 0.2
+process.os.killpg = lambda *_: None  # As good as SIGKILL is for who waits for a file server.
+async def main():
+    await process.run(["sleep", "600"], dict(os.environ), name="squeue", timeout_s=0.2, output_bytes_max=1)
+try:
+    asyncio.run(main())
+except process.CommandFailed as error:
+    print(error, flush=True)
+"""
+
+
+def test_what_cannot_be_killed_does_not_keep_us_from_ending() -> None:
+    """The command goes on its leash then; in uninterruptible sleep, when its file server is back."""
+    done = subprocess.run([sys.executable, "-c", UNKILLED], capture_output=True, text=True, timeout=WITHIN_S)
+    assert done.returncode == 0
+    assert "was killed and has not ended in 0.2 s" in done.stderr
+    assert done.stdout.startswith(
+        "squeue gave no answer in 0.2 s and cannot be killed; look at the file server"
+    )
+
+
+async def test_what_cannot_be_killed_is_left_and_so_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    killpg = os.killpg
+    monkeypatch.setattr(process, "KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(process, "UNKILLABLE_MAX", 2)
+
+    async def ask() -> process.Outcome:
+        return await process.run(
+            ["sleep", "600"], dict(os.environ), name="squeue", timeout_s=0.1, output_bytes_max=1
+        )
+
+    with monkeypatch.context() as powerless:
+        powerless.setattr(os, "killpg", lambda pid, _: killed.append(pid))
+        began = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(CommandFailed, match="gave no answer in 0.1 s and cannot be killed"):
+                await ask()
+        assert time.monotonic() - began < WITHIN_S
+        with pytest.raises(NotStarted, match="squeue is not started: 2 commands were killed and have not"):
+            await ask()
+    assert len(killed) == 2
+    for pid in killed:
+        killpg(pid, signal.SIGKILL)
+    end = time.monotonic() + WITHIN_S
+    while any(Path(f"/proc/{pid}").exists() for pid in killed):
+        assert time.monotonic() < end, "nobody buries them"
+        await asyncio.sleep(0.02)
+    with pytest.raises(CommandFailed, match=r"gave no answer in 0\.1 s$"):
+        await ask()
