@@ -23,7 +23,7 @@ from penstock.controller.folders import Folders
 from penstock.controller.lease import TTL_S, Lease
 from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Launch, hash_of
-from penstock.core.decisions import Decision, Drain, Reason, Resubmit, Submit
+from penstock.core.decisions import Cancel, CancelOrphan, Decision, Drain, Reason, Resubmit, Submit, Withdraw
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
 from penstock.slurm.port import May, SubmissionRefused, SubmissionUnknown
@@ -192,6 +192,7 @@ async def test_a_file_server_that_hangs_holds_nothing_but_submissions(
     intents = await floor.intents(GROUP + 1)
     running = await floor.slurm.submit(job("token0"))
     drain = Intent(intents[0].decision_id, 0, Drain("", "token0", running, "penstock-a-token0"), "token0")
+    floor.now += timedelta(seconds=5)
     floor.slurm.advance()
     (floor.folder / "token2").mkdir()
     os.mkfifo(floor.folder / "token2" / "secret")
@@ -298,6 +299,25 @@ async def test_what_slurm_was_never_asked_for_is_in_no_doubt_however_often_it_is
     await floor.carry_out([first])
     await floor.carry_out([again(first)])
     assert (await floor.rows())["token1"].submitted_at is None
+
+
+@pytest.mark.parametrize("kind", [Drain, Cancel, Withdraw, CancelOrphan])
+async def test_what_meets_no_such_job_is_tried_at_a_pace(floor: Floor, kind: type) -> None:
+    """Somebody has renamed it, or it shows a state in which it hears no signal: the next try comes to nothing, too."""
+    (first,) = await floor.intents(1)
+    name = f"penstock-a-{first.token}"
+    actions = {
+        Drain: Drain("", first.token, 99, name),
+        Cancel: Cancel(first.token, 99, name),
+        Withdraw: Withdraw(first.token, 99, name),
+        CancelOrphan: CancelOrphan(99, name),
+    }
+    results = await floor.carry_out([dataclasses.replace(first, action=actions[kind], launch=None)])
+    assert results == [Result.VAIN]
+    (said,) = await floor.outcomes()
+    assert said.endswith(f"Slurm knows no job 99 ({name}) of this user")
+    row = (await floor.rows())[first.token]
+    assert (row.signalled_at, row.cancelled_at) == (None, None)
 
 
 async def test_anothers_mark_is_not_taken_back(floor: Floor) -> None:

@@ -285,8 +285,9 @@ async def unmark(world: World, job: FakeJob) -> str:
     )
     row = await known.fetchone()
     if row is not None and row.token == job.submission.name.rpartition("-")[2] and world.chance(0.4):
-        world.slurm.rename(job.job_id, "analysis")
-        return "it has another name"
+        name = world.random.choice(("analysis", f"penstock-other-{row.token}"))
+        world.slurm.rename(job.job_id, name)
+        return f"its name is {name}"
     world.slurm.comment(job.job_id, "an analysis")
     return "it has another comment"
 

@@ -334,6 +334,10 @@ def _unmarked_replaced(patch: Patch) -> None:
     patch.setattr(plan, "altered_job", lambda *given: None)
 
 
+def _renamed_touched(patch: Patch) -> None:
+    patch.setattr(plan, "renamed", lambda *given: None)
+
+
 def _relieved_at_once(patch: Patch) -> None:
     """Who is handed over goes without waiting for the successor."""
 
@@ -459,6 +463,7 @@ MUTANTS = (
         MINDFUL,
     ),
     Mutant("a job without our mark is touched", ("2",), _unmarked_touched, HANDS),
+    Mutant("a job under another deployment's name is touched", ("2",), _renamed_touched, HANDS),
     Mutant("a job without our mark is replaced", ("1", "2"), _unmarked_replaced, UNHEARD),
     Mutant("a replica is handed over to nobody", ("5",), _relieved_at_once, BRIEF),
     Mutant("a placement is left before its job is gone", ("1", "2"), _placement_left_at_once, SCARCE),

@@ -373,7 +373,7 @@ class Rules:
             raise Violation("2", f"{what}: job {job_id} is not ours")
         await self._not_told_before(kind, job_id, what)
         reason, as_seen = intent.reason, not (process.disturbed or process.stale_s)
-        if job.comment is not None and as_seen:
+        if as_seen and (job.comment is not None or job.renamed is not None):
             raise Violation("2", f"{what}: somebody took our mark from job {job_id}")
         if reason in EVADING and as_seen:
             await self._respected(job, what)

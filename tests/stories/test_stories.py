@@ -381,8 +381,8 @@ async def test_requeued(stage: Stage) -> None:
 async def test_orphans_and_strangers(stage: Stage) -> None:
     stage.tell("""Of the same user's jobs some are nobody's: one bears our mark, but no attempt has its token (a
         database restored from an old backup, say). It is given a minute, then cancelled. Jobs without our
-        mark, or with another installation's, or with a copy of ours under a name of their own, or one that is
-        not quite as we write it, are not even mentioned.""")
+        mark, or with another installation's, are not even mentioned; those with a copy of ours under a name of
+        their own, or one that is not quite as we write it, are told of and left alone.""")
     await serve(stage)
     await stage.submit_foreign("training-run")
     await stage.submit_foreign(f"penstock-chat-{drawn(1)}", f"penstock/1 elsewhere {drawn(1)}")

@@ -294,7 +294,7 @@ class Executor:
         try:
             await self._slurm.signal(drain.job_id, "TERM", name=drain.name, may=effect.tick.term.require)
         except NoSuchJob as gone:
-            return Outcome(effect.intent, f"nothing to signal: {gone}")
+            return Outcome(effect.intent, f"nothing to signal: {gone}", Result.VAIN)
         now = self._clock()
         return Outcome(
             effect.intent, DONE, write=lambda conn: attempts.mark_signalled(conn, drain.token, now)
@@ -310,7 +310,7 @@ class Executor:
                 cancel.job_id, name=cancel.name, may=effect.tick.term.require, only_waiting=only_waiting
             )
         except NoSuchJob as gone:
-            return Outcome(effect.intent, f"nothing to cancel: {gone}")
+            return Outcome(effect.intent, f"nothing to cancel: {gone}", Result.VAIN)
         if not isinstance(cancel, acts.Cancel):
             return Outcome(effect.intent, DONE)
         token, now = cancel.token, self._clock()

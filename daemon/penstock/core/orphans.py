@@ -33,8 +33,9 @@ def plan_orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job
     orphans = sorted(_orphans(observation, jobs_by_token), key=lambda job: job.job_id)
     now = observation.now
     due = [job for job in orphans if now >= _cancel_at(observation, job)]
+    forged = _told(_forged(observation))
     if due:
-        message = f"{_described(observation, due)}; cancelled"
+        message = f"{_described(observation, due)}; cancelled{forged}"
         actions = tuple(CancelOrphan(job.job_id, job.name) for job in due)
         return Decision("", "", Reason.ORPHAN_CANCELLED, message, actions)
     if orphans:
@@ -44,8 +45,8 @@ def plan_orphans(observation: Observation, jobs_by_token: Mapping[str, tuple[Job
             message += (
                 ", unless the controller is stopped before then and the database that knows them is restored"
             )
-        return Decision("", "", Reason.ORPHAN_FOUND, message)
-    message = f"Slurm answers, and every job of ours belongs to an attempt{_told(_forged(observation))}"
+        return Decision("", "", Reason.ORPHAN_FOUND, message + forged)
+    message = f"Slurm answers, and every job of ours belongs to an attempt{forged}"
     return Decision("", "", Reason.CLUSTER_REACHABLE, message)
 
 

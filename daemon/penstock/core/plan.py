@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from penstock.core.altered import Altered, Unmarked, altered_job, unmarked
+from penstock.core.altered import Altered, Unmarked, altered_job, renamed, unmarked
 from penstock.core.budget import held_back
 from penstock.core.conditions import BLOCKING, conditions_of
 from penstock.core.decisions import (
@@ -193,8 +193,10 @@ def _plan_deployment(
     for replica in replicas:
         attempt = replica.live_attempt
         job = None if attempt is None else jobs_of(attempt, jobs_by_token)
-        if attempt is not None and job is None:
-            found = altered_job(attempt, deployment.name, observation.installation, others)
+        if attempt is not None:
+            found = renamed(attempt, deployment.name, job)
+            if job is None:
+                found = altered_job(attempt, deployment.name, observation.installation, others)
             if found is not None:
                 job, altered[replica.uid] = found.job, found
         jobs[replica.uid] = job

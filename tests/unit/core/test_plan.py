@@ -163,6 +163,12 @@ def its_decision(observation: Observation) -> tuple[Reason, str, tuple[object, .
                 f"Comment='penstock/1 here {drawn(1)}'", f"JobName=penstock-chat-{drawn(1)}"
             ),
         ),
+        (
+            {"name": f"penstock-other-{drawn(1)}"},
+            UNMARKED.replace("comment", "name").replace(
+                f"Comment='penstock/1 here {drawn(1)}'", f"JobName=penstock-chat-{drawn(1)}"
+            ),
+        ),
     ],
 )
 @pytest.mark.parametrize(
@@ -199,8 +205,9 @@ def test_a_job_without_its_mark_that_has_ended_ends_its_attempt() -> None:
     assert isinstance(actions[0], EndAttempt)
 
 
-def test_a_lost_reply_and_a_lost_mark_are_found_by_the_name() -> None:
-    listed = job(JobState.PENDING, comment="an analysis")
+@pytest.mark.parametrize("altered", [{"comment": "an analysis"}, {"name": f"penstock-other-{drawn(1)}"}])
+def test_a_lost_reply_and_a_lost_mark_are_found_by_what_still_stands(altered: dict[str, Any]) -> None:
+    listed = job(JobState.PENDING, **altered)
     its = replica(its=attempt(job_id=None), state=ReplicaState.SUBMITTING)
     assert its_decision(world([deployment()], [its], [listed]))[0] is Reason.ADOPT
 
@@ -325,6 +332,13 @@ def test_a_forged_mark_is_told_of() -> None:
         f"{tells}jobs 16, 17, 18 and 2 more have comments like our mark, and their names or tokens differ: they"
         " are left alone; scontrol update JobId=16 Comment='' if it is yours"
     )
+
+
+@pytest.mark.parametrize("seen", [{}, long_seen(stray())])
+def test_a_forged_mark_is_told_of_beside_an_orphan(seen: dict[str, Any]) -> None:
+    _, message, _ = cluster_says(world([], [], [job(job_id=16, name="training"), stray()], **seen))
+    assert f"job 9 (penstock-chat-{drawn(109)}) bears our mark" in message
+    assert "; job 16 has a comment like our mark" in message
 
 
 @pytest.mark.parametrize(
