@@ -23,7 +23,17 @@ from penstock.controller.folders import Folders
 from penstock.controller.lease import TTL_S, Lease
 from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Launch, hash_of
-from penstock.core.decisions import Cancel, CancelOrphan, Decision, Drain, Reason, Resubmit, Submit, Withdraw
+from penstock.core.decisions import (
+    Action,
+    Cancel,
+    CancelOrphan,
+    Decision,
+    Drain,
+    Reason,
+    Resubmit,
+    Submit,
+    Withdraw,
+)
 from penstock.core.jobs import Submission
 from penstock.core.spec import Model, Spec
 from penstock.slurm.port import May, SubmissionRefused, SubmissionUnknown
@@ -301,12 +311,23 @@ async def test_what_slurm_was_never_asked_for_is_in_no_doubt_however_often_it_is
     assert (await floor.rows())["token1"].submitted_at is None
 
 
+@pytest.mark.parametrize("beside", [("node1",), ()])
+async def test_what_is_repeated_is_packed_as_its_last_call_was(floor: Floor, beside: tuple[str, ...]) -> None:
+    (first,) = await floor.intents(1)
+    await floor.carry_out(
+        [dataclasses.replace(again(first), action=Resubmit("", first.token, beside=beside))]
+    )
+    row = (await floor.rows())["token1"]
+    assert row.job_id is not None
+    assert row.packed is bool(beside)
+
+
 @pytest.mark.parametrize("kind", [Drain, Cancel, Withdraw, CancelOrphan])
 async def test_what_meets_no_such_job_is_tried_at_a_pace(floor: Floor, kind: type) -> None:
     """Somebody has renamed it, or it shows a state in which it hears no signal: the next try comes to nothing, too."""
     (first,) = await floor.intents(1)
     name = f"penstock-a-{first.token}"
-    actions = {
+    actions: dict[type, Action] = {
         Drain: Drain("", first.token, 99, name),
         Cancel: Cancel(first.token, 99, name),
         Withdraw: Withdraw(first.token, 99, name),

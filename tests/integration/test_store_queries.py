@@ -696,7 +696,7 @@ class TestAttempts:
         await an_attempt(conn)
         await attempts.record_job_id(conn, "t", 7)
         assert await attempts.mark_submitting(conn, ["t"], later(1)) == frozenset()
-        assert not await attempts.launch_again(conn, "t", "#!/bin/bash\n", "another")
+        assert not await attempts.launch_again(conn, "t", "#!/bin/bash\n", "another", packed=False)
         assert await attempts.script(conn, "t") == "#!/bin/sh\n"
 
     async def test_a_clock_behind_the_intents_clock_breaks_nothing(self, conn: AsyncConnection) -> None:

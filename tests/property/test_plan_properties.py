@@ -348,7 +348,7 @@ def _do(
             )
             rows[uid] = replace(rows[uid], attempt=fresh, next_attempt_at=None)
         case acts.Resubmit(_, token):
-            change(token, submitted_at=now)
+            change(token, submitted_at=now, packed=bool(action.beside))
         case acts.Adopt(token, job):
             # The store's constraint: a job id is written to one live attempt.
             assert not [
@@ -362,7 +362,13 @@ def _do(
         case acts.BeginHandover(token):
             change(token, handover_at=now)
         case acts.EndAttempt():
-            change(action.token, ended_at=now, end_message=action.message, job=action.job)
+            change(
+                action.token,
+                ended_at=now,
+                end_message=action.message,
+                job=action.job,
+                packed=action.found_no_room,
+            )
             uid = action.replica_uid
             rows[uid] = replace(rows[uid], failures=action.failures, next_attempt_at=action.next_attempt_at)
         case acts.Drain(token=token):

@@ -105,7 +105,8 @@ async def rests(world: World, process: Process) -> None:
 async def calm(world: World) -> Process:
     """Everything that was broken is mended, and one controller runs whose clock is right."""
     world.risk = CALM
-    world.slurm_down = False
+    if world.slurm_down:
+        world.slurm_goes(up=True)
     if world.database_down:
         world.database_goes(up=True)
     if world.control_down:
@@ -186,7 +187,6 @@ async def clock_jump(world: World) -> None:
     if world.running:
         process = world.random.choice(world.running)
         process.skew_s = world.random.choice((0.0, 0.0, 3600.0, -3600.0))
-        world.skewed = True
         world.say(f"the clock of {process.name} is now {process.skew_s:+.0f} s off")
 
 
@@ -216,8 +216,7 @@ async def control_outage(world: World) -> None:
 
 
 async def slurm_outage(world: World) -> None:
-    world.slurm_down = not world.slurm_down
-    world.say(f"slurmctld is {'down' if world.slurm_down else 'up'}")
+    world.slurm_goes(up=world.slurm_down)
 
 
 async def reset(world: World) -> None:

@@ -24,8 +24,9 @@ from penstock.core import backoff, model, orphans, plan, progress, replicas, rol
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
-from penstock.core.model import Listing, ReplicaState
+from penstock.core.model import Listing, ReplicaState, Unknown
 from penstock.slurm.port import SlurmError, SlurmUnavailable
+from penstock.store.clock import DatabaseClock
 from penstock.store.queries import attempts, decisions
 from tests.simulation.world import CALM, STORMY, Risk
 
@@ -77,6 +78,20 @@ def _no_look_up(patch: Patch) -> None:
 
 def _no_doubt(patch: Patch) -> None:
     patch.setattr(replicas, "DOUBT_FACTOR", 0)
+
+
+def _silence_not_heard(patch: Patch) -> None:
+    async def look(self: Observer) -> Listing | Unknown:
+        try:
+            return Listing(await self._slurm.list_jobs())
+        except SlurmUnavailable as error:
+            return Unknown(str(error), self._clock())
+
+    patch.setattr(Observer, "look", look)
+
+
+def _hosts_clock(patch: Patch) -> None:
+    patch.setattr(DatabaseClock, "__call__", lambda self: self._host().astimezone(self._zone))
 
 
 def _no_lease(patch: Patch) -> None:
@@ -334,6 +349,23 @@ def _unmarked_replaced(patch: Patch) -> None:
     patch.setattr(plan, "altered_job", lambda *given: None)
 
 
+def _asks_for_any_node(patch: Patch) -> None:
+    def elsewhere(spec: Any, there: Any, cluster: Any, left_out: Any = ()) -> tuple[str, ...]:
+        nodes = () if cluster is None else cluster.nodes
+        return tuple(node.name for node in nodes if node.name not in there)[:1] if there else ()
+
+    patch.setattr(plan, "company", elsewhere)
+
+
+def _any_end_is_want_of_room(patch: Patch) -> None:
+    end = attempts.end
+
+    async def withdrawn(*given: Any, **more: Any) -> bool:
+        return await end(*given, **{**more, "found_no_room": True})
+
+    patch.setattr(attempts, "end", withdrawn)
+
+
 def _renamed_touched(patch: Patch) -> None:
     patch.setattr(plan, "renamed", lambda *given: None)
 
@@ -360,17 +392,17 @@ LOST = replace(STORMY, submit=0.7, crash=0.0, pause=0.0, nap=0.0, slow=0.0)
 DOUBTFUL = replace(LOST, submissions=("before", "after", "late"))
 STALE = replace(STORMY, stale=0.5, crash=0.0, pause=0.0)
 LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissions=("late",), mute=True)
+FROZEN = replace(LATE, stale=0.0, submissions=("frozen",), steps={"tick": 40, "long_wait": 20})
+JUMPY = replace(STORMY, steps={"clock_jump": 10})
 SLEEPY = replace(STORMY, pause=0.06)
 NODDING = replace(
     CALM,
     nap=0.4,
     nap_at=("begin", "committed"),
     naps_s=(0.9, 9.4),
-    steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0},
+    steps={"tick": 80, "scale": 12, "edit": 8},
 )
-FRAIL = replace(
-    CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "clock_jump": 0, "restore": 0}
-)
+FRAIL = replace(CALM, agent=1.0, agents=("fails", "dies"), steps={"tick": 200, "kill": 6, "restore": 0})
 CROWDED = replace(STORMY, crash=0.0, steps={"foreign_job": 20, "long_wait": 8})
 BUSY = replace(CALM, steps={"edit": 15, "scale": 15, "delete": 0, "pause": 0})
 FULL = replace(CALM, steps={"job_changes": 20, "node_changes": 15, "long_wait": 8})
@@ -404,14 +436,14 @@ MINDFUL = replace(
         "long_wait": 10,
         "delete": 0,
         "pause": 0,
-        "clock_jump": 0,
         "edit": 0,
     },
 )
 UNHEARD = replace(
     CALM, mute=True, steps={"job_changes": 30, "tick": 80, "long_wait": 10, "scale": 0, "delete": 0}
 )
-SLUGGISH = replace(CALM, slow=0.5, steps={"tick": 80, "scale": 12, "edit": 8, "clock_jump": 0})
+PACKED = replace(CALM, pack=1.0, spread=0.0, steps={"tick": 80, "scale": 12, "delete": 0, "pause": 0})
+SLUGGISH = replace(CALM, slow=0.5, steps={"tick": 80, "scale": 12, "edit": 8})
 BRIEF = replace(CALM, short=1.0, steps={"tick": 80, "long_wait": 20, "delete": 0, "pause": 0, "edit": 0})
 SCARCE = replace(
     CALM,
@@ -433,6 +465,8 @@ MUTANTS = (
     Mutant("unknown is read as absent", ("3",), _unknown_is_absent),
     Mutant("no look-up by token on doubt", ("1",), _no_look_up, LATE),
     Mutant("no time for doubt", ("1",), _no_doubt, DOUBTFUL),
+    Mutant("doubt is not lengthened by Slurm's silence", ("1",), _silence_not_heard, FROZEN),
+    Mutant("the host's clock is the time", ("1", "2", "5", "6", "back-off", "pace"), _hosts_clock, JUMPY),
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
     Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, NODDING),
@@ -463,6 +497,8 @@ MUTANTS = (
         MINDFUL,
     ),
     Mutant("a job without our mark is touched", ("2",), _unmarked_touched, HANDS),
+    Mutant("a packed replica asks for any node", ("pack",), _asks_for_any_node, PACKED),
+    Mutant("whatever ends was withdrawn for want of room", ("respect",), _any_end_is_want_of_room, MINDFUL),
     Mutant("a job under another deployment's name is touched", ("2",), _renamed_touched, HANDS),
     Mutant("a job without our mark is replaced", ("1", "2"), _unmarked_replaced, UNHEARD),
     Mutant("a replica is handed over to nobody", ("5",), _relieved_at_once, BRIEF),

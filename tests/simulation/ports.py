@@ -106,6 +106,7 @@ class SlurmPort:
 
     async def submit(self, submission: Submission, *, may: May) -> int:
         world = self._world
+        world.rules.beside(self._process, submission)
         await self._send("submit", submission.name, may)
         began = world.now
         await self._process.point("sending")

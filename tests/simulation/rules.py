@@ -3,8 +3,8 @@ controller's own view.
 
 Numbers are DESIGN's: 1 never twice, 2 owned or gone, 3 unknown is not absent, 4 converges and rests, 5 enough ready,
 6 intent before effect, 7 one leader, 9 waiting is no failure; and `back-off`, `surge` (no more replicas than that),
-`canary` (no more of it than its share), `stopped` (no more of a revision that failed beside one that serves) and `bug`
-(a pass that raises or hangs).
+`canary` (no more of it than its share), `stopped` (no more of a revision that failed beside one that serves), `pack`
+(nodes are asked for that run the deployment's) and `bug` (a pass that raises or hangs).
 
 A rule can promise only what the world allows. A submission that reaches slurmctld after its message time-out may meet
 its own repetition: then two jobs may be there, and the singleton dependency must keep one from running. A slurmctld
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.core.decisions import Reason
-from penstock.core.jobs import JobState
+from penstock.core.jobs import JobState, Submission
 from penstock.core.rollout import available_floor
 from penstock.core.spec import OutsideChanges, RolloutStrategy, Spec, share
 from penstock.store.documents import decode
@@ -111,6 +111,10 @@ class Violation(AssertionError):
         self.rule = rule
 
 
+def deployment_of(submission: Submission) -> str:
+    return submission.name.removeprefix("penstock-").rpartition("-")[0]
+
+
 class Rules:
     """Watches one world. Called by it at every turn; raises Violation."""
 
@@ -131,6 +135,8 @@ class Rules:
         """When the running pass looked: token of each attempt that served -> its deployment's uid."""
         self._waiting: frozenset[int] = frozenset()
         """When the running pass looked: jobs that had no nodes."""
+        self._nodes: Mapping[str, set[str]] = {}
+        """When the running pass looked: each deployment's name -> the nodes that ran its jobs."""
         self._specs: Mapping[str, tuple[Any, ...]] = {}
         self._victims: Counter[str] = Counter()
 
@@ -184,6 +190,11 @@ class Rules:
         self._serving = serving
         self._revisions = {row.token: row.revision for row in rows}
         self._waiting = frozenset(job.job_id for job in slurm.jobs() if job.state is JobState.PENDING)
+        nodes: dict[str, set[str]] = {}
+        for job in self._ours():
+            if not job.ended:
+                nodes.setdefault(deployment_of(job.submission), set()).update(job.nodes)
+        self._nodes = nodes
         self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
         self._victims.clear()
         self._before = self._last_decision
@@ -198,6 +209,15 @@ class Rules:
         else:
             assert job_id is not None
             await self._mutation(process, kind, name, job_id, what)
+
+    def beside(self, process: Process, submission: Submission) -> None:
+        """Nodes are asked for only where they run replicas of the deployment."""
+        there = self._nodes.get(deployment_of(submission), set())
+        elsewhere = [node for node in submission.require_nodes if node not in there]
+        if elsewhere and not (process.disturbed or process.stale_s):
+            raise Violation(
+                "pack", f"{process.name} asks for {elsewhere} for {submission.name}, which run none of it"
+            )
 
     async def sent(self, process: Process, kind: str, name: str) -> None:
         """Rule 7 for what is done, and rule 1 for what may have been done: the call was let through."""
@@ -319,7 +339,7 @@ class Rules:
             row.replica_uid,
             row.number,
         )
-        if self._restored or self._world.skewed or not earlier:
+        if self._restored or not earlier:
             return
         failures = 0
         policy = decode(Spec, (await self._all(DEPLOYMENTS + " WHERE uid = %s", row.uid))[0].spec).restart
@@ -346,7 +366,7 @@ class Rules:
             row.replica_uid,
             row.number - 1,
         )
-        if self._restored or self._world.skewed or not earlier or earlier[0].job is None:
+        if self._restored or not earlier or earlier[0].job is None:
             return
         (last,) = earlier
         outside = last.job["state"] == JobState.CANCELLED and last.cancelled_at is None
@@ -381,7 +401,7 @@ class Rules:
             raise Violation("9", f"{what}: {reason}, and job {job_id} waits in the queue")
         age_s = (self._world.now - job.submitted_at).total_seconds()
         is_young = age_s < GRACE_S and job.restarts == 0  # A requeue submits it anew.
-        if reason == Reason.ORPHAN_CANCELLED.word and is_young and not self._world.skewed:
+        if reason == Reason.ORPHAN_CANCELLED.word and is_young:
             raise Violation("2", f"{what}: nobody's for {age_s:.0f} s only")
         token = name.rpartition("-")[2]
         if token in self._serving and as_seen:
@@ -390,7 +410,7 @@ class Rules:
     async def _not_told_before(self, kind: str, job_id: int, what: str) -> None:
         """What an attempt's row says of a signal or a cancellation came after it (rule 6)."""
         rows = await self._all(f"{ATTEMPTS} WHERE a.job_id = %s AND a.ended_at IS NULL", job_id)
-        for row in rows if not self._world.skewed else []:
+        for row in rows:
             told_s = None
             if kind == "cancel" and row.cancelled_at is not None:
                 told_s = (self._world.now - row.cancelled_at).total_seconds()
@@ -414,7 +434,7 @@ class Rules:
         agent = self._world.agents.get(job.job_id)
         if reason in TIMEOUTS:
             quiet = agent is None or agent.silent_from is not None
-            if not quiet and not self._world.skewed:
+            if not quiet:
                 raise Violation("5", f"{what}: {reason}, and its agent speaks")
         elif kind == "cancel" and not (deleted_at and forced):
             raise Violation("5", f"{what}: it serves, and was not drained")
@@ -491,7 +511,7 @@ class Rules:
     def _deadline(self, process: Process, message: str, said: str) -> None:
         found = re.search(r"job (\d+) generated no token within (\d+) s of its start", message)
         jobs = [] if found is None else [one for one in self._ours() if one.job_id == int(found[1])]
-        if found is None or not jobs or self._world.skewed or process.stale_s or process.disturbed:
+        if found is None or not jobs or process.stale_s or process.disturbed:
             return
         (job,) = jobs
         if job.state is JobState.PENDING or job.started_at is None:

@@ -80,7 +80,9 @@ async def lost(world: World, process: Process, *fates: str) -> None:
 async def lost_submission(world: World, process: Process) -> None:
     """The next pass submits the same attempt again."""
     await lost(world, process, "before")
-    await world.pass_time(31)
+    await world.pass_time(15)
+    await process.tick()
+    await world.pass_time(16)
 
 
 async def lost_reply(world: World, process: Process) -> None:

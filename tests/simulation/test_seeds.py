@@ -24,7 +24,7 @@ async def test_fixed_seeds(field: Ground) -> None:
 
 
 async def test_replicas_that_are_packed(field: Ground) -> None:
-    """Deployments that are packed ask for nodes in this weather too, and some ask in vain."""
+    """Deployments that are packed ask for nodes in this weather too, for the right ones (rule `pack`)."""
     risk = replace(STORMY, pack=0.8)
     played = [await field.play(f"packed {number}", risk=risk) for number in range(8)]
     assert any(job.submission.require_nodes for world in played for job in world.slurm.jobs())

@@ -54,7 +54,8 @@ HANG_S = 60.0
 """Of real time: a pass that takes longer hangs."""
 MESSAGE_TIMEOUT_S = 10
 LATE_MAX_S = 9.0
-"""A submission whose reply timed out is taken at most this much later: slurmctld drops what is older."""
+"""A submission whose reply timed out is taken at most this much later, or so long after slurmctld answers again: while
+it hangs, requests wait at its door."""
 NAPS_S = (0.4, 0.9, 4.0, 9.4)
 """How long a process that nobody notices stands still (a machine that swaps, a host that is migrated): shorter than a
 proof stands for, or nearly as long as a lease lasts, so that one after the other ends between the two."""
@@ -106,8 +107,8 @@ class Risk:
     submit: float = 0.0
     stale: float = 0.0
     agent: float = 0.0
-    submissions: tuple[str, ...] = ("before", "after", "late", "refused", "unsent")
-    """What becomes of those that do not go well."""
+    submissions: tuple[str, ...] = ("before", "after", "late", "refused", "unsent", "frozen")
+    """What becomes of those that do not go well. Frozen: slurmctld hangs from there on."""
     agents: tuple[str, ...] = ("fails", "dies", "silent", "stuck", "deaf")
     pause_at: str = ""
     """Pauses happen at this place only; empty: anywhere."""
@@ -380,8 +381,6 @@ class World:
             on_signal=self._signalled,
         )
         self.slurm_down = self.database_down = self.control_down = self.backed_up = False
-        self.skewed = False
-        """Whether some host's clock was ever off: then times of two hosts cannot be compared."""
         self.processes: list[Process] = []
         self.agents: dict[int, Agent] = {}
         self.secrets: dict[str, str] = {}
@@ -546,7 +545,9 @@ class World:
             raise SlurmUnavailable("the bridge is not there (simulated)")
         if kind == "after":
             await self._accept(submission)
-        if kind == "late":
+        if kind == "frozen":
+            self.slurm_goes(up=False)
+        if kind in ("late", "frozen"):
             at = self.now + timedelta(seconds=self.random.uniform(0.5, LATE_MAX_S))
             self._late.append((at, submission))
         raise SubmissionUnknown(f"sbatch: no reply ({kind}, simulated)")
@@ -558,7 +559,16 @@ class World:
         self.rules.jobs()
         return job_id
 
+    def slurm_goes(self, *, up: bool) -> None:
+        self.say(f"slurmctld is {'up' if up else 'down'}")
+        self.slurm_down = not up
+        if up:
+            waited = [(at, one, self.random.uniform(0.5, LATE_MAX_S)) for at, one in self._late]
+            self._late = [(max(at, self.now + timedelta(seconds=after)), one) for at, one, after in waited]
+
     async def _deliver(self) -> None:
+        if self.slurm_down:
+            return
         due = [one for one in self._late if one[0] <= self.now]
         self._late = [one for one in self._late if one[0] > self.now]
         for _, submission in due:

@@ -170,7 +170,8 @@ async def test_lost_submission(stage: Stage) -> None:
     await stage.apply()
     await stage.tick()
     await stage.tick(1)
-    await stage.quiet_tick(28)
+    await stage.quiet_tick(14)
+    await stage.quiet_tick(14)
     await stage.tick(1)
     assert len(stage.slurm.jobs()) == 1
     stage.pass_time(2)
@@ -189,7 +190,8 @@ async def test_slurm_falls_silent_while_many_start(stage: Stage, monkeypatch: py
     await stage.tick()
     assert len(stage.slurm.jobs()) == 1
     await stage.tick(1)
-    await stage.tick(29)
+    await stage.tick(15)
+    await stage.tick(14)
     assert len(stage.slurm.jobs()) == 4
     await stage.tick(1)
     await stage.quiet_tick()

@@ -25,6 +25,10 @@ HISTORY_EVERY = timedelta(seconds=10)
 """slurmdbd may be a minute behind slurmctld, so what it does not know now is asked again."""
 NO_HISTORY_FOR = timedelta(hours=1)
 
+UNWATCHED = timedelta(seconds=20)
+"""Where nobody asked for so long Slurm may have been silent meanwhile. Two of its message time-outs, by its default: of
+the three that a doubt lasts at the least, one is left for what waited at its door."""
+
 
 class Observer:
     """Asks Slurm for its queue, and remembers since when it has not answered."""
@@ -33,6 +37,8 @@ class Observer:
         self._slurm = slurm
         self._clock = clock
         self._silent_since: datetime | None = None
+        self._answers_since: datetime | None = None
+        self._answered_at: datetime | None = None
         self._past: dict[str, Job] = {}
         self._ask_history_at: datetime | None = None
         self._cluster: Cluster | None = None
@@ -41,9 +47,11 @@ class Observer:
     async def look(self) -> Listing | Unknown:
         """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers
         again."""
+        asked_at = self._clock()
         try:
             jobs = await self._slurm.list_jobs()
         except SlurmUnavailable as error:
+            self._answers_since = None
             if self._silent_since is None:
                 self._silent_since = self._clock()
                 log.warning("Slurm does not answer: %s", error)
@@ -54,7 +62,11 @@ class Observer:
                 self._silent_since.isoformat(timespec="seconds"),
             )
             self._silent_since = None
-        return Listing(jobs)
+        if self._answered_at is None or asked_at - self._answered_at > UNWATCHED:
+            self._answers_since = None
+        self._answered_at = self._clock()
+        self._answers_since = self._answers_since or self._answered_at
+        return Listing(jobs, self._answers_since)
 
     async def look_around(self) -> Cluster | None:
         """Asks for nodes, partitions and reservations anew; None while Slurm does not say. Between two ticks rather

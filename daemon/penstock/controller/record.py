@@ -338,7 +338,7 @@ class Recorder:
             job,
             spec,
             action.exclude,
-            require=action.beside if isinstance(action, acts.Submit) else (),
+            require=action.beside,
             time_limit_s=time_limit_s(spec, number, action.bounds),
             time_min_s=action.bounds.at_least_s,
         )
@@ -366,6 +366,7 @@ async def _apply(connection: AsyncConnection, now: datetime, action: Action) -> 
                 now=now,
                 failed=end.failed,
                 placement=end.placement,
+                found_no_room=end.found_no_room,
             )
         case acts.Leave(replica_uid):
             await replicas.mark_leaving(connection, replica_uid)

@@ -238,6 +238,8 @@ class Resubmit:
     """As in Submit."""
     bounds: Bounds = NO_BOUNDS
     """As in Submit."""
+    beside: tuple[str, ...] = ()
+    """As in Submit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,8 @@ class EndAttempt:
     """Whether the revision or the node may be to blame: then it counts as a `Failure`."""
     placement: int = 0
     """Which of the replica's placements the next attempt is submitted to."""
+    found_no_room: bool = False
+    """It was withdrawn from nodes that it was to run on, so the next attempt asks for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,8 @@ class Attempt:
     placement: int = 0
     """Which of its replica's placements it was submitted to, from 0."""
     packed: bool = False
-    """Its submission asked for nodes that run other replicas of its deployment."""
+    """Its submission asked for nodes that run other replicas of its deployment; and, once it has ended: it was
+    withdrawn because they had no room."""
     ended_at: datetime | None = None
     end_message: str = ""
     """One sentence: how it ended."""
@@ -308,6 +309,8 @@ class Listing:
     """Slurm answered in full: these are all the jobs of our user that it remembers."""
 
     jobs: tuple[Job, ...]
+    answers_since: datetime | None = None
+    """Since when it has answered whenever it was asked, and was asked again and again; None: for long."""
 
 
 @dataclass(frozen=True, slots=True)

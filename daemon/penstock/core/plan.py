@@ -99,7 +99,8 @@ def plan(observation: Observation) -> Plan:
         replicas_by_deployment.setdefault(replica.deployment_uid, []).append(replica)
     if isinstance(observation.slurm, Unknown):
         return _blind(observation, observation.slurm, replicas_by_deployment)
-    jobs_by_token, others = _jobs_by_token(observation.slurm, observation.installation)
+    listing = observation.slurm
+    jobs_by_token, others = _jobs_by_token(listing, observation.installation)
     suspected = suspects(observation.failures, observation.now)
     leaving = observation.cluster.leaving if observation.cluster is not None else frozenset[str]()
     failures_by_name: dict[str, list[Failure]] = {}
@@ -113,7 +114,16 @@ def plan(observation: Observation) -> Plan:
         replicas = replicas_by_deployment.get(deployment.uid, [])
         failures = failures_by_name.get(deployment.name, [])
         outcome = _plan_deployment(
-            observation, deployment, replicas, jobs_by_token, others, known_ids, failures, suspected, leaving
+            observation,
+            listing,
+            deployment,
+            replicas,
+            jobs_by_token,
+            others,
+            known_ids,
+            failures,
+            suspected,
+            leaving,
         )
         decisions += outcome.decisions
         replica_statuses += outcome.replica_statuses
@@ -169,6 +179,7 @@ def _id_taken(
 
 def _plan_deployment(
     observation: Observation,
+    listing: Listing,
     deployment: Deployment,
     replicas: Sequence[Replica],
     jobs_by_token: Mapping[str, tuple[Job, ...]],
@@ -229,6 +240,7 @@ def _plan_deployment(
                 job=job,
                 altered=altered.get(replica.uid),
                 message_timeout_s=observation.message_timeout_s,
+                answers_since=listing.answers_since,
                 reports_open_since=observation.reports_open_since,
                 past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),

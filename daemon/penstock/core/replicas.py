@@ -53,7 +53,8 @@ from penstock.core.walltime import NO_BOUNDS, Bounds, job_number, unbounded_s, w
 
 DOUBT_FACTOR = 3
 """Doubt about a submission lasts this many of Slurm's message time-outs: a reply may be late by one, and the accepted
-job must have had the time to appear in a listing that was itself begun in time."""
+job must have had the time to appear in a listing that was itself begun in time. And it ends no sooner than one after
+Slurm answers again: while slurmctld hangs requests wait at its door, and it serves them once it is free."""
 
 MISSING_FOR_S = 30
 """A job that complete listings lack must be lacking for this long before it counts as gone: slurmctld forgets nothing
@@ -131,6 +132,8 @@ class Scene:
     """What the time limit of a submission must keep."""
     altered: Altered | None = None
     """`job` does not bear our mark any more."""
+    answers_since: datetime | None = None
+    """As in `Listing`."""
 
     @property
     def spec(self) -> Spec:
@@ -201,7 +204,7 @@ def _without_attempt(scene: Scene) -> Outlook:
     number = last.number + 1 if last is not None else 1
     where = named(scene.deployment.spec, replica, replica.placement)
     message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
-    beside = () if last is not None and _found_no_room(last) else scene.company
+    beside = () if last is not None and last.packed else scene.company
     message += told(scene.avoiding, now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
     submit = Submit(replica.uid, _names(scene), scene.bounds, replica.placement, beside)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
@@ -253,8 +256,7 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     if job is not None:
         message = f"job {job.job_id} bears attempt {attempt.number}'s token and is taken over"
         return scene.decide(Reason.ADOPT, ReplicaState.SUBMITTING, message, Adopt(attempt.token, job))
-    asked_at = attempt.submitted_at or attempt.intended_at
-    doubtful_until = asked_at + timedelta(seconds=DOUBT_FACTOR * scene.message_timeout_s)
+    doubtful_until = _doubtful_until(scene, attempt)
     # A database that was restored from a backup may have lost the mark: so what is not marked waits as long.
     asked = attempt.submitted_at is not None
     if scene.now < doubtful_until and not asked:
@@ -272,9 +274,18 @@ def _unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
         return _end(scene, attempt, None, Reason.JOB_LOST, message, failed=False)
     how = "it is submitted again under the same token" if asked else "it is submitted now"
     message = f"Slurm does not have attempt {attempt.number}; {how}"
-    message += told(scene.avoiding, scene.now) + _elsewhere(scene) + scene.bounds.told
-    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds)
+    # One that was to run anywhere stays so: an earlier one found no room.
+    beside = scene.company if attempt.packed else ()
+    message += told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
+    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds, beside)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
+
+
+def _doubtful_until(scene: Scene, attempt: Attempt) -> datetime:
+    """Until when Slurm may still come to have it."""
+    timeout = timedelta(seconds=scene.message_timeout_s)
+    until = (attempt.submitted_at or attempt.intended_at) + DOUBT_FACTOR * timeout
+    return until if scene.answers_since is None else max(until, scene.answers_since + timeout)
 
 
 def _missing(scene: Scene, attempt: Attempt) -> Outlook:
@@ -477,16 +488,6 @@ def _found_no_company(scene: Scene, attempt: Attempt) -> bool:
     )
 
 
-def _found_no_room(last: Attempt) -> bool:
-    """Whether this attempt that has ended was withdrawn because it found no company."""
-    return (
-        last.packed
-        and last.withdrawn_at is not None
-        and _cancelled_by_somebody(last, last.job)
-        and last.running_since is None
-    )
-
-
 def _was_given_up(scene: Scene, attempt: Attempt, job: Job | None) -> bool:
     """Whether a cancellation was our withdrawal, by its mark, which is written before scancel is called. Somebody
     else's after that counts as ours; one before it is his, however long the job had waited when it was noticed.
@@ -536,7 +537,7 @@ def _respects(scene: Scene) -> bool:
 
 
 def _stays_cancelled(scene: Scene, last: Attempt) -> bool:
-    withdrawn = scene.replica.placement > last.placement or _found_no_room(last)
+    withdrawn = scene.replica.placement > last.placement or last.packed
     return _respects(scene) and _cancelled_by_somebody(last, last.job) and not withdrawn
 
 
@@ -607,7 +608,16 @@ def _end(
             then = f"; next attempt {'at once' if at_once else clock(next_attempt_at, scene.now)}"
     exit_code = attempt.exit_code if attempt.exit_code is not None else (job.exit_code if job else None)
     end = EndAttempt(
-        replica.uid, attempt.token, exit_code, job, failures, next_attempt_at, message, blamed, placement
+        replica.uid,
+        attempt.token,
+        exit_code,
+        job,
+        failures,
+        next_attempt_at,
+        message,
+        blamed,
+        placement,
+        found_no_room=attempt.packed and given_up,
     )
     if replica.leaving:
         return scene.decide(Reason.REMOVE, ReplicaState.REMOVED, message, end, RemoveReplica(replica.uid))

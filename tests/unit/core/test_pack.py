@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.core.decisions import Decision, EndAttempt, Reason, Submit, Withdraw
+from penstock.core.decisions import Decision, EndAttempt, Reason, Resubmit, Submit, Withdraw
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.pack import company
@@ -112,7 +112,14 @@ def test_the_next_one_goes_anywhere_at_once(outside: OutsideChanges) -> None:
     assert decision.reason is Reason.PACK_GIVEN_UP
     (end,) = [action for action in decision.actions if isinstance(action, EndAttempt)]
     assert (end.placement, end.next_attempt_at, end.failed) == (0, at(0), False)
-    ended = waits(20, job=gone, withdrawn_at=at(-2), ended_at=at(0), end_message=end.message)
+    ended = waits(
+        20,
+        asked=end.found_no_room,
+        job=gone,
+        withdrawn_at=at(-2),
+        ended_at=at(0),
+        end_message=end.message,
+    )
     waiting = replace(ended, state=ReplicaState.WAITING, next_attempt_at=at(0))
     (submit,) = second(of, waiting).actions
     assert isinstance(submit, Submit)
@@ -127,8 +134,37 @@ def test_what_somebody_cancelled_before_it_was_withdrawn_is_his() -> None:
     assert (end.placement, end.next_attempt_at) == (0, at(40)), "at the pace of what somebody cancels"
 
 
-def test_what_somebody_cancelled_while_it_ran_is_no_withdrawal() -> None:
+@pytest.mark.parametrize(
+    "before",
+    [
+        waits(600, job=replace(WAITING, reason="JobHeldUser"), withdrawn_at=at(-300)),
+        waits(20, job=job(nodes="n1"), withdrawn_at=at(-16), running_since=at(-15)),
+    ],
+    ids=["held by somebody", "ran"],
+)
+def test_what_somebody_cancelled_is_no_withdrawal(before: Replica) -> None:
+    """And stays so, where that is respected, in every later tick."""
     of = packed(outside_changes=OutsideChanges.RESPECT)
-    gone = job(JobState.CANCELLED, nodes="n1", ends_at=at(-1))
-    ended = waits(20, job=gone, withdrawn_at=at(-16), ended_at=at(0), running_since=at(-15))
-    assert second(of, replace(ended, state=ReplicaState.WAITING)).reason is Reason.CANCELLED_OUTSIDE
+    gone = job(JobState.CANCELLED, ends_at=at(-1))
+    decision = second(of, before, gone)
+    assert decision.reason is Reason.CANCELLED_OUTSIDE
+    (end,) = [action for action in decision.actions if isinstance(action, EndAttempt)]
+    assert before.attempt is not None
+    ended = replace(
+        before.attempt, job=gone, ended_at=at(0), end_message=end.message, packed=end.found_no_room
+    )
+    after = replace(before, attempt=ended, state=ReplicaState.WAITING, next_attempt_at=end.next_attempt_at)
+    seen = replace(world([of], [FIRST, after], [SERVING], cluster=cluster(1, 0)), now=at(700))
+    later = next(decision for decision in plan(seen).decisions if decision.replica == "chat-2")
+    assert (later.reason, later.actions) == (Reason.CANCELLED_OUTSIDE, ())
+
+
+@pytest.mark.parametrize(("asked", "beside"), [(True, ("n1",)), (False, ())])
+def test_what_is_submitted_again_asks_as_it_did_before(asked: bool, beside: tuple[str, ...]) -> None:
+    """For the nodes that run others by now; one that was to run anywhere runs anywhere."""
+    its = attempt(job_id=None, packed=asked, submitted_at=at(-60))
+    decision = second(packed(), replica(2, its=its, state=ReplicaState.SUBMITTING))
+    (resubmit,) = decision.actions
+    assert isinstance(resubmit, Resubmit)
+    assert resubmit.beside == beside
+    assert ("; on n1, beside replicas of it" in decision.message) is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from penstock.core.decisions import (
     Submit,
 )
 from penstock.core.jobs import Job, JobState
-from penstock.core.model import Attempt, ConditionStatus, Observation, Replica, ReplicaState
+from penstock.core.model import Attempt, ConditionStatus, Listing, Observation, Replica, ReplicaState
 from penstock.core.plan import Plan, plan
 from penstock.core.states import IllegalMove
 from tests.worlds import NOW, at, attempt, deployment, drawn, job, ready_attempt, replica, world
@@ -137,6 +138,30 @@ def test_a_state_that_cannot_be_is_a_bug() -> None:
     its = replica(its=ready_attempt(), state=ReplicaState.WAITING)
     with pytest.raises(IllegalMove, match="chat-1: waiting -> ready"):
         plan(world([deployment()], [its], [job()]))
+
+
+@pytest.mark.parametrize("asked_at", [None, at(-3600)])
+@pytest.mark.parametrize(
+    ("answers_since", "reason", "until"),
+    [
+        (None, Reason.RESUBMIT, ""),
+        (at(-10), Reason.RESUBMIT, ""),
+        (at(-9), None, "14:00:01"),
+        (NOW, None, "14:00:10"),
+    ],
+)
+def test_what_waited_at_the_door_of_a_slurm_that_hung_may_still_come(
+    asked_at: datetime | None, answers_since: datetime | None, reason: Reason | None, until: str
+) -> None:
+    """For one message time-out after it answers again."""
+    its = replica(
+        its=attempt(job_id=None, intended_at=at(-3600), submitted_at=asked_at), state=ReplicaState.SUBMITTING
+    )
+    seen = replace(world([deployment()], [its]), slurm=Listing((), answers_since))
+    doubt = Reason.SUBMISSION_PUT_OFF if asked_at is None else Reason.SUBMISSION_DOUBTFUL
+    found, message, _ = its_decision(seen)
+    assert found is (reason or doubt)
+    assert until in message
 
 
 # Jobs without their mark ----------------------------------------------------------------------------------------------

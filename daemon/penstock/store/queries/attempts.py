@@ -75,7 +75,7 @@ UNMARK_SUBMITTING = notify.telling(_MARKED.values(submitted_at=None))
 RECORD_REFUSAL = notify.telling(_MARKED.values(refusal=bindparam("sentence")))
 LAUNCH_AGAIN = notify.telling(
     _LIVE.where(attempts.c.job_id.is_(None)).values(
-        script=bindparam("its_script"), secret_hash=bindparam("its_hash")
+        script=bindparam("its_script"), secret_hash=bindparam("its_hash"), packed=bindparam("beside")
     )
 )
 MARK_DRAINING = notify.telling(_LIVE.where(attempts.c.drain_at.is_(None)).values(drain_at=bindparam("now")))
@@ -99,6 +99,7 @@ END = _LIVE.values(
     job=func.coalesce(bindparam("final", type_=attempts.c.job.type), attempts.c.job),
     missing_since=None,
     failed=bindparam("blamed"),
+    packed=bindparam("without_room"),
 ).returning(attempts.c.replica_uid)
 RECORD_FAILURES = (
     update(replicas)
@@ -212,10 +213,13 @@ async def record_refusal(
     return await _write(conn, RECORD_REFUSAL, token, sentence=sentence, marked_at=marked_at)
 
 
-async def launch_again(conn: AsyncConnection, token: str, script: str, secret_hash: str) -> bool:
+async def launch_again(
+    conn: AsyncConnection, token: str, script: str, secret_hash: str, *, packed: bool
+) -> bool:
     """Writes with what an attempt that has no job yet is submitted again: its script, which a newer release may render
-    otherwise, and the secret that lies in its folder: the first one may have died with its controller."""
-    return await _write(conn, LAUNCH_AGAIN, token, its_script=script, its_hash=secret_hash)
+    otherwise, and the secret that lies in its folder: the first one may have died with its controller; and whether it
+    asks for nodes that run others."""
+    return await _write(conn, LAUNCH_AGAIN, token, its_script=script, its_hash=secret_hash, beside=packed)
 
 
 async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job | None = None) -> bool:
@@ -290,9 +294,11 @@ async def end(
     now: datetime,
     failed: bool = False,
     placement: int = 0,
+    found_no_room: bool = False,
 ) -> bool:
-    """Writes that the attempt is over, whether it counts as a failure of its revision or node, and the failures in a
-    row, the back-off and the next placement of its replica.
+    """Writes that the attempt is over, whether it counts as a failure of its revision or node and whether it was
+    withdrawn for want of room beside others, and the failures in a row, the back-off and the next placement of its
+    replica.
 
     `exit_code` and `job` None: what the agent and the last listing said stays.
     """
@@ -305,6 +311,7 @@ async def end(
             "code": exit_code,
             "final": None if job is None else encode(job),
             "blamed": failed,
+            "without_room": found_no_room,
         },
     )
     replica_uid = ended.scalar_one_or_none()
