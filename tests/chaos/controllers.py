@@ -1,7 +1,8 @@
 """The controllers, and their end: `penstock serve` keeps one, the run keeps a second, and the leader is killed with -9.
 
 A kill waits for a leader of a new term and then for a drawn moment of its first seconds, because that is when
-it adopts, submits and cancels. Now and then it is the standby that dies, or both.
+it adopts, submits and cancels. Now and then both die. How long it takes until another leads is judged where a standby
+stood by, and PostgreSQL and Slurm were there all the time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from tests.chaos.outages import Outages
 from tests.chaos.worker import Worker
 from tests.penstocks import Penstock
 
@@ -26,19 +28,31 @@ ACTS_FOR_S = 3.0
 BOTH = 0.1
 """How often the other one dies too."""
 
+FAIL_OVER_WITHIN_S = 15.0
+"""After a kill -9 of the leader: its lease runs for 10 s, and the standby asks every few."""
+UP = "controller: Slurm through "
+"""In the log of a controller that has started: all that it does next is to ask for the lease."""
+
 LEADER = "SELECT holder, term FROM leases WHERE name = 'controller' AND expires_at > clock_timestamp()"
 
 
 class Controllers(Worker):
     """Kills leaders until there were `kills`; keeps a second controller running."""
 
-    def __init__(self, penstock: Penstock, database: str, kills: int, seed: int) -> None:
+    def __init__(self, penstock: Penstock, database: str, kills: int, outages: Outages, seed: int) -> None:
         super().__init__("controllers", seed)
         self._penstock = penstock
         self._database = database
         self._kills = kills
         self._last_term = 0
+        self._outages = outages
         self._second: subprocess.Popen[bytes] | None = None
+        self._seconds = 0
+        """How many second controllers were started."""
+        self._killed_at_s: float | None = None
+        """When the last leader was killed, beside a standby and with all else there."""
+        self.fail_overs_s: list[float] = []
+        """Those that are judged."""
         self.longest_without_leader_s = 0.0
         """With PostgreSQL and all else in whatever state the other faults left it."""
 
@@ -59,15 +73,21 @@ class Controllers(Worker):
                 return
             self.keep_second()
             leader = self.leader()
-        self.longest_without_leader_s = max(self.longest_without_leader_s, time.monotonic() - began)
+        now = time.monotonic()
+        self.longest_without_leader_s = max(self.longest_without_leader_s, now - began)
+        if self._killed_at_s is not None and not self._outages.since(self._killed_at_s):
+            self.fail_overs_s.append(now - self._killed_at_s)
+        self._killed_at_s = None
         self.pause(0, ACTS_FOR_S)
         if self.done or self.stopping.is_set():
             self.stopping.wait(LOOK_EVERY_S)
             return
         pid, self._last_term = leader
         victims = {pid} if self.random.random() > BOTH else {pid, *self._pids()}
+        stands_by = len(victims) == 1 and self._stands_by(pid)
         for victim in victims:
-            self._kill(victim)
+            killed = self._kill(victim)
+        self._killed_at_s = time.monotonic() if killed and stands_by else None
 
     def leader(self) -> tuple[int, int] | None:
         """The leader's pid and term; None: there is none, or nobody can say."""
@@ -83,7 +103,7 @@ class Controllers(Worker):
         leader = self.leader()
         if leader is None or not self._is_ours(leader[0]):
             return False
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError), self._outages.outage():
             os.kill(leader[0], signal.SIGSTOP)
             self.stopping.wait(for_s)
             os.kill(leader[0], signal.SIGCONT)
@@ -102,6 +122,7 @@ class Controllers(Worker):
         """Starts the second controller unless it runs."""
         if self._second is not None and self._second.poll() is None:
             return
+        self._seconds += 1
         with self.log.open("ab") as output:
             self._second = subprocess.Popen(
                 [sys.executable, "-m", "penstock.app", "controller"],
@@ -130,9 +151,22 @@ class Controllers(Worker):
             return pid in self._pids() and command[-2:] == ["penstock.app", "controller"]
         return False
 
-    def _kill(self, pid: int) -> None:
+    def _stands_by(self, leader: int) -> bool:
+        """Whether the controller that does not lead has started, so that it asks for the lease."""
+        supervised, second = self._penstock.pid("controller"), self._second
+        if second is None or second.poll() is not None or not self._is_ours(supervised):
+            return False
+        if leader == supervised:
+            return self.log.read_text(errors="replace").count(UP) == self._seconds
+        said = self._penstock.log
+        return leader == second.pid and said.rfind(UP) > said.rfind("controller: started, pid ")
+
+    def _kill(self, pid: int) -> bool:
+        """Whether it was there."""
         if not self._is_ours(pid):
-            return
+            return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             self.counts["controller killed with -9"] += 1
+            return True
+        return False

@@ -18,6 +18,7 @@ import psutil
 
 from deploy.cluster.cluster import Cluster
 from tests.chaos.controllers import Controllers
+from tests.chaos.outages import Outages
 from tests.chaos.postgresql import PostgreSQL
 from tests.chaos.watch import FORGED_FOLDER, SeenJob, Watch
 from tests.chaos.worker import Worker
@@ -43,9 +44,17 @@ class SlurmFaults(Worker):
     """Slurm's, and people's."""
 
     def __init__(
-        self, cluster: Cluster, watch: Watch, installation: str, stable: str, spared_node: str, seed: int
+        self,
+        cluster: Cluster,
+        watch: Watch,
+        installation: str,
+        stable: str,
+        spared_node: str,
+        outages: Outages,
+        seed: int,
     ) -> None:
         super().__init__("slurm-faults", seed)
+        self._outages = outages
         self._cluster = cluster
         self._watch = watch
         self._installation = installation
@@ -85,15 +94,17 @@ class SlurmFaults(Worker):
             pass
 
     def _restart_slurmctld(self, *, kill: bool) -> bool:
-        self._cluster.stop_controller(kill=kill)
-        self.pause(0, 8)
-        self._cluster.start_controller()
+        with self._outages.outage():
+            self._cluster.stop_controller(kill=kill)
+            self.pause(0, 8)
+            self._cluster.start_controller()
         return True
 
     def _freeze_slurmctld(self) -> bool:
-        self._cluster.freeze_controller()
-        self.pause(1, 12)
-        self._cluster.thaw_controller()
+        with self._outages.outage():
+            self._cluster.freeze_controller()
+            self.pause(1, 12)
+            self._cluster.thaw_controller()
         return True
 
     def _lose_node(self) -> bool:
@@ -183,9 +194,15 @@ class PlaneFaults(Worker):
     """The gateway's, PostgreSQL's, and those of the leader that kill -9 does not cover."""
 
     def __init__(
-        self, penstock: Penstock, postgresql: PostgreSQL, controllers: Controllers, seed: int
+        self,
+        penstock: Penstock,
+        postgresql: PostgreSQL,
+        controllers: Controllers,
+        outages: Outages,
+        seed: int,
     ) -> None:
         super().__init__("plane-faults", seed)
+        self._outages = outages
         self._penstock = penstock
         self._postgresql = postgresql
         self._controllers = controllers
@@ -224,13 +241,15 @@ class PlaneFaults(Worker):
         pid = self._postgresql.pid
         if pid is None:
             return False
-        os.kill(pid, signal.SIGKILL)
-        self.pause(0, 5)
-        self._postgresql.start()
+        with self._outages.outage():
+            os.kill(pid, signal.SIGKILL)
+            self.pause(0, 5)
+            self._postgresql.start()
         return True
 
     def _restart_postgresql(self) -> bool:
-        self._postgresql.stop()
-        self.pause(1, 6)
-        self._postgresql.start()
+        with self._outages.outage():
+            self._postgresql.stop()
+            self.pause(1, 6)
+            self._postgresql.start()
         return True

@@ -7,7 +7,7 @@ and what Slurm showed in the meantime must agree with the log.
     KILLS=100 SEED=1 make chaos          the report: .chaos/report-1.json and a table
 
 What is judged: no token on two jobs, no two live jobs for one replica, no orphan, foreign jobs untouched, every job
-explained by the log, streams to the stable deployment whole, converged, and then quiet.
+explained by the log, streams to the stable deployment whole, another leader in time, converged, and then quiet.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from deploy.cluster.cluster import Cluster
 from deploy.cluster.settings import Settings
 from penstock.store import migrate
 from tests.chaos import verdict
-from tests.chaos.controllers import Controllers
+from tests.chaos.controllers import FAIL_OVER_WITHIN_S, Controllers
 from tests.chaos.driver import Driver, spec
 from tests.chaos.faults import PlaneFaults, SlurmFaults
+from tests.chaos.outages import Outages
 from tests.chaos.postgresql import PostgreSQL
 from tests.chaos.streams import Streams
 from tests.chaos.watch import Watch
@@ -70,6 +71,10 @@ class Report:
     streams: dict[str, int] = field(default_factory=dict)
     log: dict[str, int] = field(default_factory=dict)
     longest_without_new_leader_s: float = 0
+    """Whatever else was away, the standby included."""
+    fail_overs: int = 0
+    """Those that are judged: a standby stood by, and PostgreSQL and Slurm were there."""
+    longest_fail_over_s: float = 0
     converged_after_s: float | None = None
     violations: dict[str, list[str]] = field(default_factory=dict)
     """Rule -> sentences; empty lists where it held."""
@@ -86,6 +91,8 @@ class Report:
         rows += [(f"queue: {what}", count) for what, count in self.samples.items()]
         rows += [(f"stable deployment: {what}", count) for what, count in self.streams.items()]
         rows += [(f"log: {what}", count) for what, count in self.log.items()]
+        rows.append(("fail-overs with all else up", self.fail_overs))
+        rows.append(("the longest of them", f"{self.longest_fail_over_s:.1f} s"))
         rows.append(("longest wait for a new leader", f"{self.longest_without_new_leader_s:.1f} s"))
         converged = "never" if self.converged_after_s is None else f"{self.converged_after_s:.1f} s"
         rows.append(("converged after the last fault", converged))
@@ -141,9 +148,10 @@ class Run:
         attempts = penstock.folder / "state" / "attempts" / self.installation
         self.driver = Driver(penstock.server, seed)
         self.watch = Watch(cluster, self.installation, attempts, seed)
-        self.controllers = Controllers(penstock, database, report.kills, seed)
-        self.slurm = SlurmFaults(cluster, self.watch, self.installation, STABLE, STABLE_NODE, seed)
-        self.planes = PlaneFaults(penstock, postgresql, self.controllers, seed)
+        outages = Outages()
+        self.controllers = Controllers(penstock, database, report.kills, outages, seed)
+        self.slurm = SlurmFaults(cluster, self.watch, self.installation, STABLE, STABLE_NODE, outages, seed)
+        self.planes = PlaneFaults(penstock, postgresql, self.controllers, outages, seed)
         self.streams = [Streams(penstock.server, STABLE, number, seed) for number in range(2)]
 
     def run(self, at_most_s: float, *, each_once: bool) -> None:
@@ -270,6 +278,8 @@ class Run:
             "effects whose outcome died with the controller": log.without_outcome,
         }
         report.longest_without_new_leader_s = self.controllers.longest_without_leader_s
+        report.fail_overs = len(self.controllers.fail_overs_s)
+        report.longest_fail_over_s = max(self.controllers.fail_overs_s, default=0.0)
         live = [job for job in ours if job.live]
         daemons = self.penstock.log + self.controllers.log.read_text(errors="replace")
         report.violations = {
@@ -279,6 +289,7 @@ class Run:
             "jobs that the log does not explain": verdict.unexplained(ours, log),
             "streams cut or refused": [line for stream in self.streams for line in stream.violations],
             "right requests refused": self.driver.violations,
+            "slow fail-overs": verdict.slow(self.controllers.fail_overs_s, FAIL_OVER_WITHIN_S),
             "not converged": [problem] if problem else [],
             "bugs in the daemon's log": verdict.crashed(daemons),
         }

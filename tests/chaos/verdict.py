@@ -106,6 +106,14 @@ def foreign(jobs: Iterable[SeenJob], submitted: Iterable[Foreign]) -> list[str]:
     return wrong
 
 
+def slow(fail_overs_s: Iterable[float], within_s: float) -> list[str]:
+    return [
+        f"no new leader for {took_s:.1f} s after a kill, with a standby, PostgreSQL and Slurm there"
+        for took_s in fail_overs_s
+        if took_s > within_s
+    ]
+
+
 def crashed(log: str) -> list[str]:
     """Bugs that the daemon's own log tells of, each sort once with its number."""
     lines = log.splitlines()
