@@ -42,6 +42,12 @@ SCRIPTS = {
 }
 """Behaviour -> script. The foreground `sleep` dies of a signal that is meant for the whole job; the shell does not."""
 
+PLUGIN = """\
+function slurm_job_submit(job, partitions, user) slurm.log_user("{words}") return slurm.ERROR end
+function slurm_job_modify(job, changed, partitions, user) return slurm.SUCCESS end
+"""
+"""As a site writes job_submit.lua."""
+
 _numbers = itertools.count(1)
 
 
@@ -60,6 +66,8 @@ class Lane(Protocol):
     """One implementation of the port, and hands to move its cluster."""
 
     kill_wait_s: float
+    accounting: bool
+    """Whether somebody remembers what slurmctld has forgotten."""
 
     @property
     def slurm(self) -> Slurm: ...
@@ -97,6 +105,10 @@ class Lane(Protocol):
         """Maintenance of these nodes that begins then and lasts for an hour."""
         ...
 
+    def say_no(self, words: str) -> None:
+        """From now on a job_submit plugin refuses every job and says so; `heal_controller` takes it away."""
+        ...
+
     def stop_controller(self) -> None: ...
 
     def freeze_controller(self) -> None:
@@ -124,6 +136,7 @@ class FakeLane:
     """The fake, on a real clock and with short delays, since the suite waits for real clusters in real time."""
 
     kill_wait_s = 0.5
+    accounting = True
     process = None
 
     def __init__(self) -> None:
@@ -175,6 +188,9 @@ class FakeLane:
         begins_at = datetime.now(UTC) + timedelta(seconds=after_s)
         self.slurm.reserve(Maintenance(name, begins_at, begins_at + timedelta(hours=1), nodes))
 
+    def say_no(self, words: str) -> None:
+        self.slurm.faults.submits.append(words)
+
     def stop_controller(self) -> None:
         self.slurm.faults.down = "injected"
 
@@ -208,6 +224,8 @@ class FakeLane:
 class RealLane:
     """A real cluster through one of the backends."""
 
+    accounting = False
+
     def __init__(self, cluster: Cluster, slurm: Slurm) -> None:
         self.slurm = slurm
         self.cluster = cluster
@@ -216,6 +234,8 @@ class RealLane:
         self._announced: set[str] = set()
         self._controller_down = False
         self._frozen = False
+        self._plain_conf: str | None = None
+        """While a plugin refuses: slurm.conf without it."""
 
     @property
     def process(self) -> int | None:
@@ -271,6 +291,13 @@ class RealLane:
             f"Nodes={','.join(nodes)}", "Users=root", "Flags=MAINT,IGNORE_JOBS",
         )  # fmt: skip
 
+    def say_no(self, words: str) -> None:
+        (self.cluster.root / "job_submit.lua").write_text(PLUGIN.format(words=words))
+        self._plain_conf = self.cluster.conf.read_text()
+        self.cluster.conf.write_text(self._plain_conf + "JobSubmitPlugins=lua\n")
+        self.cluster.stop_controller()
+        self.cluster.start_controller()
+
     def stop_controller(self) -> None:
         self._controller_down = True
         self.cluster.stop_controller()
@@ -282,6 +309,11 @@ class RealLane:
     def heal_controller(self) -> None:
         if self._frozen:
             self.cluster.thaw_controller()
+        if self._plain_conf is not None:
+            self.cluster.conf.write_text(self._plain_conf)
+            self._plain_conf = None
+            self.cluster.stop_controller()
+            self._controller_down = True
         if self._controller_down:
             self.cluster.start_controller()
         self._frozen = self._controller_down = False

@@ -168,7 +168,7 @@ class Executor:
             try:
                 outcome = await self._branch(effect)
             except SubmissionUnknown as error:
-                tick.unanswered += 1
+                tick.unanswered = 0 if error.answered else tick.unanswered + 1
                 return _unknown(intent, error, self._clock())
             except SlurmUnavailable as error:
                 tick.unanswered += 1

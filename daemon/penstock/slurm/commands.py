@@ -38,11 +38,14 @@ OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 NO_ANSWER = re.compile(
     r"unable to contact|communicat|connect|timed? ?out|zero bytes|message (send|receive) failure|unexpected message|"
     r"authenticat|credential|munge|insane message|version|standby|transport endpoint|broken pipe|reset by peer|"
-    r"temporarily unavailable|too many open files|host is down|no route|network|unspecified error|no error|"
+    r"temporarily unavailable|too many open files|host is down|no route|network|no error|"
     r"configuration source|slurm\.conf|s_p_parse_file|internal error|i/o error|resource temporarily",
     re.IGNORECASE,
 )
 """Complaints of sbatch after which a job may exist: the request may have arrived and only its answer been lost."""
+PLUGIN_SAID_NO = "Unspecified error"
+"""slurmctld's answer where a job_submit plugin of the site returns slurm.ERROR, tried on 22.05 and 26.05. What the
+plugin says to the user stands before it, and may hold any word of NO_ANSWER."""
 
 NO_ACCOUNTING = re.compile(r"accounting storage is disabled", re.IGNORECASE)
 """sacct's complaint where slurm.conf names no AccountingStorageType."""
@@ -131,12 +134,16 @@ class CommandLine:
             match = re.fullmatch(r"([0-9]+)(;[^\n]*)?", outcome.stdout.strip())
             if match is None:
                 raise SubmissionUnknown(
-                    f"submitting job {submission.name}: sbatch printed {parse.quote(outcome.stdout)}, not a job id"
+                    f"submitting job {submission.name}: sbatch printed {parse.quote(outcome.stdout)}, not a job id",
+                    answered=True,
                 )
             return int(match[1])
         refusal = _refusal(outcome)
         if refusal is None:
-            raise SubmissionUnknown(f"submitting job {submission.name}: sbatch: {outcome.complaint}")
+            raise SubmissionUnknown(
+                f"submitting job {submission.name}: sbatch: {outcome.complaint}",
+                answered=outcome.status >= 0 and NO_ANSWER.search(outcome.stderr) is None,
+            )
         raise SubmissionRefused(refusal)
 
     async def cancel(self, job_id: int, *, name: str, may: May, only_waiting: bool = False) -> None:
@@ -253,19 +260,29 @@ def _marks() -> parse.Marks:
 
 
 _REFUSAL = re.compile(r"Batch job submission failed: (.+)")
+_OF_LIBSLURM = re.compile(r"\w+: ")
+"""libslurm's own complaints begin with the name of their function."""
 
 
 def _refusal(outcome: Outcome) -> str | None:
-    """Slurm's sentence when sbatch clearly said no; None when that is open."""
+    """Slurm's sentence, and the site's, when sbatch clearly said no; None when that is open."""
     if outcome.status < 0 or outcome.stdout.strip():
         return None
     lines = [re.sub(r"^sbatch: ((error|fatal): )?", "", line).strip() for line in outcome.stderr.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Try ")]
-    if not lines or any(NO_ANSWER.search(line) for line in lines):
-        return None
     sentences = [match[1] for line in lines if (match := _REFUSAL.search(line))]
-    # Without that line sbatch gave up over its own options, before it asked.
-    return "; ".join(sentences or lines)[:ERROR_CHARACTERS_MAX]
+    words = [line for line in lines if not _REFUSAL.search(line)]
+    if not sentences:
+        # sbatch gave up over its own options, before it asked.
+        judged, reason = lines, "; ".join(lines)
+    elif sentences == [PLUGIN_SAID_NO]:
+        judged = [line for line in words if _OF_LIBSLURM.match(line)]
+        reason = "; ".join(words) or f"{PLUGIN_SAID_NO}: a plugin of the site says no, without a word"
+    else:
+        judged, reason = sentences, "; ".join(sentences) + (f" ({'; '.join(words)})" if words else "")
+    if not lines or any(NO_ANSWER.search(line) for line in judged):
+        return None
+    return reason[:ERROR_CHARACTERS_MAX]
 
 
 _OVER = re.compile(

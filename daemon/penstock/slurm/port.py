@@ -43,7 +43,14 @@ class SubmissionRefused(SlurmError):
 
 
 class SubmissionUnknown(SlurmError):
-    """The call failed in a way that leaves it open whether a job was made: look it up by name, and wait first."""
+    """The call failed in a way that leaves it open whether a job was made: look it up by name, and wait first.
+
+    `answered`: something came back that nothing can be concluded from; Slurm is not silent.
+    """
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class NoSuchJob(SlurmError):

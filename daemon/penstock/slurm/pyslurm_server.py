@@ -26,6 +26,8 @@ ERRNO_SLURM = 1000
 """Slurm's own error numbers begin here; lower ones are the system's, and may be left over from an earlier call."""
 ERRNO_REFUSED = range(2000, 3000)
 """slurm_errno.h: 2000 to 2999 are slurmctld's answers about jobs. Others tell of the way there: lost or late."""
+ERRNO_PLUGIN_SAID_NO = -1
+"""SLURM_ERROR: a job_submit plugin has returned slurm.ERROR. What it says goes to standard error."""
 ERRNO_INVALID_JOB = 2017
 ERRNO_OVER = (2017, 2021)
 """ESLURM_INVALID_JOB_ID and ESLURM_ALREADY_DONE."""
@@ -194,7 +196,7 @@ def submit(pyslurm: Any, attributes: Any, environment: Any, extra_options: Any) 
         description = pyslurm.JobSubmitDescription(environment=environment, **attributes)
         return int(description.submit())
     except pyslurm.RPCError as error:
-        if error.errno in ERRNO_REFUSED:
+        if error.errno in ERRNO_REFUSED or error.errno == ERRNO_PLUGIN_SAID_NO:
             raise Answer("refused", str(error)) from error
         raise
     except (TypeError, ValueError, AttributeError) as error:

@@ -92,7 +92,21 @@ async def test_the_script_arrives_on_standard_input_and_options_as_arguments(pro
         (
             "Memory specification can not be satisfied\n"
             "sbatch: error: Batch job submission failed: Requested node configuration is not available",
-            "Requested node configuration is not available",
+            "Requested node configuration is not available (Memory specification can not be satisfied)",
+        ),
+        (
+            "GPU jobs need --account=ai, ask the network team\n"
+            "sbatch: error: Batch job submission failed: Unspecified error",
+            "GPU jobs need --account=ai, ask the network team",
+        ),
+        (
+            "Batch job submission failed: Unspecified error",
+            "Unspecified error: a plugin of the site says no, without a word",
+        ),
+        (
+            "connect to the portal first\n"
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            "Invalid account or account/partition combination specified (connect to the portal first)",
         ),
         ("Invalid --time specification", "Invalid --time specification"),
         (
@@ -117,6 +131,9 @@ async def test_a_clear_no(program: Program, complaint: str, reason: str) -> None
         "echo 'Batch job submission failed: Protocol authentication error' >&2; exit 1",
         "echo 'Batch job submission failed: Unexpected message received' >&2; exit 1",
         "echo 'Batch job submission failed: Connection refused' >&2; exit 1",
+        "echo 'Batch job submission failed: No error' >&2; exit 1",
+        "echo 'sbatch: error: slurm_unpack_received_msg: [x] auth_g_verify: has authentication error' >&2;"
+        " echo 'sbatch: error: Batch job submission failed: Unspecified error' >&2; exit 1",
         "echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1",
         "exit 1",
         "exit 0",
@@ -130,6 +147,25 @@ async def test_a_submission_that_may_have_gone_through(program: Program, script:
     slurm = program.does(f"cat >/dev/null; {script}", timeout_s=0.3 if "sleep" in script else 10)
     with pytest.raises(SubmissionUnknown, match="submitting job n-1"):
         await slurm.submit(JOB, may=anybody)
+
+
+@pytest.mark.parametrize(
+    ("script", "answered"),
+    [
+        ("echo Submitted batch job 5", True),
+        ("exit 1", True),
+        ("echo 'Batch job submission failed: Unable to contact slurm controller' >&2; exit 1", False),
+        ("kill -KILL $$", False),
+        ("exec sleep 60", False),
+    ],
+)
+async def test_what_is_unknown_is_silence_only_where_nothing_came_back(
+    program: Program, script: str, answered: bool
+) -> None:
+    slurm = program.does(f"cat >/dev/null; {script}", timeout_s=0.3 if "sleep" in script else 10)
+    with pytest.raises(SubmissionUnknown) as unknown:
+        await slurm.submit(JOB, may=anybody)
+    assert unknown.value.answered == answered
 
 
 async def test_a_cancelled_call_leaves_no_process(program: Program) -> None:
