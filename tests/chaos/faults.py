@@ -93,6 +93,13 @@ class SlurmFaults(Worker):
         while self._release():
             pass
 
+    def resume_nodes(self) -> None:
+        """As an administrator would: slurmctld drains a node by itself (a job's processes that did not end in time, an
+        id that was given twice), and replicas that are bound to that node wait for it."""
+        for node in (self._run("sinfo", "-h", "-N", "-t", "drain,drained,draining", "-o", "%N") or "").split():
+            self._run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            self.counts["node drained by Slurm, resumed"] += 1
+
     def _restart_slurmctld(self, *, kill: bool) -> bool:
         with self._outages.outage():
             self._cluster.stop_controller(kill=kill)

@@ -211,6 +211,7 @@ class Run:
         """Waits until all is as wished and stays so; what stood in the way, or nothing."""
         deadline = time.monotonic() + CONVERGED_WITHIN_S
         while True:
+            self.slurm.resume_nodes()
             problem = self._problem(wish)
             if not problem:
                 before = self._marks()
