@@ -96,7 +96,8 @@ class SlurmFaults(Worker):
     def resume_nodes(self) -> None:
         """As an administrator would: slurmctld drains a node by itself (a job's processes that did not end in time, an
         id that was given twice), and replicas that are bound to that node wait for it."""
-        for node in (self._run("sinfo", "-h", "-N", "-t", "drain,drained,draining", "-o", "%N") or "").split():
+        drained = self._run("sinfo", "-h", "-N", "-t", "drain,drained,draining", "-o", "%N")
+        for node in {*(drained or "").split()}:
             self._run("scontrol", "update", f"NodeName={node}", "State=RESUME")
             self.counts["node drained by Slurm, resumed"] += 1
 
