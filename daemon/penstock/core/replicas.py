@@ -523,9 +523,14 @@ def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
 def _halted(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """Slurm halts the job: it serves nobody, and routing leaves it."""
     message = f"job {job.job_id} is suspended in Slurm"
+    seen = attempt.job
+    known = seen is not None and seen.state in HALTED_STATES and seen.restarts == job.restarts
+    if not known and scene.replica.state is ReplicaState.QUEUED:
+        # It started and was halted between two looks: `since` is still the queue's, and begins anew with the next one.
+        return scene.decide(Reason.SUSPENDED, ReplicaState.STARTING, message)
     since = scene.replica.since
     patient_until = since + timedelta(seconds=SUSPENDED_MAX_S)
-    known = scene.replica.state is ReplicaState.QUEUED
+    known = known and scene.replica.state is ReplicaState.QUEUED
     if known and scene.now >= patient_until and not (_respects(scene) or scene.deployment.paused):
         message += f" since {clock(since, scene.now)} and is replaced"
         return _cancel(scene, attempt, job, Reason.SUSPENDED_TOO_LONG, message)

@@ -1056,6 +1056,21 @@ def test_what_waits_for_somebody(
     check_move("chat-1", its.state, outlook.state)
 
 
+def test_a_job_that_is_halted_before_it_was_seen_to_run_is_waited_for_from_then_on() -> None:
+    """It waited for an hour, started, and was suspended between two looks."""
+    queued = replace(known(job(J.PENDING), S.QUEUED), since=at(-3600))
+    first = plan_replica(Scene(NOW, CHAT, queued, HALTED, 10, None))
+    assert (first.decision.reason, first.state) == (R.SUSPENDED, S.STARTING)
+    check_move("chat-1", queued.state, first.state)
+    recorded = replace(known(HALTED, first.state), since=NOW)
+    second = plan_replica(Scene(at(5), CHAT, recorded, HALTED, 10, None))
+    assert (second.decision.reason, second.state) == (R.SUSPENDED, S.QUEUED)
+    halted = replace(recorded, state=second.state, since=at(5))
+    assert plan_replica(Scene(at(304), CHAT, halted, HALTED, 10, None)).decision.reason is R.SUSPENDED
+    last = plan_replica(Scene(at(305), CHAT, halted, HALTED, 10, None))
+    assert last.message == "job 7 is suspended in Slurm since 14:00:05 and is replaced"
+
+
 def test_a_cancelled_job_stays_so_where_that_is_respected() -> None:
     gone = job(J.CANCELLED)
     outlook = plan_replica(Scene(NOW, RESPECTING, known(RUNNING), gone, 10, None))
