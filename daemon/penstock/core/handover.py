@@ -43,6 +43,8 @@ class Threat:
     """Such as `node gpu3 is drained`."""
     at: datetime | None = None
     """By Slurm's clock; None: as soon as the job leaves."""
+    patience_s: int = 0
+    """For so long a successor waits at placements that have no nodes for it, before it is at one that has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,10 @@ def _of_threat(
     at = by_our_clock(attempt, job, threat.at)
     if at is None:
         return None
-    lead_s = estimates.wait_s + estimates.cold_start_s + spec.handover.margin_s
+    lead_s = threat.patience_s + estimates.wait_s + estimates.cold_start_s + spec.handover.margin_s
     why = f"{threat.why} at {clock(at, now)}"
+    if threat.patience_s:
+        why += f", and only a placement after {threat.patience_s} s of patience has other nodes"
     return Due(max(attempt.running_since, at - timedelta(seconds=lead_s)), at, why)
 
 

@@ -27,25 +27,32 @@ LATENCY_S = 60
 """From a submission to the job's start on free nodes at the most; a limit that fits to the second fits no more then."""
 
 
-def threats(job: Job, spec: Spec, cluster: Cluster | None, leaving: frozenset[str]) -> tuple[Threat, ...]:
+def threats(
+    job: Job, placed: Sequence[Spec], cluster: Cluster | None, leaving: frozenset[str]
+) -> tuple[Threat, ...]:
     """What will take this running job's nodes from it, where another node could take its successor.
 
-    `leaving`: `cluster.leaving`, which is asked for once for all jobs.
+    `placed`: the spec at each placement of the replica, in the order in which a successor tries them. `leaving`:
+    `cluster.leaving`, which is asked for once for all jobs.
     """
     if cluster is None or not (leaving or cluster.maintenance):
         return ()
     mine = set(known_nodes(job.nodes))
     drained = sorted(mine & leaving)
     found = []
-    if drained and _enough(spec, cluster, frozenset()):
+    if drained and _patience_s(placed, cluster, frozenset()) is not None:
         found.append(Threat(f"node {', '.join(drained)} is drained"))
     for one in cluster.maintenance:
         taken = sorted(mine & set(one.nodes))
         starts_later = job.started_at is not None and one.begins_at > job.started_at
         # One that its own limit ends before is in nobody's way; its successor would be threatened in its turn.
         outlives = job.time_limit_s is None or job.ends_at is None or job.ends_at > one.begins_at
-        if taken and starts_later and outlives and _enough(spec, cluster, frozenset(one.nodes)):
-            found.append(Threat(f"maintenance {one.name} takes node {', '.join(taken)}", one.begins_at))
+        if not (taken and starts_later and outlives):
+            continue
+        patience_s = _patience_s(placed, cluster, frozenset(one.nodes))
+        if patience_s is not None:
+            why = f"maintenance {one.name} takes node {', '.join(taken)}"
+            found.append(Threat(why, one.begins_at, patience_s))
     return tuple(found)
 
 
@@ -90,6 +97,16 @@ def _in_the_way(spec: Spec, cluster: Cluster, limit_s: int | None, now: datetime
         and not _enough(spec, cluster, frozenset(one.nodes))
     ]
     return min(ahead, key=lambda one: one.begins_at, default=None)
+
+
+def _patience_s(placed: Sequence[Spec], cluster: Cluster, without: frozenset[str]) -> int | None:
+    """How long a successor waits in vain before it is at a placement that has nodes for it; None: none has."""
+    passed_s = 0
+    for spec in placed:
+        if _enough(spec, cluster, without):
+            return passed_s
+        passed_s += spec.placement.patience_s
+    return None
 
 
 def _enough(spec: Spec, cluster: Cluster, without: frozenset[str]) -> bool:

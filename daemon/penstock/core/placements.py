@@ -39,6 +39,13 @@ def placed(spec: Spec, replica: Replica, index: int) -> Spec:
     return spec if chosen is spec.placement else replace(spec, placement=chosen)
 
 
+def each_placed(spec: Spec, replica: Replica) -> tuple[Spec, ...]:
+    """The same at each of the replica's placements, in the order in which they are tried."""
+    return tuple(
+        placed(spec, replica, index) for index in range(len(spec.placements_of(burst=replica.burst)))
+    )
+
+
 def named(spec: Spec, replica: Replica, index: int) -> str:
     """Such as `placement 2 of 3 (partition gpu, QOS high)`; empty where there is no choice."""
     listed = spec.placements_of(burst=replica.burst)

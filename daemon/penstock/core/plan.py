@@ -49,7 +49,7 @@ from penstock.core.model import (
 from penstock.core.orphans import plan_orphans
 from penstock.core.pace import paced, why
 from penstock.core.pack import company, packs
-from penstock.core.placements import misplaced, placed, with_kinds
+from penstock.core.placements import each_placed, misplaced, placed, with_kinds
 from penstock.core.progress import rollout_record
 from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
 from penstock.core.rollout import Counts, failed, plan_counts
@@ -216,6 +216,8 @@ def _plan_deployment(
     there = occupied(jobs.values()) if may_submit and (together or spreads(deployment)) else {}
     at_placements: dict[tuple[bool, int], tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
 
+    placements: dict[bool, tuple[Spec, ...]] = {}
+
     def at_its_placement(replica: Replica) -> tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]:
         attempt = replica.live_attempt
         index = replica.placement if attempt is None else attempt.placement
@@ -229,9 +231,14 @@ def _plan_deployment(
             at_placements[replica.burst, index] = spec, avoiding, near, limits
         return at_placements[replica.burst, index]
 
+    def tried(replica: Replica) -> tuple[Spec, ...]:
+        if replica.burst not in placements:
+            placements[replica.burst] = each_placed(deployment.spec, replica)
+        return placements[replica.burst]
+
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
-        spec, avoiding, near, limits = at_its_placement(replica)
+        _, avoiding, near, limits = at_its_placement(replica)
         outlook = plan_replica(
             Scene(
                 now=observation.now,
@@ -249,7 +256,7 @@ def _plan_deployment(
                 company=near if together else (),
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
-                threats=() if job is None else threats(job, spec, observation.cluster, leaving),
+                threats=() if job is None else threats(job, tried(replica), observation.cluster, leaving),
                 bounds=limits,
             )
         )

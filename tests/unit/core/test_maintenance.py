@@ -35,12 +35,12 @@ def firmware(begins_s: float, *nodes: str) -> Maintenance:
 
 
 def of(spec: Spec, seen: Cluster) -> tuple[Threat, ...]:
-    return threats(job(nodes="gpu1"), spec, seen, seen.leaving)
+    return threats(job(nodes="gpu1"), [spec], seen, seen.leaving)
 
 
 def test_nothing_threatens() -> None:
     assert of(HOUR, cluster()) == ()
-    assert threats(job(), HOUR, None, frozenset()) == ()
+    assert threats(job(), [HOUR], None, frozenset()) == ()
     assert of(HOUR, cluster(states=("IDLE", "MIXED+DRAIN"))) == ()
     assert of(HOUR, cluster(firmware(900, "gpu2"))) == ()
 
@@ -71,6 +71,34 @@ def test_another_node_is_looked_for_where_the_replica_may_run(partition: str, ha
     assert any(isinstance(action, BeginHandover) for action in acts) is handed_over
 
 
+@pytest.mark.parametrize(
+    ("node", "begins_s", "handed_over"),
+    [("MIXED+DRAIN", None, True), ("MIXED", 830, True), ("MIXED", 831, False)],
+    ids=["drained", "660 + 40 + 10 + 120 s before a maintenance", "too early for it"],
+)
+def test_a_fallback_takes_the_successor_too(node: str, begins_s: int | None, handed_over: bool) -> None:
+    """The first placement has no other node, so a successor first waits there for as long as its patience lasts."""
+    nodes = (
+        Node("gpu1", node, 8, 16000, {"": 2}, ("gpu",)),
+        Node("gpu2", "IDLE", 8, 16000, {"": 2}, ("spare",)),
+    )
+    gpu = Partition("gpu", True, True, 86_400, 7200, None, 1, 8, ("gpu1",))
+    spare = replace(gpu, name="spare", is_default=False, nodes=("gpu2",))
+    first = Placement(partition="gpu", time_limit="8h", time_limit_s=28_800, patience_s=660)
+    of = deployment(
+        replicas=1, spec=replace(SPEC, placement=first, fallbacks=(Placement(partition="spare"),))
+    )
+    runs = job(nodes="gpu1", partition="gpu", time_limit_s=28_800, ends_at=at(28_740))
+    mine = replica(state=ReplicaState.READY, its=ready_attempt(job=runs))
+    coming = () if begins_s is None else (firmware(begins_s, "gpu1"),)
+    there = Cluster("test", "26.05.5", (gpu, spare), nodes, maintenance=coming)
+    decided = plan(replace(world([of], [mine], [runs]), cluster=there)).decisions
+    begun = [one for one in decided for action in one.actions if isinstance(action, BeginHandover)]
+    assert bool(begun) is handed_over
+    if handed_over and begins_s is not None:
+        assert "only a placement after 660 s of patience has other nodes" in begun[0].message
+
+
 def test_a_node_that_is_down_is_not_drained() -> None:
     assert of(HOUR, cluster(states=("DOWN+DRAIN", "IDLE"))) == ()
 
@@ -99,7 +127,7 @@ def test_maintenance_after_a_jobs_own_end_threatens_nobody(
 ) -> None:
     runs = job(nodes="gpu1", time_limit_s=limit_s, ends_at=None if ends_s is None else at(ends_s))
     seen = cluster(firmware(900, "gpu1"))
-    assert bool(threats(runs, HOUR, seen, seen.leaving)) is threatened
+    assert bool(threats(runs, [HOUR], seen, seen.leaving)) is threatened
 
 
 def test_a_job_ends_before_the_maintenance_of_all_nodes() -> None:

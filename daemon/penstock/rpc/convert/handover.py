@@ -10,7 +10,7 @@ from penstock.core.handover import due, end_of, handed_over
 from penstock.core.jobs import Cluster, JobState
 from penstock.core.maintenance import threats
 from penstock.core.model import Deployment, Replica
-from penstock.core.placements import placed
+from penstock.core.placements import each_placed
 from penstock.core.walltime import with_own_drain
 from penstock.rpc.convert.time import time_out
 from penstock.v1 import deployment_pb2
@@ -45,7 +45,7 @@ def forecast_out(
         if attempt is None or job is None or job.state is not JobState.RUNNING or replica.leaving:
             continue
         spec = with_own_drain(deployment.spec, replica)
-        threatened = threats(job, placed(deployment.spec, replica, attempt.placement), cluster, leaving)
+        threatened = threats(job, each_placed(deployment.spec, replica), cluster, leaving)
         when = due(spec, attempt, job, found, now, threatened)
         if when is not None:
             row = deployment_pb2.ReplicaHandover(
