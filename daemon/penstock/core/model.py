@@ -209,7 +209,8 @@ class RolloutRecord:
     stable_revision: int = 0
     """The newest revision that all wanted replicas were ready of; 0: none was yet."""
     canary_since: datetime | None = None
-    """Since when the canary of the current revision has been wholly ready; the bake time counts from here."""
+    """Since when the canary of the current revision has been wholly ready, and its rollout not paused; the bake time
+    counts from here."""
     baked_revision: int = 0
     """Canaries of revisions up to this one have stood their bake time."""
     trusted_revisions: tuple[int, ...] = ()

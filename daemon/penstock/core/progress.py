@@ -92,13 +92,14 @@ def _trusted(deployment: Deployment, record: RolloutRecord, replicas: Sequence[R
 
 def _bake(deployment: Deployment, record: RolloutRecord, ready: int, now: datetime) -> RolloutRecord:
     new, _ = canary_counts(deployment.spec.rollout, deployment.spec.replicas)
-    if ready < new:
+    if (
+        ready < new or deployment.rollout_paused
+    ):  # Nobody is surprised when it is resumed: it bakes anew then.
         return replace(record, canary_since=None)
     since = record.canary_since or now
     canary = deployment.spec.rollout.canary
     bake_s = canary.bake_s if canary is not None else None
-    stood = bake_s is not None and now >= since + timedelta(seconds=bake_s)
-    if stood and not deployment.rollout_paused:
+    if bake_s is not None and now >= since + timedelta(seconds=bake_s):
         return replace(record, canary_since=None, baked_revision=deployment.revision)
     return replace(record, canary_since=since)
 

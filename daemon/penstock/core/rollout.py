@@ -338,7 +338,12 @@ def _roll(fleet: _Fleet) -> Counts:
         message += f", {ending} handed over"
     if step.told:
         return step.counts(Reason.ROLLOUT_RETIRE if step.retired else Reason.ROLLOUT_SURGE, message)
-    return step.counts(Reason.ROLLOUT_WAIT, f"{message}; {fleet.ready} ready, and {fleet.floor} must stay so")
+    message += f"; {fleet.ready} ready, and {fleet.floor} must stay so"
+    if (
+        fleet.unborn and len(fleet.current) < want and len(fleet.fresh) < fleet.most
+    ):  # They alone take the room.
+        message += f"; {count(fleet.unborn, 'replica')} of an old revision must be gone first"
+    return step.counts(Reason.ROLLOUT_WAIT, message)
 
 
 def _canary(fleet: _Fleet) -> Counts:

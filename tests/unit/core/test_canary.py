@@ -356,8 +356,10 @@ def test_a_canary_bakes_only_as_long_as_it_is_whole() -> None:
     assert rollout_record(replace(of, rollout=begun), [], {}, at(59)).canary_since is None
     baked = rollout_record(replace(of, rollout=begun), one, {}, at(60))
     assert (baked.canary_since, baked.baked_revision) == (None, 2)
-    stands_still = replace(of, rollout=begun, rollout_paused=True)
-    assert rollout_record(stands_still, one, {}, at(60)).baked_revision == 0
+    stands_still = rollout_record(replace(of, rollout=begun, rollout_paused=True), one, {}, at(60))
+    assert (stands_still.canary_since, stands_still.baked_revision) == (None, 0)
+    resumed = rollout_record(replace(of, rollout=stands_still), one, {}, at(90))
+    assert (resumed.canary_since, resumed.baked_revision) == (at(90), 0)
 
 
 def test_what_is_ready_everywhere_is_stable() -> None:
