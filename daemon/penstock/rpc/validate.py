@@ -44,6 +44,9 @@ _ENGINE_ARGS = {
 }
 """Engine arguments that Penstock sets itself or that cut it off from the engine -> the field to use instead."""
 
+_SECRET_ENGINE_ARGS = ("hf-token",)
+"""Engine arguments whose value is a secret, which everybody on the node would read in the list of processes."""
+
 _SHORT_ENGINE_ARGS = ("-n", "-r")
 """Short forms of nnodes and node-rank."""
 
@@ -214,7 +217,7 @@ def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
     handover = spec.handover
     if handover.disabled or not handover.HasField("margin_s"):
         return
-    for index, placement in enumerate(spec.placements):
+    for path, placement in placements_of(spec):
         try:
             limit_s = time_limit_s(placement.time_limit) if placement.time_limit else None
         except ValueError:
@@ -222,7 +225,7 @@ def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         if limit_s is not None and handover.margin_s >= limit_s:
             yield Violation(
                 "spec.handover.margin_s",
-                f"must be shorter than spec.placements[{index}].time_limit, {quoted(placement.time_limit)}"
+                f"must be shorter than {path}.time_limit, {quoted(placement.time_limit)}"
                 f" ({limit_s} s), not {handover.margin_s}",
             )
             return
@@ -258,20 +261,22 @@ def _engine(engine: spec_pb2.Engine) -> Iterator[Violation]:
         path = f"spec.engine.args[{index}]"
         if index == 0 and argument and not argument.startswith("-"):
             yield Violation(path, f"must be an option such as --max-model-len, not {quoted(argument)}")
-        if argument.partition("=")[0] in _SHORT_ENGINE_ARGS:
-            yield Violation(
-                path, f"{quoted(argument)} is set by Penstock itself; use {_ENGINE_ARGS['nnodes']}"
-            )
-        if not argument.startswith("--"):
+        option = argument.partition("=")[0]  # Its value may be a secret, and is not said.
+        if option in _SHORT_ENGINE_ARGS:
+            yield Violation(path, f"{quoted(option)} is set by Penstock itself; use {_ENGINE_ARGS['nnodes']}")
+        if not option.startswith("--"):
             continue
         # The engine takes `--max_model_len`, `--port=1` and unambiguous beginnings (`--por 1`) too.
-        name = argument[2:].split("=", 1)[0].replace("_", "-")
-        if (owner := _owner(name, list(_ENGINE_ARGS), shortest=3)) is None:
-            continue
-        instead = _ENGINE_ARGS[owner]
-        yield Violation(
-            path, f"{quoted(argument)} is set by Penstock itself" + (f"; use {instead}" if instead else "")
-        )
+        owner = _owner(option[2:].replace("_", "-"), [*_ENGINE_ARGS, *_SECRET_ENGINE_ARGS], shortest=3)
+        if owner in _SECRET_ENGINE_ARGS:
+            yield Violation(
+                path,
+                f"{quoted(option)} would put a secret on a command line; keep it in a file that its user alone may"
+                " read, and name that file in spec.engine.env.HF_TOKEN_PATH",
+            )
+        elif owner is not None:
+            instead = f"; use {field}" if (field := _ENGINE_ARGS[owner]) else ""
+            yield Violation(path, f"{quoted(option)} is set by Penstock itself{instead}")
     for variable in sorted(engine.env):
         if variable.startswith(_ENGINE_ENV):
             yield Violation(f"spec.engine.env[{quoted(variable)}]", "is set by Penstock itself")

@@ -366,8 +366,9 @@ class Engine(_message.Message):
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Arguments handed to the engine as they are, after Penstock's own: `--max-model-len`, `2048`. An argument that Penstock sets itself
-        (model, served name, host, port, uds, api key, ranks) is refused. Where none of them is about parallelism, Penstock adds
-        `--tensor-parallel-size` with the GPUs of a node, and `--pipeline-parallel-size` with the nodes of a replica.
+        (model, served name, host, port, uds, api key, ranks) is refused, and so is one whose value is a secret (`--hf-token`): every user of
+        the node could read it. Where none of them is about parallelism, Penstock adds `--tensor-parallel-size` with the GPUs of a node,
+        and `--pipeline-parallel-size` with the nodes of a replica.
         """
 
     @_builtins.property

@@ -58,7 +58,7 @@ def placements(draw: st.DrawFn) -> core.Placement:
     time_limit = draw(st.one_of(st.just(""), st.sampled_from(["4h", "90", "2-12:00:00", "1:30"])))
     optional = st.one_of(st.just(""), words)
     return core.Placement(
-        partition=draw(optional),
+        partition=draw(optional.filter(lambda word: not word.startswith((".", "-")))),
         account=draw(optional),
         qos=draw(optional),
         constraint=draw(optional),

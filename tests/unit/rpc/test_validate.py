@@ -113,11 +113,27 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"engine": {"args": ["--port", "1"]}}, 'spec.engine.args[0]: "--port" is set by Penstock itself'),
     (
         {"engine": {"args": ["--served_model_name=x"]}},
-        'spec.engine.args[0]: "--served_model_name=x" is set by Penstock itself; use spec.model.served_name',
+        'spec.engine.args[0]: "--served_model_name" is set by Penstock itself; use spec.model.served_name',
     ),
     (
         {"engine": {"args": ["--max-model-len", "9", "--serv", "x"]}},
         'spec.engine.args[2]: "--serv" is set by Penstock itself; use spec.model.served_name',
+    ),
+    *(
+        (
+            {"engine": {"args": arguments}},
+            f'spec.engine.args[0]: "{said}" would put a secret on a command line; keep it in a file that its user'
+            " alone may read, and name that file in spec.engine.env.HF_TOKEN_PATH",
+        )
+        for said, arguments in (
+            ("--hf-token", ["--hf-token", "hf_secret"]),
+            ("--hf-token", ["--hf-token=hf_secret"]),
+            ("--hf_tok", ["--hf_tok=hf_secret"]),
+        )
+    ),
+    (
+        {"engine": {"args": ["--api-key=secret"]}},
+        'spec.engine.args[0]: "--api-key" is set by Penstock itself',
     ),
     (
         {"engine": {"args": ["/m"]}},
@@ -174,7 +190,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"engine": {"args": ["--nnodes=2"]}},
-        'spec.engine.args[0]: "--nnodes=2" is set by Penstock itself; use spec.resources.nodes',
+        'spec.engine.args[0]: "--nnodes" is set by Penstock itself; use spec.resources.nodes',
     ),
     (
         {"engine": {"args": ["-n", "2"]}},
@@ -204,12 +220,21 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         'spec.handover.margin_s: must be shorter than spec.placements[1].time_limit, "10m" (600 s), not 600',
     ),
     (
+        {"handover": {"margin_s": 3600}, "burst": {"base": 1, "placements": [{"time_limit": "1h"}]}},
+        'spec.handover.margin_s: must be shorter than spec.burst.placements[0].time_limit, "1h" (3600 s), not 3600',
+    ),
+    (
         {"handover": {"stagger_percent": 51}},
         "spec.handover.stagger_percent: must be at least 0 and at most 50, not 51",
     ),
-    (
-        {"placements": [{"partition": "a b"}]},
-        'spec.placements[0].partition: must be at most 128 characters: letters, digits and any of _ . , -, not "a b"',
+    *(
+        (
+            {"placements": [{"partition": partition}]},
+            "spec.placements[0].partition: must be a partition's name, or several joined by commas, together of at most"
+            " 128 characters: letters, digits and any of _ . -, no name starting with . or -,"
+            f' not "{partition}"',
+        )
+        for partition in ("a b", ",", "a,,b", "a,", "-a")
     ),
     (
         {"placements": [{"options": {"job-name": "x"}}]},
