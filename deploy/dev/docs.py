@@ -106,7 +106,7 @@ def slurm() -> str:
             f"Three of these ends within an hour on one node, and new submissions avoid it: {accusing}.\n",
             "Only what is counted against the revision makes the replica back off and uses its budget of failures; a"
             " revision whose attempts end well is not held up by a cluster that preempts. A replica that was ready when"
-            " its time limit came is no failure either.\n",
+            " its time limit came, or its script ended with 0, is no failure either.\n",
             "## Reasons\n",
             "What a job waits for says what the controller does:\n",
             f"| it waits | what the controller does |\n|---|---|\n{does}\n",

@@ -140,7 +140,7 @@ STATES: Mapping[JobState, StateRow] = {
     JobState.COMPLETED: StateRow(
         Kind.ENDED,
         "Its script ended with 0, though nobody asked it to.",
-        _BACK_OFF,
+        _ONCE_READY,
         "waiting",
         Blame.REVISION,
     ),

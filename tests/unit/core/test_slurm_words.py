@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from penstock.core.model import ReplicaState
+from penstock.core.plan import plan
 from penstock.core.slurm_words import (
     DOES,
     ENDED_STATES,
@@ -15,12 +17,14 @@ from penstock.core.slurm_words import (
     REASONS,
     STATES,
     WAITING_STATES,
+    Blame,
     JobState,
     Kind,
     Wait,
     reason_row,
     waits_for,
 )
+from tests.worlds import at, deployment, job, ready_attempt, replica, world
 
 LIBRARIES = "/usr/lib/*/slurm*/libslurmfull.so"
 """Of whichever Slurm is installed; where there is none the test says so."""
@@ -41,6 +45,18 @@ def test_every_state_has_its_row() -> None:
         assert row.meaning.endswith("."), state
         assert row.does.endswith("."), state
     assert not ENDED_STATES & WAITING_STATES
+
+
+@pytest.mark.parametrize("state", sorted(ENDED_STATES - {JobState.CANCELLED}))
+def test_the_table_says_what_follows_an_end_of_a_replica_that_was_ready(state: JobState) -> None:
+    ended = job(state)
+    own = replica(1, state=ReplicaState.READY, its=ready_attempt(job=ended, running_since=at(-60)))
+    end = next(found for found in plan(world([deployment()], [own], [ended])).decisions if found.replica)
+    row = STATES[state]
+    at_once = (
+        row.blame is not Blame.REVISION or "Where it had been ready, that is nobody's failure" in row.does
+    )
+    assert ("next attempt at once" in end.message) is at_once, end.message
 
 
 def test_every_reason_has_its_row() -> None:
