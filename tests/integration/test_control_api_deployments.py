@@ -11,12 +11,13 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from penstock.core.model import RolloutRecord
 from penstock.store.database import Database
 from penstock.store.queries import deployments
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import metadata_pb2, spec_pb2
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
-from tests.control_api import ControlApi, control_api, refused
+from tests.control_api import ControlApi, control_api, make_attempt, now, refused
 
 BOUND_S = 20.0
 
@@ -243,6 +244,43 @@ class TestPlan:
             ("spec.engine.args", "", '["--x"]'),
             ("spec.replicas", "2", "3"),
         ]
+
+    async def test_a_spec_that_ran_before_takes_over_the_replicas_that_run_it(
+        self, api: ControlApi, stub: DeploymentServiceStub
+    ) -> None:
+        """Revision 1 is applied again while 2 is a canary: nothing of it is made anew, and it is no canary."""
+        canary = spec_pb2.Rollout(
+            strategy=spec_pb2.ROLLOUT_STRATEGY_CANARY, canary=spec_pb2.Canary(percent=50)
+        )
+        stable, other = wish(replicas=2, rollout=canary), wish(replicas=2, rollout=canary, drain_timeout_s=9)
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=stable))
+        await make_attempt(api, "a", "token1")
+        uid = (await api.stored(deployments.get, "a")).uid
+        await api.stored(deployments.record_rollout, uid, RolloutRecord(stable_revision=1), now())
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=other))
+        await make_attempt(api, "a", "token2")
+        planned = await stub.PlanDeployment(pb.PlanDeploymentRequest(deployment=stable))
+        applied = await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=stable))
+        assert applied.deployment.status.current_revision == 3
+        true = await stub.PlanDeployment(pb.PlanDeploymentRequest(deployment=stable))
+        assert true.outcome == pb.APPLY_OUTCOME_UNCHANGED
+        assert planned.decisions[0].message == true.decisions[0].message
+        assert planned.decisions[0].message.startswith("1 of 2 run revision 3, 1 an old one")
+
+    async def test_a_failed_revision_that_is_given_more_time_is_tried_again(
+        self, api: ControlApi, stub: DeploymentServiceStub
+    ) -> None:
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish()))
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(drain_timeout_s=9)))
+        uid = (await api.stored(deployments.get, "a")).uid
+        failed = RolloutRecord(stable_revision=1, failed_revision=2, failed_message="it died")
+        await api.stored(deployments.record_rollout, uid, failed, now())
+        same = wish(drain_timeout_s=9)
+        planned = await stub.PlanDeployment(pb.PlanDeploymentRequest(deployment=same))
+        assert [item.reason for item in planned.decisions] == ["RolloutFailed"]
+        longer = wish(drain_timeout_s=9, rollout=spec_pb2.Rollout(progress_deadline_s=900))
+        planned = await stub.PlanDeployment(pb.PlanDeploymentRequest(deployment=longer))
+        assert [item.reason for item in planned.decisions] == ["ScaleUp"]
 
     async def test_refuses_what_apply_refuses(self, stub: DeploymentServiceStub) -> None:
         bad = wish(resources=spec_pb2.Resources(gpus=5))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.changes import needs_revision, with_room_kept
+from penstock.core.changes import Change, change_of, needs_revision, with_room_kept
 from penstock.core.model import Deployment
 from penstock.core.spec import Spec
 from penstock.store.errors import NotFound
@@ -31,6 +31,11 @@ class Admitted:
     def makes_revision(self) -> bool:
         """Whether it would be another revision than `old`."""
         return self.old is not None and needs_revision(self.old.spec, self.spec)
+
+    def over(self, old: Deployment, specs: Mapping[int, Spec]) -> Change:
+        """What committing it over `old` makes of the deployment. `specs`: as in `core.changes.change_of`."""
+        change = change_of(old, self.spec, specs, new_revision=self.makes_revision)
+        return replace(change, after=replace(change.after, labels=self.labels))
 
 
 def settled(old: Deployment | None, spec: Spec) -> Spec:

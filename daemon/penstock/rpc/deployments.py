@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -78,20 +77,24 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     ) -> pb.PlanDeploymentResponse:
         admitted = await self._admission.admit(request.deployment, request.update_mask.paths)
         old, now = admitted.old, self._deps.clock()
+        adopted: frozenset[int] = frozenset()
         if old is None:
             wished = new_deployment(admitted.name, admitted.labels, admitted.spec, now)
         else:
             if admitted.version is not None and admitted.version != old.resource_version:
                 raise VersionConflict(old.name, admitted.version, old.resource_version)
-            advance = 1 if admitted.makes_revision else 0
-            wished = replace(old, spec=admitted.spec, labels=admitted.labels, revision=old.revision + advance)
+            async with self._db.snapshot() as conn:
+                specs = await revisions.in_use(conn, old)
+            change = admitted.over(old, specs)
+            wished, adopted = change.after, change.adopted
         before = deployment_out(old) if old else pb.Deployment()
         after = deployment_out(wished)
         changes = differences(_identity(before), _identity(after), "metadata")
         changes += differences(before.spec, after.spec, "spec")
         outcome = pb.APPLY_OUTCOME_CONFIGURED if changes else pb.APPLY_OUTCOME_UNCHANGED
         seen = self._view.seen
-        decisions = await forecast(self._deps, seen.cluster if seen else None, wished, is_new=old is None)
+        cluster = seen.cluster if seen else None
+        decisions = await forecast(self._deps, cluster, wished, adopted, is_new=old is None)
         return pb.PlanDeploymentResponse(
             outcome=outcome if old else pb.APPLY_OUTCOME_CREATED,
             changes=[pb.FieldChange(path=path, before=was, after=will) for path, was, will in changes],

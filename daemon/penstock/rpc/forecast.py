@@ -4,7 +4,8 @@ it. Changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from penstock.core.decisions import Decision
 from penstock.core.estimates import Start
@@ -21,14 +22,18 @@ MAX_REPLICAS = 10_000
 
 
 async def forecast(
-    deps: Deps, cluster: Cluster | None, wished: Deployment, *, is_new: bool
+    deps: Deps, cluster: Cluster | None, wished: Deployment, adopted: Collection[int], *, is_new: bool
 ) -> tuple[Decision, ...]:
-    """The decisions about this deployment and its replicas that the next tick would make. `cluster`: if it is known."""
+    """The decisions about this deployment and its replicas that the next tick would make. `cluster`: if it is known;
+    `adopted`: revisions whose replicas would belong to the wished one."""
     own: tuple[Replica, ...] = ()
     starts: Mapping[str, tuple[Start, ...]] = {}
     async with deps.db.snapshot() as conn:
         if not is_new:
-            own = await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
+            own = tuple(
+                replace(one, revision=wished.revision) if one.revision in adopted and not one.leaving else one
+                for one in await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
+            )
             starts = await attempts.starts(conn, wished.uid)
         open_since = await members.reports_open_since(conn)
         now = deps.clock()

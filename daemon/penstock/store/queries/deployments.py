@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
-from penstock.core.changes import needs_revision, with_count_and_policies_of
+from penstock.core.changes import change_of, with_count_and_policies_of
 from penstock.core.model import Condition, Deployment, RevisionEventType, RolloutRecord
 from penstock.core.spec import Spec
 from penstock.store.documents import encode
@@ -166,10 +166,11 @@ async def update_spec(
         values |= {"spec": document, "generation": old.generation + 1}
     if not new_revision and spec.model.adapters != old.spec.model.adapters:
         await revisions.set_adapters(conn, old.uid, old.revision, spec.model.adapters)
-    if not new_revision and _gives_more_tries(old, spec):
-        values["rollout"] = encode(
-            dataclasses.replace(old.rollout, failed_revision=0, failed_message="", cannot_go_back=0)
-        )
+    if (
+        not new_revision
+        and (record := change_of(old, spec, {}, new_revision=False).after.rollout) != old.rollout
+    ):
+        values["rollout"] = encode(record)
     if not values:
         return old
     changed = await _update(conn, old, values)
@@ -377,17 +378,14 @@ async def _revise(
     cause: str,
     proven: bool,
 ) -> dict[str, Any]:
-    """Writes the next revision; returns what of the deployment changes with it.
-
-    Neither the stable spec nor a trusted one has anything to prove to a canary: one that is it counts as promoted.
-    """
-    number = old.revision + 1
-    proven = proven or await _is_trusted(conn, old, spec)
-    document = encode(spec)
-    await revisions.insert(conn, old.uid, number, document, now, author=author, cause=cause, proven=proven)
-    if needs_revision(old.spec, spec):
-        await revisions.adopt(conn, old.uid, number, spec)
-    return {"revision": number} | ({"promoted_revision": number} if proven else {})
+    """Writes the next revision; returns what of the deployment changes with it."""
+    change = change_of(old, spec, await revisions.in_use(conn, old), new_revision=True, proven=proven)
+    number, promoted = change.after.revision, change.after.promoted_revision
+    await revisions.insert(
+        conn, old.uid, number, encode(spec), now, author=author, cause=cause, proven=promoted == number
+    )
+    await revisions.adopt(conn, old.uid, number, change.adopted)
+    return {"revision": number, "promoted_revision": promoted}
 
 
 async def _remember(conn: AsyncConnection, old: Deployment, record: RolloutRecord, now: datetime) -> None:
@@ -406,27 +404,6 @@ async def _remember(conn: AsyncConnection, old: Deployment, record: RolloutRecor
         if number not in (0, before):
             await revision_events.insert(conn, old.uid, number, kind, now, author=PENSTOCK, cause=cause)
             await revisions.mark_proven(conn, old.uid, number, kind is not failed)
-
-
-def _gives_more_tries(old: Deployment, spec: Spec) -> bool:
-    """Whether the current revision has failed by limits that are others now, so that it is to be judged anew."""
-    before = old.spec
-    return old.rollout.failed_revision == old.revision and (
-        (before.rollout.progress_deadline_s, before.restart)
-        != (spec.rollout.progress_deadline_s, spec.restart)
-    )
-
-
-async def _is_trusted(conn: AsyncConnection, deployment: Deployment, spec: Spec) -> bool:
-    record = deployment.rollout
-    for number in (record.stable_revision, *record.trusted_revisions):
-        try:
-            known = await revisions.get(conn, deployment.uid, number)
-        except NotFound:
-            continue
-        if not needs_revision(known.spec, spec):
-            return True
-    return False
 
 
 async def _rename_model(conn: AsyncConnection, old: Deployment, changed: Deployment) -> None:

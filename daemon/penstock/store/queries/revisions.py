@@ -3,17 +3,16 @@ the current one, which running replicas follow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, func, literal_column, select, update
+from sqlalchemy import bindparam, delete, func, literal_column, or_, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.changes import needs_revision
-from penstock.core.model import Revision
+from penstock.core.model import Deployment, Revision
 from penstock.core.spec import Adapter, Spec
 from penstock.store.documents import decode, encode
 from penstock.store.errors import NotFound
@@ -48,17 +47,14 @@ GET = select(*rows.REVISION).where(
     revisions.c.deployment_uid == bindparam("uid"), revisions.c.number == bindparam("number")
 )
 _stays = (replicas.c.removed_at.is_(None), ~replicas.c.leaving)
-BORNE = (
-    select(revisions.c.number, revisions.c.spec)
-    .join(
-        replicas,
-        and_(
-            replicas.c.deployment_uid == revisions.c.deployment_uid,
-            replicas.c.revision == revisions.c.number,
+IN_USE = select(revisions.c.number, revisions.c.spec).where(
+    revisions.c.deployment_uid == bindparam("uid"),
+    or_(
+        revisions.c.number.in_(bindparam("known", expanding=True)),
+        revisions.c.number.in_(
+            select(replicas.c.revision).where(replicas.c.deployment_uid == bindparam("uid"), *_stays)
         ),
-    )
-    .where(revisions.c.deployment_uid == bindparam("uid"), *_stays)
-    .distinct()
+    ),
 )
 ADOPT = (
     update(replicas)
@@ -116,15 +112,18 @@ async def insert(
         await conn.execute(PRUNE, oldest)
 
 
-async def adopt(conn: AsyncConnection, deployment_uid: str, number: int, spec: Spec) -> None:
-    """Gives replicas that run just this spec to revision `number`, which is that spec again: they need no restart."""
-    same = [
-        row.number
-        for row in await conn.execute(BORNE, {"uid": deployment_uid})
-        if row.number != number and not needs_revision(decode(Spec, row.spec), spec)
-    ]
-    if same:
-        await conn.execute(ADOPT, {"of": deployment_uid, "to": number, "numbers": same})
+async def in_use(conn: AsyncConnection, deployment: Deployment) -> Mapping[int, Spec]:
+    """The specs of its stable revision, of its trusted ones, and of those that replicas run which stay, by number."""
+    record = deployment.rollout
+    known = [record.stable_revision, *record.trusted_revisions]
+    found = await conn.execute(IN_USE, {"uid": deployment.uid, "known": known})
+    return {row.number: decode(Spec, row.spec) for row in found}
+
+
+async def adopt(conn: AsyncConnection, deployment_uid: str, number: int, adopted: Collection[int]) -> None:
+    """Gives the replicas of the revisions in `adopted` that stay to revision `number`."""
+    if adopted:
+        await conn.execute(ADOPT, {"of": deployment_uid, "to": number, "numbers": sorted(adopted)})
 
 
 async def mark_proven(conn: AsyncConnection, deployment_uid: str, number: int, proven: bool = True) -> None:
