@@ -227,7 +227,7 @@ class TestChange:
             (("scale", "a", "--replicas", "3"), "deployment/a scaled to 3"),
             (("restart", "a"), "deployment/a restarts as revision 2"),
             (
-                ("rollback", "a", "--to", "1"),
+                ("rollout", "undo", "a", "--to-revision", "1"),
                 "deployment/a stays as it is: its revision 2 has that spec",
             ),
             (("pause", "a"), "deployment/a paused"),
@@ -328,9 +328,54 @@ class TestRollout:
         ):
             done = await penstock("rollout", "undo", "a", "--to-revision", number)
             assert (done.exit_code, done.stdout) == (0, f"deployment/a {said}\n"), done.output
+
+    async def test_what_makes_or_promotes_a_revision_says_that_rollouts_are_paused(
+        self, penstock: Penstock, api: ControlApi
+    ) -> None:
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        await self.apply(penstock, "9GiB")
         await penstock("rollout", "pause", "a")
-        done = await penstock("rollout", "undo", "a", "--to-revision", "3")
-        assert done.stdout.endswith("; its rollouts stand still until `penstock rollout resume a`\n")
+        for arguments, said in (
+            (("promote", "a"), "deployment/a: revision 2 promoted"),
+            (("undo", "a", "--to-revision", "1"), "deployment/a rolled back, as revision 3"),
+            (("restart", "a"), "deployment/a restarts as revision 4"),
+        ):
+            done = await penstock("rollout", *arguments)
+            still = "; its rollouts stand still until `penstock rollout resume a`\n"
+            assert (done.exit_code, done.stdout) == (0, said + still), done.output
+
+    async def test_an_older_revision_is_not_promoted(self, penstock: Penstock, api: ControlApi) -> None:
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        await self.apply(penstock, "9GiB")
+        assert (await penstock("rollout", "promote", "a", "--revision", "2")).exit_code == 0
+        assert (await penstock("rollout", "promote", "a", "--revision", "2")).exit_code == 0
+        await self.apply(penstock, "10GiB")
+        done = await penstock("rollout", "promote", "a", "--revision", "2")
+        why = 'deployment "a" has no canary to promote: revision 2 is not its current one, 3'
+        assert (done.exit_code, why in done.stderr) == (1, True), done.output
+
+    async def test_undo_goes_back_to_nothing_that_failed(self, penstock: Penstock, api: ControlApi) -> None:
+        """Two revisions in a row failed, and each was taken back to the first."""
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        uid = (await api.stored(deployments.get, "a")).uid
+        for failing, memory in ((2, "9GiB"), (4, "10GiB")):
+            await self.apply(penstock, memory)
+            failed = RolloutRecord(failing - 1, failed_revision=failing, failed_message="it died")
+            await api.stored(deployments.record_rollout, uid, failed, now())
+            done = await penstock("rollout", "undo", "a")
+            assert done.stdout == f"deployment/a rolled back, as revision {failing + 1}\n", done.output
+            await api.stored(
+                deployments.record_rollout, uid, RolloutRecord(failing + 1, failed_revision=failing), now()
+            )
+        done = await penstock("rollout", "undo", "a")
+        why = "before its current one, 5, with another spec than that, but those that failed: 2, 4"
+        assert (done.exit_code, why in done.stderr) == (1, True), done.output
+        # What ran everywhere after all is as good as another.
+        await api.stored(deployments.record_rollout, uid, RolloutRecord(2), now())
+        assert (await penstock("rollout", "undo", "a")).stdout == "deployment/a rolled back, as revision 6\n"
 
     async def test_refusals(self, penstock: Penstock) -> None:
         await self.apply(penstock, "8GiB")
@@ -614,7 +659,7 @@ async def test_every_command_explains_itself() -> None:
     top = await penstock("--help")
     assert "Exit codes: 0 done; 1" in top.stdout
     for name in (
-        "apply", "get", "describe", "why", "events", "logs", "wait", "scale", "restart", "rollback", "pause", "resume",
+        "apply", "get", "describe", "why", "events", "logs", "wait", "scale", "restart", "pause", "resume",
         "drain", "delete", "chat", "generate", "embed", "models", "cluster", "serve", "version",
     ):  # fmt: skip
         assert name in top.stdout

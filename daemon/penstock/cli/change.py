@@ -1,4 +1,4 @@
-"""Commands that change one deployment or replica by a word: scale, restart, rollback, pause, resume, drain, delete."""
+"""Commands that change one deployment or replica by a word: scale, restart, pause, resume, drain, delete."""
 
 from __future__ import annotations
 
@@ -49,51 +49,19 @@ def restart(context: typer.Context, name: DeploymentName, reason: Reason = "") -
     """
 
     async def command(server: Server) -> None:
-        done = await server.deployments.RestartDeployment(
-            pb.RestartDeploymentRequest(name=name, author=author(), cause=reason), timeout=TIMEOUT_S
-        )
-        say(f"deployment/{name} restarts as revision {done.deployment.status.current_revision}")
+        request = pb.RestartDeploymentRequest(name=name, author=author(), cause=reason)
+        done = (await server.deployments.RestartDeployment(request, timeout=TIMEOUT_S)).deployment
+        said = f"deployment/{name} restarts as revision {done.status.current_revision}"
+        say(said + stands_still(done))
 
     run(address(context), command)
 
 
-def rollback(
-    context: typer.Context,
-    name: DeploymentName,
-    to: Annotated[
-        int | None, typer.Option("--to", min=1, help="The revision to go back to. [default: the one before]")
-    ] = None,
-    reason: Reason = "",
-) -> None:
-    """Want the spec of an earlier revision again. The number of replicas stays as it is.
-
-    What was promoted or ran everywhere before goes to all replicas at once, whatever the strategy.
-
-    Examples:
-
-      penstock rollback smollm2
-
-      penstock rollback smollm2 --to 3
-    """
-
-    async def command(server: Server) -> None:
-        request = pb.RollbackDeploymentRequest(name=name, revision=to or 0, author=author(), cause=reason)
-        say(_rolled_back(await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)))
-
-    run(address(context), command)
-
-
-def _rolled_back(done: pb.RollbackDeploymentResponse) -> str:
-    name, status = done.deployment.metadata.name, done.deployment.status
-    if done.outcome == pb.APPLY_OUTCOME_UNCHANGED:
-        return f"deployment/{name} stays as it is: its revision {status.current_revision} has that spec"
-    said = f"deployment/{name} rolled back, as revision {status.current_revision}"
-    if status.rollout.canary:
-        bakes = done.deployment.spec.rollout.canary.HasField("bake_s")
-        said += f", on a canary until `penstock rollout promote {name}`" + " or its bake time" * bakes
-    if status.rollout.paused:
-        said += f"; its rollouts stand still until `penstock rollout resume {name}`"
-    return said
+def stands_still(deployment: pb.Deployment) -> str:
+    """The end of a sentence about a revision that is made or promoted; empty unless rollouts are paused."""
+    if not deployment.status.rollout.paused:
+        return ""
+    return f"; its rollouts stand still until `penstock rollout resume {deployment.metadata.name}`"
 
 
 def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:

@@ -100,7 +100,6 @@ for _command in (
     waiting.wait,
     change.scale,
     change.restart,
-    change.rollback,
     change.pause,
     change.resume,
     change.drain,

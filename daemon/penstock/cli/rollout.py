@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from penstock.cli import change, pages, rows
-from penstock.cli.author import Reason, author
+from penstock.cli.author import Reason as Cause
+from penstock.cli.author import author
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import REFUSED, Failure
 from penstock.cli.options import DeploymentName, address
 from penstock.cli.output import Format, data, say, table
 from penstock.cli.waiting import Tell, parse_duration, watch_until
+from penstock.core.decisions import Reason
+from penstock.core.sentences import count
 from penstock.v1 import deployment_pb2 as pb
+
+_HANDOVERS = (Reason.HANDOVER.word, Reason.HANDOVER_WAIT.word)
 
 rollout = typer.Typer(
     help="How a change of a spec goes: status, history, undo, promote, pause, resume, restart.",
@@ -70,18 +75,17 @@ def _is_done(found: pb.Deployment, revision: int, tell: Tell) -> bool:
             f"revision {revision} is not the wanted one: that is revision {now.current_revision}", REFUSED
         )
     wanted = now.desired_replicas
-    if (
-        now.observed_generation == found.metadata.generation
-        and not its.canary
-        and now.updated_replicas >= wanted == now.replicas
-    ):
+    is_said = now.observed_generation == found.metadata.generation
+    progressing = rows.condition(found, "Progressing") if is_said else None
+    # A job that ends has a successor beside it, perhaps for hours. That is said where no other revision is left.
+    handed_over = progressing is not None and progressing.reason in _HANDOVERS
+    as_wanted = now.replicas == wanted or (handed_over and now.replicas > wanted)
+    if is_said and not its.canary and now.updated_replicas >= wanted and as_wanted:
         return True
-    progressing = rows.condition(found, "Progressing")
-    is_said = progressing is not None and now.observed_generation == found.metadata.generation
-    why = f": {progressing.message}" if is_said and progressing is not None and progressing.message else ""
+    why = f": {progressing.message}" if progressing is not None and progressing.message else ""
     tell(
         f"revision {revision}: {now.updated_replicas} of {wanted} replicas ready,"
-        f" {now.replicas - now.updated_replicas} others{why}"
+        f" {count(now.replicas - now.updated_replicas, 'other')}{why}"
     )
     return False
 
@@ -131,11 +135,12 @@ def undo(
         int | None,
         typer.Option("--to-revision", min=1, help="The revision to go back to. [default: the one before]"),
     ] = None,
-    reason: Reason = "",
+    reason: Cause = "",
 ) -> None:
-    """Want the spec of an earlier revision again. Replicas that still run it are not touched.
+    """Want the spec of an earlier revision again. Replicas that still run it are not touched, and their number stays.
 
-    What was promoted or ran everywhere before goes to all replicas at once, whatever the strategy.
+    Without --to-revision it is the newest one that has another spec and did not fail. What was promoted or ran
+    everywhere before goes to all replicas at once, whatever the strategy.
 
     Examples:
 
@@ -143,7 +148,23 @@ def undo(
 
       penstock rollout undo smollm2 --to-revision 3 --reason "answers in French"
     """
-    change.rollback(context, name, to, reason)
+
+    async def command(server: Server) -> None:
+        request = pb.RollbackDeploymentRequest(name=name, revision=to or 0, author=author(), cause=reason)
+        say(_rolled_back(await server.deployments.RollbackDeployment(request, timeout=TIMEOUT_S)))
+
+    run(address(context), command)
+
+
+def _rolled_back(done: pb.RollbackDeploymentResponse) -> str:
+    name, status = done.deployment.metadata.name, done.deployment.status
+    if done.outcome == pb.APPLY_OUTCOME_UNCHANGED:
+        return f"deployment/{name} stays as it is: its revision {status.current_revision} has that spec"
+    said = f"deployment/{name} rolled back, as revision {status.current_revision}"
+    if status.rollout.canary:
+        bakes = done.deployment.spec.rollout.canary.HasField("bake_s")
+        said += f", on a canary until `penstock rollout promote {name}`" + " or its bake time" * bakes
+    return said + change.stands_still(done.deployment)
 
 
 @rollout.command()
@@ -154,7 +175,7 @@ def promote(
         int | None,
         typer.Option("--revision", min=1, help="Only if this is the canary's revision. [default: whichever]"),
     ] = None,
-    reason: Reason = "",
+    reason: Cause = "",
 ) -> None:
     """Roll a canary's revision out to all replicas.
 
@@ -167,14 +188,15 @@ def promote(
         request = pb.PromoteDeploymentRequest(
             name=name, revision=revision or 0, author=author(), cause=reason
         )
-        done = await server.deployments.PromoteDeployment(request, timeout=TIMEOUT_S)
-        say(f"deployment/{name}: revision {done.deployment.status.current_revision} promoted")
+        done = (await server.deployments.PromoteDeployment(request, timeout=TIMEOUT_S)).deployment
+        said = f"deployment/{name}: revision {done.status.current_revision} promoted"
+        say(said + change.stands_still(done))
 
     run(address(context), command)
 
 
 @rollout.command()
-def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
+def pause(context: typer.Context, name: DeploymentName, reason: Cause = "") -> None:
     """Let a deployment's rollouts stand still. Its replicas are kept as they are, and replaced when they end.
 
     Examples:
@@ -186,7 +208,7 @@ def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> 
 
 
 @rollout.command()
-def resume(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
+def resume(context: typer.Context, name: DeploymentName, reason: Cause = "") -> None:
     """Let a deployment's rollouts go on.
 
     Examples:

@@ -76,7 +76,7 @@ async def promote(
     async with db.transaction() as conn:
         found = await deployments.get(conn, name)
         wanted = number or found.revision
-        if wanted <= found.promoted_revision:
+        if wanted == found.revision <= found.promoted_revision:
             return found
         if wanted != found.revision:
             why = f"revision {wanted} is not its current one, {found.revision}"

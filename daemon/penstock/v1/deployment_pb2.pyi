@@ -727,7 +727,7 @@ class RollbackDeploymentRequest(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.int
-    """Unset: the one before the current one."""
+    """Unset: the newest before the current one that has another spec and did not fail."""
     author: _builtins.str
     """Who asks, as the client says; kept with the revision. Unset: nobody is named."""
     cause: _builtins.str
