@@ -36,6 +36,7 @@ from penstock.core.model import (
     Unknown,
     job_comment,
     job_name,
+    marked_token,
 )
 from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor, plan_counts
@@ -750,13 +751,14 @@ def test_a_node_is_asked_for_only_beside_others_and_one_job_at_a_time(world: Obs
                 assert not set(action.beside) & set(action.exclude)
                 assert world.cluster is not None
                 assert set(action.beside) <= {node.name for node in world.cluster.nodes if node.usable}
+                # By its mark where its id is not known yet.
                 there = {
-                    jobs[its.job_id].nodes
+                    job.nodes
                     for one in world.replicas
-                    if one.deployment_uid == of.uid
-                    and (its := one.live_attempt)
-                    and its.job_id in jobs
-                    and not jobs[its.job_id].ended
+                    if one.deployment_uid == of.uid and (its := one.live_attempt)
+                    for job in jobs.values()
+                    if not job.ended
+                    and (job.job_id == its.job_id or marked_token(job, INSTALLATION) == its.token)
                 }
                 assert set(action.beside) <= there
     assert all(count <= 1 for count in asked.values())
