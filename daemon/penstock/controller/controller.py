@@ -49,6 +49,7 @@ class Controller:
         self._reconciler = reconciler
         self._ticks = Ticks(self.tick, interval_s)
         self._taken = asyncio.Event()
+        self._look_now = asyncio.Event()
         self._outage = False
         self._resumed_in: Term | None = None
 
@@ -80,13 +81,17 @@ class Controller:
     def begin_term(self) -> None:
         """The lease was taken: the log may have been written by another controller since."""
         self._resumed_in = None
+        self._look_now.set()  # How long a doubt lasts is asked there.
         self._ticks.nudge()
 
     async def _look_around(self) -> None:
         while True:
+            self._look_now.clear()
             if self._lease.held and await self._reconciler.look_around():
                 self._ticks.nudge()
-            await asyncio.sleep(LOOK_AROUND_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AROUND_EVERY_S):
+                    await self._look_now.wait()
 
     async def _keep_house(self) -> None:
         due_at = 0.0  # A controller that is restarted every half hour must keep house, too.

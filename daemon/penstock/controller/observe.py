@@ -18,6 +18,10 @@ from penstock.store.records import FailedAttempt
 
 log = logging.getLogger(__name__)
 
+LOOK_AROUND_AGAIN_AFTER = timedelta(seconds=30)
+"""Where Slurm did not say which nodes there are, a tick that needs it goes on without for so long: it is several
+calls."""
+
 CLUSTER_STANDS_FOR = timedelta(minutes=5)
 """What was seen of the nodes is believed for so long: a drained node is no emergency, and its jobs go on."""
 
@@ -43,6 +47,9 @@ class Observer:
         self._ask_history_at: datetime | None = None
         self._cluster: Cluster | None = None
         self._cluster_at: datetime | None = None
+        self._unsaid_at: datetime | None = None
+        """When Slurm last did not say which nodes there are; None: it did since."""
+        self._message_timeout_s: int | None = None
 
     async def look(self) -> Listing | Unknown:
         """The queue in full, or Unknown. One call of Slurm; logs only when Slurm falls silent or answers
@@ -75,8 +82,10 @@ class Observer:
             self._cluster = await self._slurm.cluster()
         except SlurmUnavailable as error:
             log.info("Slurm does not say which nodes there are: %s", error)
+            self._unsaid_at = self._clock()
             return None
-        self._cluster_at = self._clock()
+        self._cluster_at, self._unsaid_at = self._clock(), None
+        self._message_timeout_s = self._cluster.message_timeout_s
         return self._cluster
 
     @property
@@ -86,10 +95,16 @@ class Observer:
             return None
         return self._cluster
 
-    async def message_timeout_s(self) -> int | None:
-        """Slurm's MessageTimeout; None while Slurm does not say."""
-        cluster = await self.look_around()
-        return None if cluster is None else cluster.message_timeout_s
+    async def cluster_if_it_says(self) -> Cluster | None:
+        """As `look_around`, without asking where Slurm has just not said."""
+        if self._unsaid_at is not None and self._clock() < self._unsaid_at + LOOK_AROUND_AGAIN_AFTER:
+            return None
+        return await self.look_around()
+
+    @property
+    def message_timeout_s(self) -> int | None:
+        """Slurm's MessageTimeout as it was last said, however long ago; None: it never was."""
+        return self._message_timeout_s
 
     async def history(self, vanished: Mapping[str, tuple[int, str]]) -> Mapping[str, Job]:
         """What accounting says of jobs that a full listing lacks; `vanished`: token -> job id and name.

@@ -66,11 +66,11 @@ class Reconciler:
         executor: Executor,
         clock: Callable[[], datetime],
         clock_off_s: Callable[[], int] = lambda: 0,
-        message_timeout_s: int | None = None,
+        message_timeout_s: int = MESSAGE_TIMEOUT_S,
         orphan_grace_s: int | None = None,
     ) -> None:
         """`clock_off_s`: how far the host's own clock is ahead of `clock`.
-        `message_timeout_s`: Slurm's. None: it is asked for it as soon as it answers.
+        `message_timeout_s`: stands for Slurm's until a look around has told it.
         `orphan_grace_s`: `Observation.orphan_grace_s`."""
         self._db = db
         self._installation = installation
@@ -94,8 +94,6 @@ class Reconciler:
         bugs; Slurm's failures are observations."""
         tick = secrets.token_hex(4)
         seen = await self._observer.look()
-        if self._message_timeout_s is None and isinstance(seen, Listing):
-            self._message_timeout_s = await self._observer.message_timeout_s()
         observation = await self._observe(seen)
         decided = plan(observation)
         if (creations := _creations(decided)).decisions:
@@ -104,7 +102,7 @@ class Reconciler:
             decided = plan(observation)
         suspected = observation.cluster is None and suspects(observation.failures, observation.now)
         if suspected and _submits(decided):
-            observation = replace(observation, cluster=await self._observer.look_around())
+            observation = replace(observation, cluster=await self._observer.cluster_if_it_says())
             decided = plan(observation)
         intents = await self._record(tick, term, observation, decided)
         if isinstance(
@@ -162,7 +160,7 @@ class Reconciler:
             deployments=stored.deployments,
             replicas=stored.replicas,
             slurm=seen,
-            message_timeout_s=self._message_timeout_s or MESSAGE_TIMEOUT_S,
+            message_timeout_s=self._observer.message_timeout_s or self._message_timeout_s,
             reports_open_since=reports_open_since,
             failures=failures_of(failed),
             starts=self._starts,

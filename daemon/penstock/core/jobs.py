@@ -17,8 +17,9 @@ from datetime import datetime, timedelta
 from penstock.core.slurm_words import ENDED_STATES, WAITING_STATES
 from penstock.core.slurm_words import JobState as JobState
 
-MESSAGE_TIMEOUT_S = 10
-"""Slurm's own default of MessageTimeout, which stands for it until Slurm has said."""
+MESSAGE_TIMEOUT_S = 100
+"""Stands for Slurm's MessageTimeout until Slurm has said it. The default is 10; slurmctld warns of more than 100, so a
+doubt that counts with it is long enough at any site that heeds the warning."""
 
 
 NO_LIMIT_S = 364 * 86_400
@@ -188,6 +189,13 @@ class Maintenance:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownAccounts:
+    """Accounting (slurmdbd) did not say; slurmctld runs on without it, and refuses what it knows to be wrong."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """What the cluster can run, as of one instant."""
 
@@ -196,7 +204,7 @@ class Cluster:
     """Such as `22.05.8`."""
     partitions: tuple[Partition, ...]
     nodes: tuple[Node, ...]
-    accounts: tuple[str, ...] | None = None
+    accounts: tuple[str, ...] | UnknownAccounts | None = None
     """Accounts this user may charge; None where the site keeps no accounting, and then any account is accepted."""
     message_timeout_s: int = MESSAGE_TIMEOUT_S
     """Slurm's MessageTimeout: how long a reply may take. Doubt about a submission lasts longer than this."""

@@ -103,7 +103,7 @@ def _margin(spec: Spec, partitions: list[Partition]) -> Iterable[Violation]:
 
 def _accounts(spec: Spec, cluster: Cluster, path: str, partitions: list[Partition]) -> Iterable[Violation]:
     account, qos = spec.placement.account, spec.placement.qos
-    if account and cluster.accounts is not None and account not in cluster.accounts:
+    if account and isinstance(cluster.accounts, tuple) and account not in cluster.accounts:
         may = (
             f"this user may charge {_list(cluster.accounts)}"
             if cluster.accounts

@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 
-from penstock.core.jobs import Cluster, Job, JobState, Submission
+from penstock.core.jobs import Cluster, Job, JobState, Submission, UnknownAccounts
 from penstock.slurm import options, parse, process
 from penstock.slurm.environment import clean_environment
 from penstock.slurm.port import (
@@ -193,19 +193,31 @@ class CommandLine:
     async def close(self) -> None:
         """Nothing is held between calls."""
 
-    async def _accounts(self, settings: Mapping[str, str]) -> tuple[str, ...] | None:
-        """The accounts of this user where slurmctld enforces associations; None where any account is accepted."""
+    async def _accounts(self, settings: Mapping[str, str]) -> tuple[str, ...] | UnknownAccounts | None:
+        """The accounts of this user where slurmctld enforces associations; None where any account is accepted.
+
+        slurmdbd is asked for them: where it is down, the rest of the cluster is known all the same.
+        """
         if "associations" not in settings.get("AccountingStorageEnforce", ""):
             return None
         try:
             user = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
-            raise SlurmUnavailable(
+            return UnknownAccounts(
                 f"the accounts cannot be asked for: user id {os.geteuid()} has no name on this host"
-            ) from None
-        output = await self._ask(
-            "sacctmgr", "--noheader", "--parsable2", "show", "associations", f"users={user}", "format=Account"
-        )
+            )
+        try:
+            output = await self._ask(
+                "sacctmgr",
+                "--noheader",
+                "--parsable2",
+                "show",
+                "associations",
+                f"users={user}",
+                "format=Account",
+            )
+        except SlurmUnavailable as error:
+            return UnknownAccounts(str(error))
         return tuple(sorted({line.strip() for line in output.splitlines() if line.strip()}))
 
     async def _look_up(self, job_id: int, name: str) -> Job:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from penstock.core.jobs import Cluster, Job, Maintenance, Node, Partition, Submission
+from penstock.core.jobs import Cluster, Job, Maintenance, Node, Partition, Submission, UnknownAccounts
 from penstock.core.slurm_words import ENDED_STATES
 from penstock.slurm import options, parse
 from penstock.slurm.bridge import Bridge, BridgeBroken
@@ -240,7 +240,9 @@ def _cluster(value: Mapping[str, Any]) -> Cluster:
             for row in value["partitions"]
         ),
         nodes=tuple(_node(row, asked[row["name"]]) for row in value["nodes"]),
-        accounts=_names(value["accounts"]),
+        accounts=UnknownAccounts(value["accounts_error"])
+        if value["accounts_error"]
+        else _names(value["accounts"]),
         message_timeout_s=int(value["message_timeout_s"]),
         maintenance=tuple(
             sorted(

@@ -213,17 +213,21 @@ def allowed(names: Any) -> Any:
 def cluster(pyslurm: Any) -> Any:
     """Partitions, nodes and limits."""
     config = pyslurm.slurmctld.Config.load()
-    accounts = None
+    accounts, accounts_error = None, ""
     if "ASSOCIATIONS" in config.accounting_storage_enforce:
-        user = pyslurm.utils.helpers.uid_to_name(os.geteuid())
-        found = pyslurm.db.Associations.load(pyslurm.db.AssociationFilter(users=[user]))
-        accounts = sorted({association.account for association in found})
+        try:
+            user = pyslurm.utils.helpers.uid_to_name(os.geteuid())
+            found = pyslurm.db.Associations.load(pyslurm.db.AssociationFilter(users=[user]))
+            accounts = sorted({association.account for association in found})
+        except Exception as error:  # slurmctld runs on without slurmdbd
+            accounts_error = f"{type(error).__name__}: {error}"
     return {
         "gres_asked": gres_asked(pyslurm),
         "name": config.cluster_name,
         "slurm_version": config.version,
         "message_timeout_s": config.message_timeout,
         "accounts": accounts,
+        "accounts_error": accounts_error,
         "maintenance": [
             {
                 "name": reservation.name,

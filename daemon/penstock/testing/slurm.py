@@ -131,7 +131,7 @@ class FakeSlurm:
         self._accounts = accounts
         self._name = name
         self._slurm_version = slurm_version
-        self._message_timeout_s = message_timeout_s
+        self.message_timeout_s = message_timeout_s
         self._start_delay = timedelta(seconds=start_delay_s)
         self._requeue_delay = timedelta(seconds=requeue_delay_s)
         self._kill_wait = timedelta(seconds=kill_wait_s)
@@ -228,7 +228,7 @@ class FakeSlurm:
             partitions=tuple(self._partitions.values()),
             nodes=tuple(described(node, holders.get(node.name, ())) for node in self._nodes.values()),
             accounts=self._accounts,
-            message_timeout_s=self._message_timeout_s,
+            message_timeout_s=self.message_timeout_s,
             maintenance=tuple(sorted(self._maintenance, key=lambda one: (one.begins_at, one.name))),
         )
         await self._end("cluster")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.jobs import JobState, Submission
+from penstock.core.jobs import JobState, Submission, UnknownAccounts
 from penstock.slurm import commands
 from penstock.slurm.commands import CommandLine
 from penstock.slurm.port import NoAccounting, SlurmUnavailable, SubmissionRefused, SubmissionUnknown
@@ -215,14 +215,21 @@ async def test_accounts_are_asked_for_where_they_are_enforced(program: Program) 
     assert enforced.accounts == ("chemistry", "physics")
     free = await program.does(answer.replace("ENFORCED", "none")).cluster()
     assert free.accounts is None
+    no_slurmdbd = answer.replace(
+        "printf 'physics", "echo 'Unable to connect to slurmdbd' >&2; exit 1; printf 'x"
+    )
+    unsaid = await program.does(no_slurmdbd.replace("ENFORCED", "associations")).cluster()
+    assert unsaid.accounts == UnknownAccounts("sacctmgr: Unable to connect to slurmdbd")
+    assert unsaid.message_timeout_s == 10
 
 
 async def test_accounts_of_a_user_without_a_name_cannot_be_asked_for(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
-    with pytest.raises(SlurmUnavailable, match="user id 4000000000 has no name on this host"):
-        await program.does("exit 0")._accounts({"AccountingStorageEnforce": "associations,limits"})
+    accounts = await program.does("exit 0")._accounts({"AccountingStorageEnforce": "associations,limits"})
+    assert isinstance(accounts, UnknownAccounts)
+    assert "user id 4000000000 has no name on this host" in accounts.error
 
 
 SACCT = """
