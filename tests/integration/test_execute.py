@@ -287,10 +287,24 @@ async def test_only_a_submission_that_was_not_sent_is_in_no_doubt(
     intents = await floor.intents(3)
     floor.slurm.faults.submits += [SubmitFault.NOT_SENT, SubmitFault.LOST_BEFORE]
     results = await floor.carry_out(intents)
-    assert results == [Result.VAIN, Result.OPEN, Result.OPEN]
+    assert results == [Result.VAIN, Result.VAIN, Result.OPEN]
     assert (await floor.outcomes())[2] == "not tried: Slurm does not answer"
     marks = [(await floor.rows())[one.token].submitted_at for one in intents]
     assert marks == [None, floor.now, None]
+
+
+async def test_an_answer_that_nothing_follows_from_is_no_silence(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So whoever gets such ones keeps nobody else from being submitted, and is tried more and more seldom."""
+    monkeypatch.setattr(execute, "SILENT_AFTER", 2)
+
+    async def submit(submission: Submission, *, may: May) -> int:
+        may()
+        raise SubmissionUnknown("sbatch printed 'hm', not a job id", answered=True)
+
+    monkeypatch.setattr(floor.slurm, "submit", submit)
+    assert await floor.carry_out(await floor.intents(4)) == [Result.VAIN] * 4
 
 
 async def test_what_is_repeated_stays_in_the_doubt_about_its_first_call(floor: Floor) -> None:

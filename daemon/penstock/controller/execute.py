@@ -26,7 +26,7 @@ from penstock.controller import outcomes
 from penstock.controller.file_calls import FileCalls
 from penstock.controller.folders import Folders
 from penstock.controller.lease import Term
-from penstock.controller.outcomes import Outcome, Result
+from penstock.controller.outcomes import NOT_KNOWN, Outcome, Result
 from penstock.controller.record import Intent, Launch, hash_of
 from penstock.core import decisions as acts
 from penstock.slurm.port import (
@@ -335,8 +335,8 @@ def _unknown(intent: Intent, error: SubmissionUnknown, now: datetime) -> Outcome
     """The doubt counts from here: the call may have lasted as long as the doubt does."""
     return Outcome(
         intent,
-        f"not known: {error}",
-        Result.OPEN,
+        f"{NOT_KNOWN}{error}",
+        Result.VAIN,  # Where it is the same each time it is not worth a call each time the doubt is over.
         write=lambda conn: attempts.mark_submitting(conn, [intent.token], now),
     )
 

@@ -17,13 +17,16 @@ from penstock.controller.record import Intent
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions
 
+NOT_KNOWN = "not known: "
+"""Begins the words of a submission that may have been taken."""
+
 
 class Result(enum.Enum):
     """What an effect did for the plan."""
 
     DONE = "it was answered: the next listing, or the next plan, shows it"
-    VAIN = "it was tried, and nothing came of it; it is tried again, at growing intervals"
-    OPEN = "it was not tried, or it is not known what came of it"
+    VAIN = "it was tried, and nothing is known to have come of it; it is tried again, at growing intervals"
+    OPEN = "it was not tried"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from sqlalchemy.exc import IntegrityError
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Term
 from penstock.controller.observe import Observer, failures_of
+from penstock.controller.outcomes import NOT_KNOWN, Result
 from penstock.controller.outcomes import Outcome as Tried
-from penstock.controller.outcomes import Result
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
 from penstock.core.decisions import CancelOrphan, CreateReplica, Resubmit, Submit
@@ -135,7 +135,7 @@ class Reconciler:
             # An orphan's row, where it has one, does not tell that it was cancelled.
             if one.result is Result.VAIN or (one.result is Result.DONE and isinstance(action, CancelOrphan)):
                 before = self._vain.get(its_key)
-                why = one.text if one.result is Result.VAIN else ""
+                why = one.text.removeprefix(NOT_KNOWN) if one.result is Result.VAIN else ""
                 self._vain[its_key] = Vain(1 if before is None else before.times + 1, now, why)
             else:
                 self._vain.pop(its_key, None)

@@ -260,7 +260,9 @@ def _plan_deployment(
                 bounds=limits,
             )
         )
-        unconfirmed = "" if attempt is None or attempt.job_id is not None else attempt.token
+        # What is seen or said of it outweighs what came of earlier calls.
+        open_still = attempt is not None and attempt.job_id is None and job is None and not attempt.refusal
+        unconfirmed = attempt.token if attempt is not None and open_still else ""
         return _told(outlook, why(outlook.decision, observation.vain, unconfirmed))
 
     # Counted is what this observation shows, not what the last tick wrote: a replica that has just died serves nobody.
