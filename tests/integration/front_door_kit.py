@@ -248,6 +248,20 @@ class House:
         except grpc.aio.AioRpcError as error:
             return error.code().name
 
+    async def active_at(self, port: int) -> int:
+        """How many requests the front door has in flight at this port."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.folder / envoy.ADMIN_SOCKET))
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+            clusters = (await client.get("/clusters?format=json")).json()["cluster_statuses"]
+        return sum(
+            int(stat.get("value", 0))
+            for cluster in clusters
+            for host in cluster.get("host_statuses", ())
+            if host["address"].get("socket_address", {}).get("port_value") == port
+            for stat in host["stats"]
+            if stat["name"] == "rq_active"
+        )
+
     def stream(
         self, model: str, count: int, interval_s: float
     ) -> grpc.aio.UnaryStreamCall[inference_pb2.StreamGenerateRequest, inference_pb2.StreamGenerateResponse]:

@@ -97,6 +97,38 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
         assert dict(house.door.held) == {}
 
 
+async def test_all_that_the_only_replica_had_are_answered_where_few_may_be_in_flight() -> None:
+    """Each of them is sent again, and none is told that too many are in flight."""
+
+    def few(*ports: int) -> Route:
+        return replace(route("m", *ports), admission=Admission(max_in_flight=64, max_held=64, max_hold_s=60))
+
+    async with House() as house:
+        house.prospect = QUEUED
+        killed, port = await house.replica_process("killed")
+        await house.serve(few(port))
+        await until(lambda: _answered_by(house, "killed"))
+        early = [asyncio.create_task(house.generate("m", "wait:5", timeout=60)) for _ in range(40)]
+
+        async def has_all() -> bool:
+            return await house.active_at(port) == 40
+
+        await until(has_all, 4, what="the replica has all")
+        killed.kill()
+        await killed.wait()
+        late = [asyncio.create_task(house.generate("m", "wait:0.01", timeout=60)) for _ in range(20)]
+
+        def all_held() -> bool:
+            ended = [task for task in (*early, *late) if task.done()]
+            assert not ended, [task.exception() or task.result() for task in ended][:1]
+            return house.door.held.get("m") == 60
+
+        await until(all_held, what="all are held")
+        _, new_port = await house.replica_process("new")
+        await house.door.set_state(RoutingState((few(new_port),)))
+        assert [answer.id for answer in await asyncio.gather(*early, *late)] == ["new"] * 60
+
+
 async def test_a_stream_hears_how_it_stands_and_others_just_wait() -> None:
     async with House() as house:
         house.prospect = QUEUED

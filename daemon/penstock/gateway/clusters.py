@@ -327,8 +327,9 @@ def _connections(options: dict[str, Any], connect_timeout: str, max_requests: in
         "max_connections": max(1024, 2 * max_requests),
         "max_pending_requests": max_requests,
         "max_requests": max_requests,
-        # Retries are for the second in which a replica died, not a way to double a load that is too much.
-        "max_retries": max(16, max_requests // 4),
+        # All that a replica had may come back at once when it dies. Each counts among `max_requests` all the
+        # same, and none is sent again more than num_retries times, so that this doubles no load.
+        "max_retries": max_requests,
     }
     return {
         "connect_timeout": connect_timeout,
