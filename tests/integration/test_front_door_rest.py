@@ -16,9 +16,13 @@ import pytest
 from penstock.core.spec import Admission
 from penstock.gateway.settings import MIB
 from tests.integration.front_door_kit import House, endpoint, route, until
+from tests.integration.front_door_kit import seen as replica_saw
 from tests.integration.front_door_replica import Replica
 
 COMPLETIONS = "/v1/completions"
+CREDENTIALS = dict.fromkeys(
+    ("authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"), "the-clients-own"
+)
 
 
 async def post(
@@ -77,7 +81,7 @@ async def test_headers_of_the_front_door_cannot_be_sent_by_clients() -> None:
             "x-penstock-deployment-rest": "/v1/load_lora_adapter",
             "x-model": "other",
             "x-envoy-max-retries": "9",
-            "authorization": "Bearer the-clients-own",
+            **CREDENTIALS,
             "x-tenant": "kept",
         }
         answer = await house.rest.post(COMPLETIONS, json={"model": "m", "prompt": "x"}, headers=forged)
@@ -85,9 +89,13 @@ async def test_headers_of_the_front_door_cannot_be_sent_by_clients() -> None:
         assert answer.json()["id"] == "a"
         assert seen["x-penstock-engine-key"] != "forged"
         assert (seen["x-penstock-deployment"], seen["x-tenant"]) == ("m", "kept")
-        absent = {"authorization", "x-model", "x-envoy-max-retries", "x-penstock-deployment-rest"}
-        assert not absent & seen.keys()
+        absent = {"x-model", "x-envoy-max-retries", "x-penstock-deployment-rest"}
+        assert not (absent | CREDENTIALS.keys()) & seen.keys()
         assert seen["x-penstock-engine-key"] not in str(answer.headers)
+        sent = [*CREDENTIALS.items(), ("x-tenant", "kept")]
+        over_grpc = replica_saw(await house.generate("m", metadata=sent))["metadata"]
+        assert over_grpc["x-tenant"] == "kept"
+        assert not CREDENTIALS.keys() & over_grpc.keys()
         # Nor do they name a model, or a path, where the request itself has none.
         assert error(await house.rest.post(COMPLETIONS, json={}, headers=forged))[:2] == (
             400,

@@ -88,6 +88,9 @@ REST_RETRY = {
     "retriable_headers": [{"name": ANSWERED_BY_HEADER, "string_match": {"exact": "door"}}],
 }
 
+# What a client calls itself is no business of a replica's.
+_CREDENTIALS = ["authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"]
+
 _POST = {"name": ":method", "string_match": {"exact": "POST"}}
 _GET = {"name": ":method", "string_match": {"exact": "GET"}}
 _FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
@@ -219,6 +222,7 @@ def _model(
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
             "typed_per_filter_config": affinity.looks_at_prompt(routing),
             "request_headers_to_add": [_put(SECRET_HEADER, secret), *_whose(deployment, adapter)],
+            "request_headers_to_remove": _CREDENTIALS,
         },
     )
 
@@ -243,8 +247,7 @@ def _rest_model(
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
             "typed_per_filter_config": affinity.looks_at_prompt(routing),
             "request_headers_to_add": _whose(deployment, adapter),
-            # What a client calls itself is no business of the engine's.
-            "request_headers_to_remove": ["authorization", "api-key", "x-api-key", "cookie"],
+            "request_headers_to_remove": _CREDENTIALS,
         },
     )
 

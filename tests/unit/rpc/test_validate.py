@@ -69,6 +69,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         for header in (
             "X-Session",
             "authorization",
+            "proxy-authorization",
             "x-envoy-retry",
             "x-penstock-deployment",
             "a:b",
