@@ -20,6 +20,9 @@ Conversation: TypeAlias = "str | Sequence[pb.Message | Mapping[str, Any]]"
 Tool: TypeAlias = "pb.Tool | Mapping[str, Any]"
 ToolChoice: TypeAlias = "str | pb.ToolChoice | Mapping[str, Any]"
 
+_LARGEST_INT = 2**53
+"""A Struct's numbers are doubles: up to here each whole number is itself."""
+
 _ROLES = {
     "system": pb.ROLE_SYSTEM,
     "developer": pb.ROLE_SYSTEM,
@@ -59,13 +62,25 @@ def tool_choice(given: ToolChoice | None) -> pb.ToolChoice | None:
 
 
 def struct(given: Mapping[str, Any], path: str) -> Struct:
-    """JSON as protobuf has it."""
+    """JSON as protobuf has it. Raises InvalidRequest for what it would change: whole numbers beyond 2**53."""
     made = Struct()
     try:
+        _exact(given, path)
         made.update(dict(given))
     except (TypeError, ValueError) as error:
         raise invalid(path, f"must be JSON: {error}") from error
     return made
+
+
+def _exact(given: Any, path: str) -> None:
+    if isinstance(given, int) and abs(given) > _LARGEST_INT:
+        raise invalid(path, f"must be at most 2**53 and at least -2**53, not {given:#x}")
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            _exact(value, f"{path}.{key}")
+    elif isinstance(given, (list, tuple)):
+        for index, value in enumerate(given):
+            _exact(value, f"{path}[{index}]")
 
 
 def _message(given: Mapping[str, Any], path: str) -> pb.Message:

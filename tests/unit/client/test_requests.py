@@ -105,6 +105,12 @@ def test_a_whole_chat_request() -> None:
         ({"regex": "a", "grammar": "b"}, "output"),
         ({"temprature": 1}, "temprature"),
         ({"engine_options": {"x": object()}}, "engine_options"),
+        ({"engine_options": {"seeds": [1, 2**53 + 1]}}, "engine_options.seeds[1]"),
+        ({"engine_options": {"seed": -(2**60)}}, "engine_options.seed"),
+        (
+            {"tools": [{"name": "f", "parameters": {"properties": {"n": {"maximum": 2**64}}}}]},
+            "tools[0].parameters.properties.n.maximum",
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ],
 )
@@ -112,6 +118,12 @@ def test_options_that_cannot_be(options: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         written.chat(pb.ChatRequest, "m", "hello", options)
     assert [each.field for each in raised.value.fields] == [field]
+
+
+def test_whole_numbers_arrive_as_they_were() -> None:
+    given = {"most": 2**53, "least": -(2**53), "yes": True, "float": 1e300}
+    options = written.chat(pb.ChatRequest, "m", "hello", {"engine_options": given}).engine_options
+    assert dict(options) == given
 
 
 def test_an_answer_is_the_first_choices_and_goes_on() -> None:
