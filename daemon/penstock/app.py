@@ -41,7 +41,7 @@ from penstock.core.model import Deployment
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
-from penstock.gateway.settings import FrontDoorSettings
+from penstock.gateway.settings import FrontDoorSettings, header_options
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.rpc.standing import prospect_of
@@ -125,7 +125,7 @@ async def run_gateway(settings: Settings) -> None:
             held_requests=lambda: door.held,
         )
         async with contextlib.AsyncExitStack() as stack:
-            control = _server()
+            control = _server(door_settings.largest_headers_bytes)
             api = add_servicers(control, deps)
             await _serve(stack, control, door_settings.control)
             await door.start()
@@ -158,9 +158,13 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
     )
 
 
-def _server() -> grpc.aio.Server:
+def _server(largest_headers_bytes: int) -> grpc.aio.Server:
     return grpc.aio.server(
-        options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+            *header_options(largest_headers_bytes),
+        ]
     )
 
 

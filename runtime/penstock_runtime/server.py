@@ -24,10 +24,15 @@ SECRET_KEY = "x-penstock-deployment-secret"
 # Images travel inside a request.
 MAX_REQUEST_BYTES = 64 << 20
 
+MAX_HEADER_BYTES = 72 << 10
+"""Of one request: what the front door lets in (60 KiB), and what is added there."""
+
 _OPTIONS = (
     # Otherwise another process of the same user could bind the same port and take half of the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", MAX_HEADER_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),
     # The front door looks after idle connections; without these its pings would count as abuse.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),

@@ -24,7 +24,12 @@ from penstock.v1 import inference_pb2, inference_pb2_grpc
 
 ENGINE_KEY = "x-penstock-engine-key"
 SECRET = "x-penstock-deployment-secret"
-OPTIONS = [("grpc.max_receive_message_length", 64 * 1024 * 1024), ("grpc.so_reuseport", 0)]
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_metadata_size", 72 << 10),
+    ("grpc.absolute_max_metadata_size", 72 << 10),
+]
 
 
 class StrangersHealth(grpc.aio.ServerInterceptor):
@@ -139,7 +144,9 @@ class TinyEngine:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0, max_field_size=72 << 10
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()

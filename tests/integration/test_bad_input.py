@@ -244,6 +244,28 @@ async def test_grpc_10_000_headers(whole: Penstock) -> None:
         assert ear.answers[3].get("grpc-status") == "0"
 
 
+async def test_headers_that_the_front_door_lets_in_are_taken_behind_it_too(whole: Penstock) -> None:
+    token = "t" * 50_000
+    async with undisturbed(whole), httpx.AsyncClient(base_url=f"http://{whole.server}", timeout=20) as client:
+        headers = JSON | {"x-token": token}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        asked = _completion(max_tokens=1)
+        assert (await client.post(COMPLETIONS, content=asked, headers=headers)).status_code == 200
+        unknown = await client.post(COMPLETIONS, content=b'{"model": "n"}', headers=headers)
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with undisturbed(whole), grpc.aio.insecure_channel(whole.server, options=options) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        metadata = (("x-token", token),)
+        request = pb.GenerateRequest.FromString(_generate(max_tokens=1))
+        assert (await stub.Generate(request, metadata=metadata, timeout=20)).choices
+        assert (await stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=20)).models
+        request.model = "n"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(request, metadata=metadata, timeout=20)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize("stalls_in", ["headers", "message"])
 async def test_a_grpc_client_that_stalls_is_told_so_and_holds_up_nobody(stalls_in: str) -> None:
     async with House(request_headers_timeout_s=1, request_timeout_s=1) as house:

@@ -17,6 +17,7 @@ from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
+from penstock.v1 import inference_pb2
 from tests.integration.front_door_kit import House, endpoint, route, until
 from tests.integration.front_door_replica import Replica
 from tests.integration.test_front_door_hold import QUEUED
@@ -144,6 +145,32 @@ async def test_what_was_asked_arrives_as_it_was_and_so_does_the_answer() -> None
         await house.door.set_state(RoutingState((holding("m", a),)))
         answer = await asked
         assert (answer.status_code, answer.json()["error"]["message"]) == (422, "as asked, at a")
+
+
+async def test_a_held_request_may_have_all_the_headers_that_the_front_door_lets_in() -> None:
+    async with House() as house:
+        await house.serve(holding("m"))
+        long = {"x-token": "t" * 50_000} | {f"x-{number}": "1" for number in range(85)}
+        asked: dict[str, Any] = {"json": {"model": "m", "prompt": "x"}, "headers": long, "timeout": 60}
+        rest = asyncio.create_task(house.rest.post("/v1/completions", **asked))
+        request = inference_pb2.GenerateRequest(model="m", prompt="x")
+        rpc = asyncio.create_task(_generate(house, request, tuple(long.items())))
+        await until(lambda: house.door.held.get("m") == 2)
+        a = await house.replica("a")
+        await house.door.set_state(RoutingState((holding("m", a),)))
+        answer = await rest
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["seen"]["headers"]["x-token"] == long["x-token"]
+        assert (await rpc).id == "a"
+
+
+async def _generate(
+    house: House, request: inference_pb2.GenerateRequest, metadata: tuple[tuple[str, str], ...]
+) -> inference_pb2.GenerateResponse:
+    response: inference_pb2.GenerateResponse = await house.stub.Generate(
+        request, metadata=metadata, timeout=60
+    )
+    return response
 
 
 async def test_what_cannot_be_had_in_time_is_refused_at_once() -> None:

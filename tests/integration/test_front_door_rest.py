@@ -150,6 +150,21 @@ async def test_a_body_that_is_wrong_reaches_no_replica(
     assert a.engine.requests == before
 
 
+async def test_a_large_body_that_is_wrong_holds_up_nobody(bad_house: tuple[House, Replica]) -> None:
+    house, _ = bad_house
+    body = b'{"model": "nope", "x": [' + b"[]," * (5 * MIB)
+    headers = {"content-type": "application/json"}
+    wrong = asyncio.create_task(house.rest.post(COMPLETIONS, content=body, headers=headers))
+    longest_s = 0.0
+    while not wrong.done():
+        # The gateway is in this process, so what holds it up shows here.
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        longest_s = max(longest_s, time.monotonic() - began)
+    assert error(await wrong)[:2] == (400, "invalid_json")
+    assert longest_s < 1.0
+
+
 @pytest.fixture
 async def bad_house() -> Any:
     async with House() as house:

@@ -26,7 +26,7 @@ from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.resources import api_descriptors, resources
 from penstock.gateway.rest import RestServer
 from penstock.gateway.served import Explain, Served
-from penstock.gateway.settings import MIB, FrontDoorSettings
+from penstock.gateway.settings import MIB, FrontDoorSettings, header_options
 from penstock.gateway.xds import DiscoveryService
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ class FrontDoor:
         # As much as Envoy lets in, so that no large request is answered with a complaint about its size
         # instead of the reason.
         largest = ("grpc.max_receive_message_length", self._settings.max_request_bytes + MIB)
-        explaining = grpc.aio.server(options=(*_OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
+        options = (*_OPTIONS, largest, *header_options(self._settings.largest_headers_bytes))
+        explaining = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
         explaining.add_generic_rpc_handlers((ExplainHandler(self._served, self._hold, self._relay),))
         self._relay.start()
         for server, address in ((discovery, self._settings.xds), (explaining, self._settings.gateway)):

@@ -3,9 +3,9 @@
 A listener that changes drains the connections of the one before it, so nothing here depends on deployments or
 replicas.
 
-Envoy reads `model` from the first gRPC message (grpc_field_extraction, by the API's descriptors) or from the JSON of a
-REST request (transform); a few lines of Lua put it into a header, by which the route is chosen, and mark REST paths
-that lead to engines. Headers that only Penstock may set are taken from what clients send, first of all.
+Envoy reads `model` from the first gRPC message (grpc_field_extraction, by the API's descriptors) or, with `stream`,
+from the JSON of a REST request (transform); a few lines of Lua put it into a header, by which the route is chosen, and
+mark REST paths that lead to engines. Headers that only Penstock may set are taken from what clients send, first of all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from penstock.gateway import affinity, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
-from penstock.gateway.routes import ENGINE_PATH_HEADER, INFERENCE, MAIN, MODEL_HEADER, RUNTIME
+from penstock.gateway.routes import (
+    ENGINE_PATH_HEADER,
+    INFERENCE,
+    MAIN,
+    MODEL_HEADER,
+    RUNTIME,
+    STREAM_HEADER,
+)
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 from penstock.v1 import inference_pb2
 
@@ -52,6 +59,9 @@ function envoy_on_request(request)
     headers:replace("{MODEL_HEADER}", name)
   else
     headers:remove("{MODEL_HEADER}")
+  end
+  if headers:get("{STREAM_HEADER}") ~= "true" then
+    headers:remove("{STREAM_HEADER}")
   end
   if headers:get(":method") == "POST" then
     local path, query = string.match(headers:get(":path"), "^([^?]*)(.*)$")
@@ -218,12 +228,20 @@ def _control_as_rest(descriptors: bytes) -> dict[str, Any]:
 
 def _model_from_json() -> dict[str, Any]:
     """It acts on JSON alone, and holds the body back until it has all of it."""
-    header = {"key": MODEL_HEADER, "value": "%REQUEST_BODY(model)%"}
-    put = {"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+    read = {MODEL_HEADER: "%REQUEST_BODY(model)%", STREAM_HEADER: "%REQUEST_BODY(stream)%"}
+    puts = [
+        {
+            "append": {
+                "header": {"key": key, "value": value},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        }
+        for key, value in read.items()
+    ]
     return http_filter(
         "transform",
         "transform.v3.TransformConfig",
-        request_transformation={"headers_mutations": [put]},
+        request_transformation={"headers_mutations": puts},
     )
 
 

@@ -33,7 +33,7 @@ from penstock.gateway.routes import (
     to_replicas,
     to_subset,
 )
-from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
+from penstock.gateway.settings import ADDED_HEADERS, MIB, FrontDoorSettings, envoy_address
 
 RELAY = "relay"
 RELAYED_HEADER = "x-penstock-deployment-ticket"
@@ -63,6 +63,9 @@ def relay_listener(settings: FrontDoorSettings) -> Listener:
         preserve_external_request_id=True,
         server_name="penstock",
         stream_idle_timeout=f"{settings.stream_idle_timeout_s}s",
+        # What a client may send, and what was added since.
+        max_request_headers_kb=settings.largest_headers_bytes // 1024,
+        common_http_protocol_options={"max_headers_count": settings.max_headers + ADDED_HEADERS},
         http2_protocol_options={
             # All of them come from one gateway, which bounds them.
             "max_concurrent_streams": 65536,

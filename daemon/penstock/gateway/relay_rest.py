@@ -156,16 +156,6 @@ async def _pass(
     return response
 
 
-def wants_stream(body: bytes) -> bool:
-    """Whether the answer is to be a stream of events; what is not JSON is for the engine to refuse."""
-    if b'"stream"' not in body:
-        return False
-    with contextlib.suppress(ValueError, RecursionError):
-        asked = json.loads(body)
-        return isinstance(asked, dict) and asked.get("stream") is True
-    return False
-
-
 def patience_s(request: web.Request, *, streams: bool) -> float:
     """For how long the client waits for the next byte, as far as it says so; who hears comments waits for ever."""
     if streams:

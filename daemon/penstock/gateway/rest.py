@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,23 @@ from penstock.gateway.clusters import ANSWERED_BY_HEADER
 from penstock.gateway.documents import DOCUMENTS, document
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay_listener import RELAYED_HEADER
-from penstock.gateway.relay_rest import RestRelay, patience_s, wants_stream
+from penstock.gateway.relay_rest import RestRelay, patience_s
 from penstock.gateway.routes import (
     ADAPTER_HEADER,
     ASKED_MODEL_HEADER,
     ATTEMPTS_HEADER,
     DEPLOYMENT_HEADER,
+    STREAM_HEADER,
 )
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
-from penstock.gateway.settings import MIB, FrontDoorSettings
+from penstock.gateway.settings import ADDED_HEADERS, MIB, FrontDoorSettings
 
 _NO_STRING = re.compile(r"[-0-9\[{]|(true|false|null)$")
 
 MAX_READ_AT_ONCE = 16
-"""Bodies in memory to be found fault with; the others wait, unread, in Envoy's buffers."""
+"""Bodies in memory that nobody counts yet; the others wait, unread, in Envoy's buffers."""
+MAX_PARSED_BYTES = 65536
+"""Of a body that is found fault with: a few milliseconds. Nothing else runs here while JSON is parsed."""
 
 BACKLOG = 4096
 """Connections that wait to be accepted, as many as Linux lets them be by default. A socket whose line is full refuses
@@ -66,7 +68,15 @@ class RestServer:
         app.router.add_route("*", "/{path:.*}", self._explain)
         # Who has left waits no more, and nobody is waited for at the end.
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            shutdown_timeout=0,
+            # One may be all that Envoy lets in.
+            max_line_size=self._settings.largest_headers_bytes,
+            max_field_size=self._settings.largest_headers_bytes,
+            max_headers=self._settings.max_headers + ADDED_HEADERS,
         )
         self._relay.start()
         await self._runner.setup()
@@ -125,13 +135,12 @@ class RestServer:
             return self._no_such_model(adapter or deployment)
         lost = losses(route, attempt)
         try:
-            await self._hold.consider(route, math.inf, lost)
-            async with self._reading:
-                body = await request.read()
-            # In a thread, for it may be megabytes of JSON.
-            streams = await asyncio.to_thread(wants_stream, body)
+            streams = request.headers.get(STREAM_HEADER) == "true"
             patience = patience_s(request, streams=streams)
             prospect = await self._hold.consider(route, patience, lost)
+            async with self._reading:
+                body = await request.read()
+            # At once: from here on the waiting room counts the body.
             with self._hold.enter(route, prospect, len(body), patience, lost) as held:
                 return await self._relay.serve(held, request, body, route, streams=streams)
         except Refused as refused:
@@ -142,6 +151,11 @@ class RestServer:
 
     def _fault(self, body: bytes) -> web.Response:
         """Envoy found no model in it; why not."""
+        if len(body) > MAX_PARSED_BYTES:
+            if b'"model"' not in body:
+                return _error(400, "the field `model` is missing", "missing_model", "model")
+            message = "the body is not JSON, or no JSON object whose field `model` is the name of a model"
+            return _error(400, message, "invalid_json")
         try:
             asked = json.loads(body)
         except UnicodeDecodeError as error:

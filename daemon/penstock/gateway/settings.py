@@ -13,6 +13,11 @@ from typing import Any
 
 MIB = 1024 * 1024
 
+ADDED_HEADERS = 24
+"""At most, to those of a client: Envoy's own, and ours on the way to a replica, to the gateway, and back from there."""
+ADDED_HEADERS_BYTES = 12 * 1024
+"""Of them, with the 32 bytes that HTTP/2 counts for each header of a client's too."""
+
 
 class AddressError(ValueError):
     """An address that Envoy could not use."""
@@ -53,7 +58,7 @@ class FrontDoorSettings:
     max_headers: int = 100
     """Of one request."""
     max_header_kib: int = 60
-    """All headers of one request together."""
+    """All headers of one request together, as its client sends them."""
     request_headers_timeout_s: int = 10
     """From a request's first byte to the end of its headers."""
     request_timeout_s: int = 60
@@ -68,6 +73,16 @@ class FrontDoorSettings:
     """Interval and time-out together stay under the 2 s in which a dead replica must be out of use, however it died.
     Most of it is time-out: an agent on a busy node may be slow to answer, and a process that is gone refuses at once.
     """
+
+    @property
+    def largest_headers_bytes(self) -> int:
+        """What every server behind the front door must take, for the front door has let it in."""
+        return self.max_header_kib * 1024 + ADDED_HEADERS_BYTES
+
+
+def header_options(largest_bytes: int) -> tuple[tuple[str, int], ...]:
+    """For a gRPC server that is to take headers of so many bytes; by default one that sends 8 KiB may be refused."""
+    return (("grpc.max_metadata_size", largest_bytes), ("grpc.absolute_max_metadata_size", largest_bytes))
 
 
 def envoy_address(address: str) -> dict[str, Any]:
