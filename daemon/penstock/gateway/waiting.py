@@ -70,6 +70,7 @@ class RoomLimits:
 
     max_held: int = 1024
     max_held_bytes: int = 256 * MIB
+    """Of bodies in memory: those that are held, and those that were and whose answers go through here."""
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ class WaitingRoom:
 
     @property
     def held_bytes(self) -> int:
-        """Of the bodies of all of them."""
+        """Of the bodies of all of them, and of those that were held: they are in memory until they leave."""
         return self._bytes
 
     def check(self, name: str, max_held: int) -> None:
@@ -175,8 +176,9 @@ class WaitingRoom:
         return called
 
     def answered(self, ticket: Ticket) -> None:
-        """The first byte of its answer has come. It is not held any more."""
-        self._remove(ticket, Place.ANSWERED)
+        """The first byte of its answer has come. It is not held any more, but its body is in memory until it leaves."""
+        if ticket.place is not Place.GONE:
+            self._remove(ticket, Place.ANSWERED)
 
     def turned_away(self, ticket: Ticket, now: float) -> None:
         """No replica would take it: it waits again, before all who came after it."""
@@ -192,7 +194,9 @@ class WaitingRoom:
 
     def leave(self, ticket: Ticket) -> None:
         """It is over, in whatever way. Nothing for one that has left."""
-        self._remove(ticket, Place.GONE)
+        if ticket.place is not Place.GONE:
+            self._bytes -= ticket.size_bytes
+            self._remove(ticket, Place.GONE)
 
     def _remove(self, ticket: Ticket, place: Place) -> None:
         before, ticket.place = ticket.place, place
@@ -204,7 +208,6 @@ class WaitingRoom:
         else:
             del line.waiting[bisect.bisect_left(line.waiting, ticket.serial, key=_serial)]
         self._held -= 1
-        self._bytes -= ticket.size_bytes
         if not line.held:
             del self._lines[ticket.line]
 
