@@ -175,7 +175,7 @@ def _untouched(scene: Scene, altered: Altered, outlook: Outlook) -> Outlook:
     actions = tuple(action for action in decided if not isinstance(action, EFFECTS))
     state = outlook.state if actions == decided else scene.replica.state
     left = scene.decide(Reason.JOB_UNMARKED, state, altered.message, *actions)
-    return replace(left, handed_over=outlook.handed_over, ends_at=outlook.ends_at)
+    return replace(outlook, decision=left.decision, state=left.state, message=left.message)
 
 
 def _without_attempt(scene: Scene) -> Outlook:

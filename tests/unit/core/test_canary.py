@@ -429,10 +429,11 @@ def test_the_startup_timeout_fails_a_rollout_by_default_too() -> None:
     assert recorded.rollout.failed_message == "chat-2: job 7 generated no token within 600 s of its start"
 
 
-def test_the_deadline_counts_from_the_start_of_this_run() -> None:
+@pytest.mark.parametrize("altered", [{}, {"comment": "an analysis"}, {"name": f"penstock-other-{drawn(1)}"}])
+def test_the_deadline_counts_from_the_start_of_this_run(altered: dict[str, Any]) -> None:
     """A node failed, and between two looks its job was requeued and began anew: stored is the earlier run."""
     of = deployment(replicas=1, revision=2)
-    serving, before = job(token=drawn(2), job_id=8), job(started_at=at(-600))
+    serving, before = job(token=drawn(2), job_id=8), job(started_at=at(-600), **altered)
     mine = [
         replica(1, state=READY, its=ready_attempt(token=drawn(2), job_id=8, job=serving)),
         replica(2, revision=2, state=STARTING, its=attempt(phase=Phase.STARTING, job=before)),
