@@ -44,11 +44,16 @@ class Mutant:
 
 
 def _intent_after_the_submission(patch: Patch) -> None:
-    insert, submit = attempts.insert_many, Executor._submit
+    """And what has no intent yet counts as marked: the mark alone would keep it from being sent."""
+    insert, mark, submit = attempts.insert_many, attempts.mark_submitting, Executor._submit
     waiting: dict[str, tuple[Any, Any]] = {}
 
     async def remember(conn: Any, made: Any, now: Any) -> None:
         waiting.update({new.token: (new, now) for new in made})
+
+    async def mark_without(conn: Any, tokens: Any, now: Any) -> frozenset[str]:
+        marked = await mark(conn, tokens, now)
+        return marked.union(token for token in tokens if token in waiting)
 
     async def submit_first(self: Executor, effect: Any, launch: Any) -> Any:
         outcome = await submit(self, effect, launch)
@@ -59,6 +64,7 @@ def _intent_after_the_submission(patch: Patch) -> None:
         return outcome
 
     patch.setattr(attempts, "insert_many", remember)
+    patch.setattr(attempts, "mark_submitting", mark_without)
     patch.setattr(Executor, "_submit", submit_first)
 
 
@@ -304,7 +310,7 @@ def _canary_rolled_out_unasked(patch: Patch) -> None:
 
 
 def _deadline_from_the_queue(patch: Patch) -> None:
-    def failure(deployment: Any, replica: Any, held: Any, now: Any) -> str:
+    def failure(deployment: Any, replica: Any, held: Any, now: Any, failures: Any) -> str:
         attempt = replica.live_attempt
         if attempt is None or attempt.submitted_at is None or replica.state is model.ReplicaState.READY:
             return ""
@@ -373,7 +379,7 @@ def _renamed_touched(patch: Patch) -> None:
 def _relieved_at_once(patch: Patch) -> None:
     """Who is handed over goes without waiting for the successor."""
 
-    def relieved(self: Any, but: Any = ()) -> Any:
+    def relieved(self: Any, but: Any = (), beside: Any = None) -> Any:
         gone = {one.uid for one in but}
         return [one for one in self.ending if one.uid not in gone]
 
