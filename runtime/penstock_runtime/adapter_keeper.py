@@ -16,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 
 from penstock.v1 import replica_pb2
 from penstock_runtime.adapters import why_not
@@ -28,6 +30,10 @@ UNLOAD_AFTER_S = 1.0
 """Front doors hear of an adapter that is not wanted any more when the agent does, or before, and need milliseconds."""
 LOAD_TIMEOUT_S = 300.0
 """Adapters have some hundred megabytes, and shared file systems are slow at times."""
+FIRST_LOADS_S = 30.0
+"""For so long a model that could serve already waits for all its adapters together."""
+LOOK_TIMEOUT_S = 10.0
+"""For reading a small file. A network file system that hangs may never answer."""
 RETRY_FIRST_S = 1.0
 RETRY_LONGEST_S = 60.0
 MAX_MESSAGE_CHARACTERS = 500
@@ -53,6 +59,8 @@ class AdapterKeeper:
         self._troubles: dict[_Move, str] = {}
         self._due: dict[_Move, float] = {}
         self._failures: dict[_Move, int] = {}
+        # Folders that are being looked at, and why they cannot be loaded. One that hangs keeps its thread: so one each.
+        self._looks: dict[str, asyncio.Future[str]] = {}
         self._woken = asyncio.Event()
 
     @property
@@ -82,9 +90,13 @@ class AdapterKeeper:
         self._woken.set()
         self._changed()
 
-    async def load_all(self) -> None:
-        """One try for each that is wanted, before anybody may ask for it."""
-        await self._once()
+    async def load_all(self, timeout_s: float) -> None:
+        """One try for each that is wanted, before anybody may ask for it; what takes longer is left to `run`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(timeout_s, FIRST_LOADS_S)):
+                await self._once()
+                return
+        _log.warning("adapters that are slow to load are loaded while the replica serves")
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -143,7 +155,7 @@ class AdapterKeeper:
         if not self._engine.launch.takes_adapters:
             raise EngineError(0, "the engine was started without room for adapters that come later")
         room = self._engine.launch.adapter_rank
-        if misfit := await asyncio.to_thread(why_not, adapter, room):
+        if misfit := await self._look(adapter, room):
             raise EngineError(0, misfit)
         begun = time.monotonic()
         try:
@@ -158,6 +170,17 @@ class AdapterKeeper:
         self._loaded[adapter.name] = adapter.path
         _log.info("adapter %r is loaded, in %.1f s", adapter.name, time.monotonic() - begun)
 
+    async def _look(self, adapter: AdapterConfig, room: int | None) -> str:
+        """What `why_not` says, or that it says nothing."""
+        look = self._looks.get(adapter.path)
+        if look is None:
+            look = self._looks[adapter.path] = _in_thread(lambda: why_not(adapter, room))
+        await asyncio.wait({look}, timeout=LOOK_TIMEOUT_S)
+        if not look.done():
+            return f"{adapter.path} could not be read within {LOOK_TIMEOUT_S:g} s"
+        del self._looks[adapter.path]
+        return look.result()
+
     async def _unload(self, name: str) -> None:
         """Raises EngineError."""
         if not self._engine.launch.takes_adapters:
@@ -169,3 +192,17 @@ class AdapterKeeper:
                 raise
         del self._loaded[name]
         _log.info("adapter %r is unloaded", name)
+
+
+def _in_thread(asked: Callable[[], str]) -> asyncio.Future[str]:
+    """In a thread that the agent's end does not wait for, as it does for those of `asyncio.to_thread`."""
+    answer: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(asked())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return asyncio.wrap_future(answer)

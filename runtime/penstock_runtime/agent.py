@@ -229,7 +229,8 @@ class Agent:
         await self._engine.wait_healthy(timeout_s)
         await self._engine.prove_ready(timeout_s)
         # One that cannot be loaded holds up nobody; those that can are there from the first request on.
-        await self._adapters.load_all()
+        # Never all that is left: a model whose adapters are slow is ready within startup_timeout_s all the same.
+        await self._adapters.load_all((self._config.startup_timeout_s - self._age_s()) / 2)
         self._missing = "the control plane"
         _log.info("the engine has made its first token, %.1f s after the start", self._age_s())
 
