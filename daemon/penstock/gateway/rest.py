@@ -173,6 +173,9 @@ class RestServer:
             shown = json.dumps(model)[:NAME_SHOWN_CHARACTERS]
             message = f"the field `model` is {shown}; the name of a model is accepted, as a string"
             return _error(400, message, "invalid_model", "model")
+        if model in self._served.models:
+            message = "the body is not JSON as RFC 8259 has it, in UTF-8 and not compressed"
+            return _error(400, message, "invalid_json")
         return self._no_such_model(model)
 
 
