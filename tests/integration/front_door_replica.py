@@ -174,6 +174,8 @@ class TinyEngine:
         if status:
             error = {"message": f"as asked, at {self._replica.name}"}
             return web.json_response({"error": error}, status=status)
+        if word == "halves":
+            return await self._halves(request, int(argument))
         if word == "wait":
             await asyncio.sleep(float(argument))
         if word == "cut" and request.transport is not None:
@@ -182,6 +184,15 @@ class TinyEngine:
             return await self._stream(request, word, argument)
         seen = {"path": request.path_qs, "headers": dict(request.headers), "bytes": len(await request.read())}
         return web.json_response({"id": self._replica.name, "seen": seen})
+
+    async def _halves(self, request: web.Request, status: int) -> web.StreamResponse:
+        """An error whose body comes in two parts."""
+        response = web.StreamResponse(status=status, headers={"content-type": "application/json"})
+        await response.prepare(request)
+        await response.write(b'{"error": {"message": ')
+        await asyncio.sleep(0.2)
+        await response.write(b'"as asked, in two parts"}}')
+        return response
 
     async def _stream(self, request: web.Request, word: str, argument: str) -> web.StreamResponse:
         """`prompt` is COUNT:SECONDS; or `flood:BYTES`, as fast as they are taken; or `break:COUNT`, and then no end."""

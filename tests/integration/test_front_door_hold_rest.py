@@ -211,12 +211,15 @@ async def test_an_error_after_the_first_comment_is_an_event() -> None:
 
         house.prospect = QUEUED
         await asyncio.sleep(0.6)
-        stream = lines(house, "fail:400")
+        stream, halves = lines(house, "fail:400"), lines(house, "halves:400")
         await anext(stream)
+        await anext(halves)
         a = await house.replica("a")
         await house.door.set_state(RoutingState((holding("m", a),)))
         found = [line async for line in stream if not line.startswith(":")]
         assert json.loads(found[0].removeprefix("data: "))["error"]["message"] == "as asked, at a"
+        found = [line async for line in halves if not line.startswith(":")]
+        assert json.loads(found[0].removeprefix("data: ")) == {"error": {"message": "as asked, in two parts"}}
 
 
 async def test_an_answer_that_breaks_off_breaks_off_at_the_client_and_is_not_relayed_again() -> None:

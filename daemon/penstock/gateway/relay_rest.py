@@ -10,6 +10,7 @@ off breaks off at the client too, and is not ended as if it were whole.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -133,8 +134,11 @@ async def _pass(
 ) -> web.StreamResponse:
     """To the client, as it comes."""
     if events.prepared and answer.status != 200:
-        text = (await answer.content.read(CHUNK_BYTES)).decode(errors="replace")
-        await events.write(_event(_error_of(answer.status, text)))
+        try:
+            body = await answer.content.readexactly(CHUNK_BYTES)
+        except asyncio.IncompleteReadError as whole:
+            body = whole.partial
+        await events.write(_event(_error_of(answer.status, body.decode(errors="replace"))))
         return events
     response = events
     if not events.prepared:
