@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from penstock.client import AsyncClient, Unavailable
 from penstock.core.jobs import Job, JobState
 from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
@@ -262,16 +263,37 @@ async def test_a_request_that_ends_replicas_ends_two_at_most() -> None:
         one, port = await house.replica_process("one")
         await house.serve(holding("m", port))
         await until(lambda: _answered_by(house, "one"))
-        asked = asyncio.create_task(refusal(house.generate("m", "die", timeout=60)))
+        client = AsyncClient(house.settings.listen, timeout=60)
+        asked = asyncio.create_task(client.generate("m", "die"))
         await one.wait()
         await until(lambda: house.door.held.get("m") == 1)
         two, port = await house.replica_process("two")
         await house.door.set_state(RoutingState((holding("m", port),)))
         await two.wait()
-        error = await asked
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert "2 replicas of deployment 'm' ended, or could not be reached" in str(error.details())
+        with pytest.raises(
+            Unavailable, match="2 replicas of deployment 'm' ended, or could not be"
+        ) as caught:
+            await asked
+        told = caught.value
+        assert (told.reason, told.retry_after_s, told.attempts) == ("REPLICA_ENDED", None, 1)
         assert dict(house.door.held) == {}
+        await client.close()
+
+
+async def test_who_waits_after_a_replica_ended_over_it_is_not_invited_to_come_again() -> None:
+    async with House() as house:
+        one, port = await house.replica_process("one")
+        await house.serve(holding("m", port, max_hold_s=5))
+        await until(lambda: _answered_by(house, "one"))
+        asked = asyncio.create_task(refusal(house.generate("m", "die", timeout=60)))
+        await one.wait()
+        error = await asked
+        assert "the request was held for 5 s" in str(error.details())
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+        assert status is not None
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert (info.reason, len(status.details)) == ("REPLICA_ENDED", 1)
 
 
 async def test_a_replica_that_is_lost_again_is_waited_for_again() -> None:

@@ -246,7 +246,25 @@ async def test_a_request_that_its_engine_fails_is_tried_in_two_turns_at_most() -
         status, code, message = error(answer)
         assert (status, code) == (503, "replica_failed")
         assert "it is not tried again" in message
+        assert answer.headers["x-should-retry"] == "false"
+        assert "retry-after" not in answer.headers
         assert dict(house.door.held) == {}
+
+
+async def test_what_fails_only_after_it_was_held_is_not_to_be_sent_again_either() -> None:
+    async with House() as house:
+        await house.serve(holding("m"))
+        asked = asyncio.create_task(post(house, "fail:500"))
+        await until(lambda: house.door.held.get("m") == 1)
+        stream = lines(house, "fail:500")
+        await anext(stream)
+        two = [await house.replica(name) for name in ("a", "b")]
+        await house.door.set_state(RoutingState((holding("m", *two),)))
+        answer = await asked
+        assert error(answer)[:2] == (503, "replica_failed")
+        assert answer.headers["x-should-retry"] == "false"
+        found = [line async for line in stream if not line.startswith(":")]
+        assert json.loads(found[0].removeprefix("data: "))["error"]["code"] == "replica_failed"
 
 
 async def test_a_client_that_leaves_stops_what_was_relayed() -> None:

@@ -107,18 +107,23 @@ class ExplainHandler(grpc.GenericRpcHandler):
 
 
 async def _refuse(context: _Context, route: Route, refused: Refused) -> NoReturn:
-    reason, metadata = "NO_READY_REPLICA", {"deployment": route.deployment}
+    code, reason, metadata = code_pb2.UNAVAILABLE, "NO_READY_REPLICA", {"deployment": route.deployment}
     if route.adapter:
         metadata["adapter"] = route.adapter
     if refused.limit:
-        reason, metadata = "TOO_MANY_WAIT", {**metadata, "limit": refused.limit}
-    await _end(
-        context,
-        code_pb2.RESOURCE_EXHAUSTED if refused.limit else code_pb2.UNAVAILABLE,
-        refused.sentence,
-        error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata),
-        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=refused.retry_after_s)),
-    )
+        code, reason, metadata = (
+            code_pb2.RESOURCE_EXHAUSTED,
+            "TOO_MANY_WAIT",
+            {**metadata, "limit": refused.limit},
+        )
+    details: list[Message] = [
+        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=refused.retry_after_s))
+    ]
+    if refused.losses:
+        # It may be what ended them, and tokens may have been made: it is not to come again, whatever else is wrong.
+        code, reason, details = code_pb2.UNAVAILABLE, "REPLICA_ENDED", []
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
+    await _end(context, code, refused.sentence, info, *details)
 
 
 async def _end(context: _Context, code: int, sentence: str, *details: Message) -> NoReturn:

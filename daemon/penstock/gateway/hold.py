@@ -48,13 +48,17 @@ Answers = Callable[[Route], Awaitable[bool]]
 
 
 class Refused(Exception):
-    """It is not held, or no longer. `limit`: the name of the limit that is reached; empty: there is no replica."""
+    """It is not held, or no longer. `limit`: the name of the limit that is reached; empty: there is no replica.
 
-    def __init__(self, sentence: str, retry_after_s: float, limit: str = "") -> None:
+    `losses`: with how many replicas it may have been when they ended. If any, nobody is invited to send it again.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float, limit: str = "", *, losses: int = 0) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.retry_after_s = min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(retry_after_s)))
         self.limit = limit
+        self.losses = losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,10 @@ class Hold:
             raise _lost(route, losses)
         longest_s = min(patience_s, route.admission.max_hold_s)
         if route.admission.max_held == 0 or longest_s <= 0:
-            raise Refused(standing(route, prospect), _retry_after_s(prospect))
+            raise Refused(standing(route, prospect), _retry_after_s(prospect), losses=losses)
         if prospect.hopeless:
             sentence = f"{standing(route, prospect)}; no request is held for it: {prospect.hopeless}"
-            raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
+            raise Refused(sentence, HOPELESS_RETRY_AFTER_S, losses=losses)
         if prospect.wait_s > longest_s:
             whose = (
                 "the request's own deadline"
@@ -120,11 +124,12 @@ class Hold:
                 f"{standing(route, prospect)}; that is {prospect.wait_s:.0f} s from now, and the request could be held"
                 f" for {longest_s:.0f} s ({whose})",
                 _retry_after_s(prospect),
+                losses=losses,
             )
         try:
             self.room.check(route.line, route.admission.max_held)
         except Full as full:
-            raise _too_many(route, prospect, full) from None
+            raise _too_many(route, prospect, full, losses) from None
         return prospect
 
     @contextlib.contextmanager
@@ -135,7 +140,7 @@ class Hold:
         try:
             ticket = self.room.enter(route.line, size_bytes, route.admission.max_held)
         except Full as full:
-            raise _too_many(route, prospect, full) from None
+            raise _too_many(route, prospect, full, losses) from None
         held = Held(self, ticket, route, min(patience_s, route.admission.max_hold_s), losses)
         self._held[ticket] = held
         self._relayed[held.key] = held
@@ -227,10 +232,10 @@ class Held:
         self._say_at = now + PROGRESS_EVERY_S
         prospect = await self._hold.served.prospect(self._route)
         if self._hold.served.now(self._route) is None:
-            raise Refused(_gone(self._route), HOPELESS_RETRY_AFTER_S)
+            raise Refused(_gone(self._route), HOPELESS_RETRY_AFTER_S, losses=self._losses)
         if prospect.hopeless:
             sentence = f"{standing(self._route, prospect)}; no request is held for it any longer: {prospect.hopeless}"
-            raise Refused(sentence, HOPELESS_RETRY_AFTER_S)
+            raise Refused(sentence, HOPELESS_RETRY_AFTER_S, losses=self._losses)
         progress = Progress(self._hold.room.position(self._ticket), prospect)
         if progress == self._said and now < self._again_at:
             return None
@@ -255,7 +260,7 @@ class Held:
             sentence = (
                 f"no replica of deployment {self._route.deployment!r} took this request in {TURNS} tries"
             )
-            raise Refused(sentence, RETRY_AFTER_S)
+            raise Refused(sentence, RETRY_AFTER_S, losses=self._losses)
 
     def turned_away(self) -> bool:
         """It was called in vain; whether it waits again."""
@@ -273,7 +278,7 @@ class Held:
         sentence = (
             f"{standing(self._route, prospect)}; the request was held for {self._longest_s:.0f} s ({whose})"
         )
-        return Refused(sentence, _retry_after_s(prospect))
+        return Refused(sentence, _retry_after_s(prospect), losses=self._losses)
 
 
 def losses(route: Route, attempt: int) -> int:
@@ -303,13 +308,14 @@ def _lost(route: Route, losses: int) -> Refused:
         f"{count(losses, 'replica')} of deployment {route.deployment!r} ended, or could not be reached, before this"
         " request was answered; it is not tried again",
         RETRY_AFTER_S,
+        losses=losses,
     )
 
 
-def _too_many(route: Route, prospect: Prospect, full: Full) -> Refused:
+def _too_many(route: Route, prospect: Prospect, full: Full, losses: int) -> Refused:
     what = "bytes of requests" if full.limit.endswith("bytes") else "requests"
     where = (
         f"deployment {route.deployment!r}" if full.limit.startswith("spec.") else "this gateway's deployments"
     )
     sentence = f"{standing(route, prospect)}; {full.value} {what} wait for {where} already ({full.limit})"
-    return Refused(sentence, _retry_after_s(prospect), full.limit)
+    return Refused(sentence, _retry_after_s(prospect), full.limit, losses=losses)

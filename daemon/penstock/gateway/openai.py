@@ -35,6 +35,9 @@ REWRITES = {
 }
 """Each path that leads to an engine, and what the engine calls it."""
 
+NOT_AGAIN = {"x-should-retry": "false"}
+"""Header by which OpenAI's clients know what not to send again; others go by a Retry-After that is not there."""
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 

@@ -99,7 +99,7 @@ class RestRelay:
         except Refused as refused:
             if not events.prepared:
                 raise
-            status, code = (429, "too_many_wait") if refused.limit else (503, "no_ready_replica")
+            status, code = status_and_code(refused)
             await events.write(_event(openai.error(status, refused.sentence, code)))
             return events
         except ConnectionResetError:
@@ -158,6 +158,13 @@ async def _pass(
         if request.transport is not None:
             request.transport.abort()
     return response
+
+
+def status_and_code(refused: Refused) -> tuple[int, str]:
+    """What a refusal is in HTTP, and its word for programs."""
+    if refused.losses:
+        return 503, "replica_failed"
+    return (429, "too_many_wait") if refused.limit else (503, "no_ready_replica")
 
 
 def patience_s(request: web.Request, *, streams: bool) -> float:

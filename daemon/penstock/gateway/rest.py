@@ -21,7 +21,7 @@ from penstock.gateway.clusters import ANSWERED_BY_HEADER
 from penstock.gateway.documents import DOCUMENTS, document
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay_listener import RELAYED_HEADER
-from penstock.gateway.relay_rest import RestRelay, patience_s
+from penstock.gateway.relay_rest import RestRelay, patience_s, status_and_code
 from penstock.gateway.routes import (
     ADAPTER_HEADER,
     ASKED_MODEL_HEADER,
@@ -186,15 +186,15 @@ async def _document(request: web.Request) -> web.StreamResponse:
 
 
 def _refusal(refused: Refused, deployment: str, tried: int) -> web.Response:
-    status, code, sentence = 503, "no_ready_replica", refused.sentence
-    if refused.limit:
-        status, code = 429, "too_many_wait"
-    elif tried:
-        code = "replica_failed"
+    status, code = status_and_code(refused)
+    sentence = refused.sentence
+    if tried:
         sentence = (
             f"{tried} tries at replicas of deployment {deployment!r} ended before the first byte of an answer, "
             f"in a refused connection or a server error; {sentence}"
         )
+    if refused.losses:
+        return _error(status, sentence, code, **openai.NOT_AGAIN)
     return _error(status, sentence, code, retry_after=str(refused.retry_after_s))
 
 

@@ -105,11 +105,13 @@ async def test_who_may_wait() -> None:
     async def why(one: Route, patience_s: float = math.inf, lost: int = 0) -> str:
         with pytest.raises(Refused) as caught:
             await holding(one, True).consider(one, patience_s, lost)
+        assert caught.value.losses == lost
         return f"{caught.value.limit}|{caught.value.sentence}"
 
     standing = "no replica of deployment 'm' answers the front door at this moment: 0 of 1 ready"
     assert await why(route(max_held=0)) == f"|{standing}"
     assert await why(route(max_hold_s=0)) == f"|{standing}"
+    assert await why(route(max_hold_s=0), lost=1) == f"|{standing}"
     assert (await why(route(), lost=2)).startswith("|2 replicas of deployment 'm' ended")
     hold = holding(route(), False)
     with ExitStack() as stack:
