@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from penstock.gateway import openai
 from penstock.gateway.hold import RETRY_AFTER_S
+from penstock.gateway.routes import DEPLOYMENT_HEADER
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
 OVERLOAD_RETRY_AFTER_S = 1
@@ -45,6 +46,8 @@ class _Answer:
     status: int
     grpc_status: int | None = None
     retry_after_s: int | None = None
+    again: bool = True
+    """Whether it may be sent again at all."""
     limit: str = ""
     """Name of the limit that was reached."""
     limit_value: str = ""
@@ -125,6 +128,15 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             exhausted,
             limit="max_headers",
         ),
+        # The last try's own flags come with this one, and say nothing of those before: replicas may have had it, and
+        # then the gateway could not be reached.
+        _Answer(
+            _both(_flag("URX"), _has_header(DEPLOYMENT_HEADER)),
+            "every try at this ended, or could not connect, before the first byte of an answer",
+            "tries_failed",
+            503,
+            retry_after_s=RETRY_AFTER_S,
+        ),
         _Answer(
             _flag("UH", "UF", "URX", "NC"),
             "nothing that could answer this can be reached now; try again in a few seconds",
@@ -132,7 +144,7 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             503,
             retry_after_s=RETRY_AFTER_S,
         ),
-        _Answer(_flag("UC", "UR"), "the replica ended before it answered", "replica_ended", 503, None, 1),
+        _Answer(_flag("UC", "UR"), "the replica ended before it answered", "replica_ended", 503, again=False),
         _Answer(
             _flag("SI"),
             f"nothing moved on this stream for {settings.stream_idle_timeout_s} s (stream_idle_timeout_s)",
@@ -174,7 +186,7 @@ def _for_grpc(answer: _Answer) -> dict[str, Any]:
     headers = {}
     if answer.grpc_status is not None:
         headers["grpc-status"] = str(answer.grpc_status)
-    if answer.limit or answer.retry_after_s:
+    if answer.limit or answer.retry_after_s or not answer.again:
         headers["grpc-status-details-bin"] = _details(answer)
     return {
         "filter": _both(_is_grpc(), answer.when),
@@ -187,6 +199,8 @@ def _for_rest(answer: _Answer) -> dict[str, Any]:
     headers = {}
     if answer.retry_after_s is not None:
         headers["retry-after"] = str(answer.retry_after_s)
+    if not answer.again:
+        headers |= openai.NOT_AGAIN
     sentence = answer.sentence
     if answer.limit_value:
         sentence = sentence.replace(answer.limit, f"{answer.limit} = {answer.limit_value}", 1)
@@ -232,6 +246,10 @@ def _is_grpc(*, invert: bool = False) -> dict[str, Any]:
         "treat_missing_header_as_empty": True,
     }
     return {"header_filter": {"header": matcher}}
+
+
+def _has_header(name: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": name, "present_match": True}}}
 
 
 def _not_grpc() -> dict[str, Any]:

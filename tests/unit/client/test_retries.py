@@ -119,7 +119,7 @@ async def test_a_whole_answer_is_asked_for_again_where_no_replica_had_it(asked: 
         assert len(played.requests) == 2
 
 
-@pytest.mark.parametrize("reason", ["REPLICA_CLOSED", "REPLICA_ENDED", "ENGINE_GONE", ""])
+@pytest.mark.parametrize("reason", ["REPLICA_CLOSED", "REPLICA_ENDED", "ENGINE_GONE", "TRIES_FAILED", ""])
 async def test_a_whole_answer_that_may_have_been_made_is_not(asked: Asked, reason: str) -> None:
     async with stage(Scene(code=UNAVAILABLE, reason=reason)) as played:
         with pytest.raises(Unavailable):
