@@ -25,9 +25,9 @@ def test_the_openai_api(whole: Site) -> None:
 
 
 def test_the_control_api(whole: Site) -> None:
-    # A watch has no end.
-    watches = ("/apis/v1/deployments:watch", "/apis/v1/decisions:watch")
-    _play(whole, "/apis/v1/openapi.json", promised=(501, 503), at_least=18, without=watches)
+    # A watch has no end, and a log is a line of JSON for each message, none where nothing was written yet.
+    streams = ("/apis/v1/deployments:watch", "/apis/v1/decisions:watch", "/apis/v1/replicas/{name}:logs")
+    _play(whole, "/apis/v1/openapi.json", promised=(501, 503), at_least=18, without=streams)
 
 
 def _play(

@@ -50,7 +50,11 @@ class ExplainHandler(grpc.GenericRpcHandler):
             return None
 
         async def answer(_: AsyncIterator[bytes], context: _Context) -> None:
-            await self._answer(details.method, _METHODS[method].input_type, context)
+            try:
+                await self._answer(details.method, _METHODS[method].input_type, context)
+            except grpc.aio.InternalError as gone:
+                # What is sent fails only when the call is over: whoever called has left.
+                raise asyncio.CancelledError from gone
 
         # A caller of a unary method cannot tell a stream of one message, or of none and an error, from its own kind of
         # answer. The message is read by `_answer`, once it is known that there is room for it.
