@@ -78,6 +78,16 @@ end
 """
 
 _NOWHERE = "/-/-"
+# The main loop of a gRPC server in Python ends, and with it the server, over a path that is not UTF-8.
+_PRINTABLE_PATH = f"""
+function envoy_on_request(request)
+  local headers = request:headers()
+  if string.find(headers:get(":path") or "", "[^!-~]") then
+    headers:replace(":path", "{_NOWHERE}")
+    request:clearRouteCache()
+  end
+end
+"""
 
 
 def _first_look(settings: FrontDoorSettings) -> str:
@@ -140,6 +150,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
             affinity.prefix_filter(),
             *filters,
         ]
+    filters.insert(0, _lua("printable_path", _PRINTABLE_PATH))
     manager = typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
