@@ -33,7 +33,7 @@ FRAME_BYTES = 16384
 """The largest frame that a peer must take."""
 MIB = 1024 * 1024
 
-Headers = Sequence[tuple[str, str]]
+Headers = Sequence[tuple[str, str | bytes]]
 
 INFERENCE = "/penstock.v1.InferenceService/"
 TARGETS = (

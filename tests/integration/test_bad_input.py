@@ -244,6 +244,23 @@ async def test_grpc_10_000_headers(whole: Penstock) -> None:
         assert ear.answers[3].get("grpc-status") == "0"
 
 
+@pytest.mark.parametrize(
+    "service", ["penstock.v1.DeploymentService", "grpc.reflection.v1.ServerReflection", None]
+)
+async def test_grpc_a_path_that_is_no_text(whole: Penstock, service: str | None) -> None:
+    """Servers that stand behind would end over it, and answer nothing any more."""
+    path = (f"/{service}/List".encode() if service else GENERATE.encode()) + b"\x95"
+    headers: list[tuple[str, str | bytes]] = [
+        (key, path if key == ":path" else value) for key, value in grpc_headers(GENERATE)
+    ]
+    sent = opening() + request_frames(headers, framed(_generate()))
+    async with undisturbed(whole), grpc.aio.insecure_channel(whole.server) as channel:
+        ear = await exchange(whole.server, Case("a path that is no text", sent, ends=True, last=1), 20)
+        assert ear.answers[1].get("grpc-status") == str(grpc.StatusCode.UNIMPLEMENTED.value[0])
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        assert (await stub.ListModels(pb.ListModelsRequest(), timeout=20)).models
+
+
 async def test_headers_that_the_front_door_lets_in_are_taken_behind_it_too(whole: Penstock) -> None:
     token = "t" * 50_000
     async with undisturbed(whole), httpx.AsyncClient(base_url=f"http://{whole.server}", timeout=20) as client:
