@@ -283,6 +283,31 @@ async def test_headers_that_the_front_door_lets_in_are_taken_behind_it_too(whole
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize("model", ["m", "unknown", None], ids=["agent", "gateway", "control"])
+async def test_a_header_that_cannot_be_read_is_no_trouble_of_the_next_call(model: str | None) -> None:
+    """A stranger's and a good client's calls share one connection to a gRPC server."""
+    method = INFERENCE + ("Generate" if model else "ListModels")
+    body = framed(pb.GenerateRequest(model=model, prompt="x").SerializeToString() if model else b"")
+    # One worker, so that all calls meet there.
+    async with House(worker_threads=1) as house:
+        await house.serve(route("m", await house.replica("a")))
+
+        async def answer(*more: tuple[str, str]) -> tuple[str, str]:
+            sent = opening() + request_frames(grpc_headers(method, *more), body)
+            ear = await exchange(house.settings.listen, Case("headers", sent, ends=True), 20)
+            return ear.answers[1].get("grpc-status"), ear.answers[1].get("grpc-message")
+
+        # None of them was sent before, so that no server can know them as a whole.
+        good = ((("grpc-timeout", f"{number}S"), ("x-token-bin", f"AA{number}")) for number in range(20, 30))
+        said = "model 'unknown' does not exist; models that exist: m" if model == "unknown" else ""
+        expected = (str((grpc.StatusCode.NOT_FOUND if said else grpc.StatusCode.OK).value[0]), said)
+        assert await answer(*next(good)) == expected
+        for bad in (("grpc-timeout", "x"), ("x-token-bin", "%%%")):
+            status, message = await answer(bad)
+            assert message.startswith(f"Error parsing '{bad[0]}'"), (status, message)
+            assert await answer(*next(good)) == expected
+
+
 @pytest.mark.parametrize("stalls_in", ["headers", "message"])
 async def test_a_grpc_client_that_stalls_is_told_so_and_holds_up_nobody(stalls_in: str) -> None:
     async with House(request_headers_timeout_s=1, request_timeout_s=1) as house:

@@ -52,6 +52,10 @@ _BUFFER_BYTES = 1 * MIB
 # A node that vanished is found by TCP in 25 s. HTTP/2 pings are not used towards gRPC servers, which by
 # default close the connection, with every stream on it, when pinged during five quiet minutes.
 _TCP_KEEPALIVE = {"keepalive_probes": 3, "keepalive_time": 10, "keepalive_interval": 5}
+# All clients' requests share a connection to a gRPC server, and with it the table of the headers sent before. gRPC
+# keeps with an entry of its table that it could not be read, and holds that against every later header that takes its
+# name from there: one `grpc-timeout: x` would fail the calls of others that have a deadline.
+_HEADER_TABLE_BYTES = 0
 # uvicorn closes a connection that was idle for 5 s; a request must not meet it there.
 _ENGINE_IDLE = "4s"
 # Bytes of gRPC's health protocol: a request without a service's name, and the answer SERVING, each in its frame.
@@ -311,6 +315,7 @@ def _http2() -> dict[str, Any]:
             "http2_protocol_options": {
                 "initial_stream_window_size": 1 * MIB,
                 "initial_connection_window_size": 16 * MIB,
+                "hpack_table_size": _HEADER_TABLE_BYTES,
             }
         }
     }
