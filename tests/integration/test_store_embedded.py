@@ -22,7 +22,8 @@ from penstock.store.database import conninfo
 from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from tests.databases import FAST
 
-BOUND_S = 30
+BOUND_S = 60
+LOCK = ".s.PGSQL.5432.lock"
 
 
 @pytest.fixture
@@ -138,6 +139,76 @@ def test_its_own_death_costs_nothing_that_was_committed(folder: Path) -> None:
         server.stop()
 
 
+NOBODY_BURIES_IT = """
+import ctypes, os, signal, sys, time
+from pathlib import Path
+import psutil
+from penstock.store.embedded import EmbeddedServer
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+server = EmbeddedServer(Path(sys.argv[1]))
+try:
+    server.start()
+    pid = server.pid
+    os.kill(pid, signal.SIGKILL)
+    while server.pid is not None:
+        time.sleep(0.01)
+    server.start()
+    assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert server.pid not in (None, pid)
+finally:
+    server.stop()
+"""
+"""Becomes the parent of a server, kills it, and starts it again without having waited for it."""
+
+
+def test_a_killed_server_that_nobody_buries_is_started_again(folder: Path) -> None:
+    command = [sys.executable, "-c", NOBODY_BURIES_IT, str(folder / "postgres")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_start_waits_for_a_killed_servers_last_process(folder: Path, server: EmbeddedServer) -> None:
+    url = server.start()
+    pid = server.pid
+    assert pid is not None
+    with psycopg.connect(conninfo(url)) as conn:
+        backend = psutil.Process(conn.info.backend_pid)
+        backend.suspend()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.pid is None)
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        try:
+            # Longer than a start takes to fail, or to succeed.
+            starting.join(3)
+            assert starting.is_alive()
+            assert server.pid is None
+        finally:
+            backend.resume()
+            starting.join(BOUND_S)
+    assert server.pid not in (None, pid)
+
+
+def test_a_killed_servers_processes_that_stay_are_told_of(
+    folder: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "LEFT_TIMEOUT_S", 0.1)
+    url = server.start()
+    pid = server.pid
+    assert pid is not None
+    with psycopg.connect(conninfo(url)) as conn:
+        backend = psutil.Process(conn.info.backend_pid)
+        backend.suspend()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.pid is None)
+        try:
+            with pytest.raises(EmbeddedServerError, match="of a server that was killed still use it"):
+                server.start()
+        finally:
+            backend.resume()
+
+
 def test_two_starts_at_once_are_one_server(folder: Path, server: EmbeddedServer) -> None:
     urls: list[str] = []
     threads = [
@@ -169,17 +240,21 @@ def test_an_initdb_that_was_cut_short_is_begun_anew(folder: Path, server: Embedd
     assert not making.exists()
 
 
-def test_a_pid_file_that_names_some_other_process_is_a_leftover(folder: Path, server: EmbeddedServer) -> None:
+def test_files_that_name_some_other_process_are_leftovers(folder: Path, server: EmbeddedServer) -> None:
+    """As after a power cut: the pid of the server that was has gone to somebody else, of the same account too."""
     url = server.start()
     write(url, "kept")
-    pid_file = folder / "postgres" / "data" / "postmaster.pid"
-    content = pid_file.read_text()
+    locks = [folder / "postgres" / "data" / "postmaster.pid", folder / "postgres" / "socket" / LOCK]
+    contents = [lock.read_text() for lock in locks]
+    owner = locks[0].stat()
     server.stop()
-    owner = pid_file.parent.stat()
-    pid_file.write_text("\n".join([str(os.getpid()), *content.splitlines()[1:]]) + "\n")
-    os.chown(pid_file, owner.st_uid, owner.st_gid)
-    assert server.pid is None
-    assert read(server.start()) == ["kept"]
+    with subprocess.Popen(["sleep", "600"], user=owner.st_uid, cwd="/") as other:
+        for lock, content in zip(locks, contents, strict=True):
+            lock.write_text("\n".join([str(other.pid), *content.splitlines()[1:]]) + "\n")
+            os.chown(lock, owner.st_uid, owner.st_gid)
+        assert server.pid is None
+        assert read(server.start()) == ["kept"]
+        other.kill()
 
 
 def test_a_long_path_gets_a_short_socket(folder: Path) -> None:
@@ -230,6 +305,17 @@ def test_data_that_another_host_may_be_using_are_left_alone(
             server.start()
         pid_file.unlink()
     assert read(server.start()) == ["kept"]
+
+
+def test_why_it_does_not_start_is_said_from_its_log(
+    folder: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "START_TRIES", 1)
+    server.start()
+    server.stop()
+    (folder / "postgres" / "data" / "pg_wal").rename(folder / "pg_wal")
+    with pytest.raises(EmbeddedServerError, match=r"does not start: .* FATAL: .*pg_wal"):
+        server.start()
 
 
 def test_why_it_does_not_start_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -49,8 +49,8 @@ START_TIMEOUT_S = 60.0
 """Recovery after a crash included; the log to replay is bounded by max_wal_size."""
 STOP_TIMEOUT_S = 30
 START_TRIES = 5
-"""After its postmaster was killed, PostgreSQL refuses to start until the last backend is gone, which is
-moments later."""
+LEFT_TIMEOUT_S = 60.0
+"""A killed postmaster's backends end moments after it, those that are busy once they look up."""
 SOCKET_PATH_BYTES = 107
 """What sockaddr_un takes, less the final zero."""
 
@@ -227,7 +227,8 @@ class EmbeddedServer:
         settings = {**self._settings, "unix_socket_directories": _quoted(str(socket_folder))}
         lines = ["# Written at each start."] + [f"{name} = {value}" for name, value in settings.items()]
         (data / "postgresql.conf").write_text("\n".join(lines) + "\n")
-        _remove_stale_pid_file(data)
+        _wait_until_left(data)
+        _remove_stale_locks([data / "postmaster.pid", *socket_folder.glob(".s.PGSQL.*.lock")])
         (data.parent / "host").write_text(f"{socket.gethostname()}\n")
         output = data / "start.log"
         command = [
@@ -239,8 +240,7 @@ class EmbeddedServer:
             if result.returncode == 0:
                 return
             time.sleep(0.3)
-        said = output.read_text(errors="replace") if output.exists() else result.stdout
-        raise EmbeddedServerError(f"PostgreSQL in {data} does not start: {_last_line(said)}")
+        raise EmbeddedServerError(f"PostgreSQL in {data} does not start: {_why(data, result.stdout)}")
 
     def _ready_url(self, data: Path) -> str:
         """Waits until the server answers, and makes our database if it is not there."""
@@ -467,21 +467,64 @@ def _socket_folder(base: Path, account: pwd.struct_passwd | None) -> Path:
 
 
 def _pid_file(data: Path) -> list[str]:
+    return _lines(data / "postmaster.pid")
+
+
+def _lines(file: Path) -> list[str]:
+    """None where there is no such file."""
     try:
-        return (data / "postmaster.pid").read_text().splitlines()
+        return file.read_text(errors="replace").splitlines()
     except OSError:
         return []
 
 
-def _remove_stale_pid_file(data: Path) -> None:
-    """PostgreSQL copes with a leftover whose process is gone, and refuses one whose pid some other process
-    has got since."""
+def _wait_until_left(data: Path) -> None:
+    """Waits until no process of a server that was killed uses `data` any more: beside one PostgreSQL refuses to
+    start. Raises EmbeddedServerError."""
     lines = _pid_file(data)
-    if lines and lines[0].strip().isdigit() and psutil.pid_exists(int(lines[0])):
-        log.warning(
-            "%s names process %s, which is no PostgreSQL; removed", data / "postmaster.pid", lines[0].strip()
-        )
-        (data / "postmaster.pid").unlink()
+    # "key id" of the memory block that all of a server's processes share; not yet there when it died early.
+    block = tuple(lines[6].split()) if len(lines) > 6 else ()
+    deadline = time.monotonic() + LEFT_TIMEOUT_S
+    while processes := _attached(block):
+        if time.monotonic() > deadline:
+            raise EmbeddedServerError(
+                f"PostgreSQL in {data} does not start: {processes} processes of a server that was killed still use it;"
+                " end them, and start again"
+            )
+        time.sleep(0.05)
+
+
+def _attached(block: tuple[str, ...]) -> int:
+    """How many processes use the memory block with this key and id; 0 as well where the kernel does not tell."""
+    with contextlib.suppress(OSError):
+        for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
+            key, id_, _perms, _size, _creator, _last, processes, *_ = row.split()
+            if (key, id_) == block:
+                return int(processes)
+    return 0
+
+
+def _remove_stale_locks(files: Iterable[Path]) -> None:
+    """PostgreSQL copes with a leftover whose process is gone, and refuses one whose pid is taken: some other process
+    has got it since, or the dead server itself still has it, because nobody buries it (the first process of a
+    container may never do). Called when nobody uses the data."""
+    for file in files:
+        pid = next(iter(_lines(file)), "").strip()
+        if pid.isdigit() and psutil.pid_exists(int(pid)):
+            log.warning("%s names process %s, which is no running PostgreSQL; removed", file, pid)
+            file.unlink()
+
+
+def _why(data: Path, said: str) -> str:
+    """What PostgreSQL, or else pg_ctl, gave as the reason for not starting."""
+    lines = _lines(data / "start.log")
+    if logs := sorted((data / "log").glob("*.log"), key=lambda path: path.stat().st_mtime):
+        # Once it has read its settings it writes to the log, which holds earlier starts too.
+        whole = _lines(logs[-1])
+        last = max((number for number, line in enumerate(whole) if "starting PostgreSQL" in line), default=0)
+        lines = [*whole[last:], *lines]
+    fatal = [line for line in lines if " FATAL: " in line or " PANIC: " in line]
+    return fatal[-1] if fatal else _last_line("\n".join(lines) or said)
 
 
 def _quoted(text: str) -> str:
