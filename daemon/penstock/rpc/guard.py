@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -35,7 +35,7 @@ MAX_MESSAGE = 1500
 """Characters of a status message, for the same reason."""
 
 _OWN_CHECK = frozenset({"ApplyDeployment", "PlanDeployment"})
-"""Methods that check their request themselves: what it means depends on the update mask."""
+"""Methods that check the deployment in their request themselves: what it means depends on the update mask."""
 
 _AGENTS = runtime_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name + "/"
 
@@ -61,9 +61,9 @@ class Guarded:
 
 
 def _guard(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    check = validate.check_report if method.startswith(_AGENTS) else validate.check
+    check: Callable[[Any], None] = validate.check_report if method.startswith(_AGENTS) else validate.check
     if method.rsplit("/", 1)[-1] in _OWN_CHECK:
-        check = _nothing
+        check = validate.check_around
     found = descriptor_pool.Default().FindMethodByName(method.replace("/", "."))
     request_class = message_factory.GetMessageClass(found.input_type)
     untyped = cast(Any, handler)
@@ -105,10 +105,6 @@ def _guard(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMet
 
     # A caller of a unary method cannot tell a stream of one message, or of none and an error, from its own kind.
     return grpc.stream_stream_rpc_method_handler(cast(Any, guarded), None, untyped.response_serializer)
-
-
-def _nothing(request: Message) -> None:
-    """No check: the method has its own."""
 
 
 async def _end(method: str, error: Exception, context: Context) -> NoReturn:

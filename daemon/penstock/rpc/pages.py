@@ -37,7 +37,7 @@ def position(
         return None
     try:
         mark, *found = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, TypeError):
+    except (binascii.Error, ValueError, TypeError, RecursionError):
         mark, found = None, []
     is_whole = mark == _mark(request) and tuple(type(item) for item in found) == kinds
     if not is_whole or not all(_is_storable(item) for item in found):
@@ -53,7 +53,10 @@ def position(
 
 def _is_storable(item: str | int) -> bool:
     """Whether PostgreSQL can compare with it: a token may be made up."""
-    return "\0" not in item if isinstance(item, str) else 0 <= item < 1 << 63
+    if isinstance(item, int):
+        return 0 <= item < 1 << 63
+    # JSON has half surrogate pairs, and UTF-8 has not.
+    return not any(mark == "\0" or "\ud800" <= mark <= "\udfff" for mark in item)
 
 
 def _mark(request: Message) -> str:

@@ -22,6 +22,8 @@ from penstock.slurm.options import KNOWN_OPTIONS, RESERVED_OPTIONS
 from penstock.v1 import deployment_pb2, metadata_pb2, spec_pb2
 
 CONTROL = frozenset(map(chr, range(32))) | {"\x7f"}
+_NOT_STORABLE = frozenset("\0")
+"""In PostgreSQL, as text and in JSON. The halves of surrogate pairs, too, but no message can bring those."""
 
 _ENGINE_ARGS = {
     "model": "spec.model.path or spec.model.hub",
@@ -95,7 +97,25 @@ _OWN_OPTIONS = {
 
 def check(request: Message) -> None:
     """Raises Refused for what the field rules say of a request, and for what PostgreSQL cannot hold."""
-    refuse([*_field_rules(request), *_control_characters(request, "", frozenset("\0"))])
+    refuse([*_field_rules(request), *_control_characters(request, "", _NOT_STORABLE)])
+
+
+def check_around(
+    request: deployment_pb2.ApplyDeploymentRequest | deployment_pb2.PlanDeploymentRequest,
+) -> None:
+    """The same for a request whose deployment `check_deployment` judges later: what it must be depends on the update
+    mask. What PostgreSQL cannot hold it must not have anywhere, for the store is asked before.
+    """
+    bare = type(request).FromString(request.SerializeToString())
+    bare.ClearField("deployment")
+    around = [found for found in _field_rules(bare) if found.field != "deployment"]
+    refuse(
+        [
+            *around,
+            *_control_characters(bare, "", _NOT_STORABLE),
+            *_control_characters(request.deployment, "", _NOT_STORABLE),
+        ]
+    )
 
 
 def check_report(request: Message) -> None:

@@ -33,7 +33,7 @@ class TestPages:
     def test_no_token_is_the_first_page(self) -> None:
         assert pages.position(pb.ListDeploymentsRequest(), "", (str,)) is None
 
-    @pytest.mark.parametrize("token", ["x", "!!!!", "bnVsbA==", "WzFd"])
+    @pytest.mark.parametrize("token", ["x", "!!!!", "bnVsbA==", "WzFd", "W1tb" * 10_000])
     def test_what_is_no_token_is_refused(self, token: str) -> None:
         with pytest.raises(Refused, match="page_token: must be from the page before"):
             pages.position(pb.ListDeploymentsRequest(), token, (str,))
@@ -43,7 +43,7 @@ class TestPages:
         with pytest.raises(Refused):
             pages.position(pb.ListDeploymentsRequest(filter="b"), token, (str,))
 
-    @pytest.mark.parametrize("position", ["a\0", 2**63, -1])
+    @pytest.mark.parametrize("position", ["a\0", "a\ud800", 2**63, -1])
     def test_a_made_up_position_is_refused(self, position: str | int) -> None:
         request = pb.ListDeploymentsRequest()
         with pytest.raises(Refused):
