@@ -1,9 +1,10 @@
 """A small Slurm cluster of its own, on this machine, for development and tests.
 
-One slurmctld, one slurmd for each node and one munged, started by hand under one folder, on loopback, with ports, keys
-and sockets of their own. GPUs are fake: links to /dev/null, enough for Slurm to hand them out. It needs no root, no
-systemd, no cgroups and no configuration of the machine, and it neither reads nor touches a Slurm that the machine
-already has. Several such clusters can run at once, each in its own folder. (Slurm from a chroot does need root.)
+One slurmctld, one slurmd for each node and one munged (and a slurmdbd, where one is asked for), started by hand under
+one folder, on loopback, with ports, keys and sockets of their own. GPUs are fake: links to /dev/null, enough for Slurm
+to hand them out. It needs no root, no systemd, no cgroups and no configuration of the machine, and it neither reads nor
+touches a Slurm that the machine already has. Several such clusters can run at once, each in its own folder. (Slurm from
+a chroot does need root.)
 
 It does not know Penstock: anything that speaks to Slurm can use the SLURM_CONF that it prints.
 """
@@ -24,7 +25,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.cluster import files, saved
+from deploy.cluster import accounting, files, saved
+from deploy.cluster.accounting import MARIADBD, SLURMDBD
 from deploy.cluster.daemons import MUNGED, SLURMCTLD, Daemons, daemon_path
 from deploy.cluster.ports import LOOPBACK, free_ports, is_free
 from deploy.cluster.processes import wait_for
@@ -158,6 +160,18 @@ class Cluster:
     def thaw_controller(self) -> None:
         self.daemons.signal(SLURMCTLD, signal.SIGCONT)
 
+    def stop_accounting(self) -> None:
+        """Stop slurmdbd; slurmctld runs on, and keeps what it has to tell it."""
+        self.daemons.stop(SLURMDBD)
+
+    def start_accounting(self) -> None:
+        """Start slurmdbd, and MariaDB where it does not run, and wait until it knows this cluster."""
+        accounting.install(self.root, user())
+        self.daemons.start(MARIADBD)
+        self._wait("mariadbd listens", self._database_listens)
+        self.daemons.start(SLURMDBD)
+        self._wait("slurmdbd answers", self._accounting_answers)
+
     def stop_node(self, name: str, *, kill: bool = False) -> None:
         """End a node's slurmd; its jobs run on."""
         self.daemons.stop(name, kill=kill)
@@ -205,8 +219,8 @@ class Cluster:
                 # Slurm wants a file to be there; a device node would take root.
                 device.symlink_to("/dev/null")
         ports = saved.load(self.root).ports
-        if len(ports) != settings.nodes + 1 or not all(map(is_free, ports)):
-            ports = free_ports(settings.nodes + 1)
+        if len(ports) != settings.ports or not all(map(is_free, ports)):
+            ports = free_ports(settings.ports)
         saved.save(self.root, Saved(settings=settings, ports=ports))
         if not settings.of_system:
             (self.root / "hosts").write_text(f"{LOOPBACK} localhost {socket.gethostname()}\n")
@@ -215,6 +229,12 @@ class Cluster:
             enter.chmod(0o755)
         self.conf.write_text(self._slurm_conf(settings, ports))
         (self.root / "gres.conf").write_text(files.gres_conf(self.root, settings))
+        if settings.accounting:
+            slurmdbd = self.root / "slurmdbd.conf"
+            slurmdbd.touch(mode=0o600)
+            slurmdbd.write_text(
+                accounting.slurmdbd_conf(self.root, port=ports[-1], address=self._address(), user=user())
+            )
         cgroup = self.root / "cgroup.conf"
         if self._version(settings) >= (23, 2):
             cgroup.write_text("CgroupPlugin=disabled\n")
@@ -224,8 +244,18 @@ class Cluster:
     def _slurm_conf(self, settings: Settings, ports: list[int]) -> str:
         address = self._address()
         only_there = self._hostname_address() == address
+        kept = (
+            accounting.slurm_conf(self.root, port=ports[-1], address=address) if settings.accounting else ""
+        )
         return files.slurm_conf(
-            self.root, self.name, settings, ports=ports, address=address, only_there=only_there, user=user()
+            self.root,
+            self.name,
+            settings,
+            ports=ports,
+            address=address,
+            only_there=only_there,
+            user=user(),
+            accounting=kept,
         )
 
     def _check(self, settings: Settings) -> None:
@@ -245,12 +275,14 @@ class Cluster:
         path = ":".join(str(where / folder) for folder in folders)
         if settings.of_system:
             path = os.environ.get("PATH", "") + ":" + path
-        programs = ("munged", "slurmctld", "slurmd", "sinfo", "scontrol", "scancel")
+        programs = ["munged", "slurmctld", "slurmd", "sinfo", "scontrol", "scancel"]
+        packages = "slurmctld slurmd slurm-client munge"
+        if settings.accounting:
+            programs += [SLURMDBD, MARIADBD, accounting.INSTALL]
+            packages += " slurmdbd mariadb-server-core mariadb-client-core"
         missing = [name for name in programs if shutil.which(name, path=path) is None]
         if missing:
-            raise ClusterError(
-                f"missing {', '.join(missing)} in {where}: apt-get install slurmctld slurmd slurm-client munge"
-            )
+            raise ClusterError(f"missing {', '.join(missing)} in {where}: apt-get install {packages}")
 
     def _prefix(self, settings: Settings) -> tuple[str, ...]:
         return () if settings.of_system else (str(self.root / "enter"),)
@@ -296,6 +328,8 @@ class Cluster:
             (self.root / "munge" / "socket").unlink(missing_ok=True)
             daemons.start(MUNGED)
             self._wait("munged listens", self._munge_listens)
+        if self.settings.accounting:
+            self.start_accounting()
         daemons.start(SLURMCTLD)
         # A slurmd that finds no slurmctld tries again only after a second.
         self._wait("slurmctld listens", self._controller_listens)
@@ -309,6 +343,19 @@ class Cluster:
     def _munge_listens(self) -> bool:
         self.daemons.check_alive(MUNGED)
         return (self.root / "munge" / "socket").is_socket()
+
+    def _database_listens(self) -> bool:
+        self.daemons.check_alive(MARIADBD)
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(accounting.socket(self.root))) == 0
+
+    def _accounting_answers(self) -> bool:
+        """And knows this cluster: slurmctld does not make itself known."""
+        self.daemons.check_alive(SLURMDBD)
+        if self.name in self.run("sacctmgr", "-nP", "show", "cluster", "format=Cluster", check=False).split():
+            return True
+        self.run("sacctmgr", "--immediate", "--quiet", "add", "cluster", self.name, check=False)
+        return False
 
     def _controller_listens(self) -> bool:
         """Slurm's own commands retry a refused connection for MessageTimeout; this does not."""

@@ -1,7 +1,7 @@
 """The daemons of one cluster: started, known again, signalled, ended.
 
-munged, slurmctld and one slurmd for each node, which is named like its node. It knows nothing of jobs but which
-processes are theirs.
+munged, slurmctld and one slurmd for each node, which is named like its node; slurmdbd and its MariaDB where asked for.
+It knows nothing of jobs but which processes are theirs.
 
 The rule guarded here: only what this program started is ever signalled. A process is known by its pid *and* its start
 time, and a job's process by the cluster's name in its environment.
@@ -16,7 +16,8 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deploy.cluster import saved
+from deploy.cluster import accounting, saved
+from deploy.cluster.accounting import MARIADBD, SLURMDBD
 from deploy.cluster.processes import Started, boot_id, environ_of, processes, start_time, wait_for
 from deploy.cluster.settings import ClusterError
 
@@ -41,7 +42,14 @@ class Daemons:
     def names(self) -> tuple[str, ...]:
         """All that the cluster has, in the order of their start. Empty when there is no cluster in the folder."""
         settings = saved.load(self._root).settings
-        return () if settings is None else (MUNGED, SLURMCTLD, *settings.node_names)
+        if settings is None:
+            return ()
+        return (
+            MUNGED,
+            *((MARIADBD, SLURMDBD) if settings.accounting else ()),
+            SLURMCTLD,
+            *settings.node_names,
+        )
 
     def start(self, daemon: str) -> None:
         """In a session of its own, so that a Ctrl-C meant for the caller does not reach it."""
@@ -57,6 +65,8 @@ class Daemons:
             if not key.startswith(("SLURM", "SBATCH", "PENSTOCK"))
         }
         environment |= {**self._env, DAEMON_MARK: str(self._root)}
+        if daemon == SLURMDBD:
+            environment |= accounting.environment(self._root)
         with open(os.devnull) as nothing:
             actions = [
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
@@ -111,12 +121,13 @@ class Daemons:
         kill_all(self.job_processes)
         self.stop(SLURMCTLD)  # gracefully: it saves the job ids it has given
         for daemon in self.names:
-            if daemon not in (MUNGED, SLURMCTLD):
+            if daemon not in (MUNGED, MARIADBD, SLURMDBD, SLURMCTLD):
                 # A slurmd that is asked to stop would wait for slurmctld to take its last reports.
                 self.stop(daemon, kill=True)
         kill_all(self._strays)
         kill_all(self.job_processes)
-        self.stop(MUNGED)
+        for daemon in (SLURMDBD, MARIADBD, MUNGED):
+            self.stop(daemon)
 
     def job_processes(self) -> set[int]:
         """Processes of this cluster's jobs: their environment names the cluster, whoever their parent is now."""
@@ -147,6 +158,10 @@ class Daemons:
         conf = str(self._root / "slurm.conf")
         if daemon == SLURMCTLD:
             return [daemon_path(SLURMCTLD), "-D", "-f", conf]
+        if daemon == SLURMDBD:
+            return [daemon_path(SLURMDBD), "-D"]
+        if daemon == MARIADBD:
+            return [daemon_path(MARIADBD), *accounting.mariadbd_options(self._root)]
         return [daemon_path("slurmd"), "-D", "-N", daemon, "-f", conf]
 
     def _pid(self, daemon: str) -> int | None:

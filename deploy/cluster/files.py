@@ -18,8 +18,10 @@ def slurm_conf(
     address: str,
     only_there: bool,
     user: str,
+    accounting: str = "",
 ) -> str:
-    """slurm.conf; the first of `ports` is slurmctld's, and `only_there`: the daemons listen at `address` alone.
+    """slurm.conf. The first of `ports` is slurmctld's, those after it are the nodes'; `only_there`: the daemons listen
+    at `address` alone; `accounting`: the lines that name slurmdbd, if there is one.
 
     What is not obvious: cred_expire under 5 is dropped with only a log line, and the default holds a requeued job for
     two minutes; config_overrides lets a node claim CPUs that the machine lacks.
@@ -33,7 +35,7 @@ def slurm_conf(
     nodes = "\n".join(
         f"NodeName=node{number} NodeHostname=localhost NodeAddr={address} Port={port} CPUs={settings.cpus}"
         f" RealMemory={settings.memory_mib}{gres}"
-        for number, port in enumerate(ports[1:], start=1)
+        for number, port in enumerate(ports[1 : 1 + settings.nodes], start=1)
     )
     everywhere = f"Nodes=node[1-{settings.nodes}] State=UP"
     tier = " PriorityTier=10" if settings.preempt else ""
@@ -77,7 +79,7 @@ SlurmdTimeout={settings.slurmd_timeout_s}
 KillWait={settings.kill_wait_s}
 EnforcePartLimits={"ALL" if settings.enforce_part_limits else "NO"}
 {preempt_type}
-{nodes}
+{accounting}{nodes}
 PartitionName=gpu {everywhere} Default=YES MaxTime=UNLIMITED DefaultTime=60{tier}
 PartitionName=cpu {everywhere} MaxTime=UNLIMITED DefaultTime=60{tier}
 PartitionName=short {everywhere} MaxTime=10 DefaultTime=5{tier}

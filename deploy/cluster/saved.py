@@ -24,7 +24,7 @@ class Saved:
 
     settings: Settings | None = None
     ports: list[int] = field(default_factory=list)
-    """slurmctld's, then one for each node."""
+    """slurmctld's, then one for each node, then slurmdbd's if there is one."""
     daemons: dict[str, Started] = field(default_factory=dict)
 
 

@@ -38,6 +38,9 @@ class Settings:
     enforce_part_limits: bool = False
     """Refuse at submit what the partition's limits forbid; Slurm's default lets such a job pend for ever."""
 
+    accounting: bool = False
+    """Have a slurmdbd and its MariaDB, which remember what slurmctld forgets."""
+
     def check(self) -> None:
         """Raises ClusterError, which names the option and what is possible."""
         if not 1 <= self.nodes <= NODES_MAX:
@@ -48,6 +51,11 @@ class Settings:
     @property
     def node_names(self) -> tuple[str, ...]:
         return tuple(f"node{number}" for number in range(1, self.nodes + 1))
+
+    @property
+    def ports(self) -> int:
+        """How many it takes: slurmctld's, one for each node, slurmdbd's last."""
+        return 1 + self.nodes + self.accounting
 
     @property
     def of_system(self) -> bool:

@@ -8,8 +8,11 @@ packages=()
 for purpose in "${@:-quickstart}"; do
     case "$purpose" in
         quickstart) packages+=(slurmctld slurmd slurm-client munge) ;;
-        # The newer Slurm of the contract suite and Apptainer live in chroots.
-        test) packages+=(slurmctld slurmd slurm-client munge debootstrap environment-modules) ;;
+        # The newer Slurm of the contract suite and Apptainer live in chroots; MariaDB is slurmdbd's.
+        test)
+            packages+=(slurmctld slurmd slurm-client munge debootstrap environment-modules)
+            packages+=(slurmdbd mariadb-server-core mariadb-client-core)
+            ;;
         # The load generator and the replicas of the bench are Go: Python would be the limit.
         bench) packages+=(slurmctld slurmd slurm-client munge golang-go golang-google-grpc-dev) ;;
         *) echo "system-packages.sh knows quickstart, test and bench, not $purpose" >&2; exit 1 ;;

@@ -334,6 +334,13 @@ def commands(cluster: Cluster) -> RealLane:
     return RealLane(cluster, slurm)
 
 
+def accounted(cluster: Cluster) -> RealLane:
+    """A cluster with a slurmdbd through its commands."""
+    made = commands(cluster)
+    made.accounting = True
+    return made
+
+
 def pyslurm(cluster: Cluster) -> RealLane:
     """A cluster through pyslurm, whose script must lie where the chroot sees it."""
     server = Path(shutil.copy(SERVER, cluster.root))

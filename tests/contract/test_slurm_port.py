@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.core.jobs import JobState
+from penstock.core.jobs import Job, JobState
 from penstock.slurm.port import (
     May,
     NoAccounting,
@@ -24,6 +24,15 @@ from penstock.slurm.port import (
 from penstock.testing.slurm import anybody
 from tests.contract import lanes
 from tests.contract.lanes import FakeLane, Lane, job_when, until
+
+
+@pytest.fixture(params=["fake", "22.05-slurmdbd"])
+async def accounted(request: pytest.FixtureRequest) -> AsyncIterator[Lane]:
+    """Those of the lanes that keep accounts."""
+    fake = request.param == "fake"
+    made = FakeLane() if fake else lanes.accounted(request.getfixturevalue("accounted_cluster"))
+    yield made
+    await made.close()
 
 
 @pytest.fixture(params=["fake", "22.05-cli", "26.05-cli", "26.05-pyslurm"])
@@ -555,18 +564,57 @@ async def test_a_submission_without_an_answer_may_have_made_a_job(lane: Lane) ->
     )
 
 
-async def test_the_history_of_a_job_or_none_at_all(lane: Lane) -> None:
-    """A site without accounting says so; one with it tells how a job ended, and nothing of ids that it never gave.
-
-    The real clusters here have no slurmdbd: what sacct prints is in the tests of the commands.
-    """
+async def test_a_site_without_accounting_says_so(lane: Lane) -> None:
     wanted = lane.submission("exit 3")
     job_id = await lane.slurm.submit(wanted, may=anybody)
-    await job_when(lane, wanted.name, lambda job: job.ended, "has ended")
-    if not lane.accounting:
+    if lane.accounting:
+        assert (await past_job(lane, wanted.name, job_id)).exit_code == 3
+    else:
         with pytest.raises(NoAccounting):
-            await lane.slurm.history([job_id, 4_000_000])
-        return
-    (job,) = await lane.slurm.history([job_id, 4_000_000])
+            await lane.slurm.history([job_id])
+
+
+async def test_how_a_job_ended_is_in_the_history(accounted: Lane) -> None:
+    """And nothing of an id that was never given."""
+    wanted = accounted.submission("exit 3")
+    job_id = await accounted.slurm.submit(wanted, may=anybody)
+    job = await past_job(accounted, wanted.name, job_id)
     assert (job.job_id, job.name, job.state) == (job_id, wanted.name, JobState.FAILED)
     assert (job.exit_code, job.exit_signal) == (3, None)
+    assert (job.partition, job.nodes) == ("gpu", "node1")
+    assert job.submitted_at is not None
+    assert job.started_at is not None
+    assert job.ends_at is not None
+    assert job.submitted_at <= job.started_at <= job.ends_at
+
+
+async def test_each_run_of_a_requeued_job_is_in_its_history(accounted: Lane) -> None:
+    wanted = accounted.submission("stay")
+    job_id = await accounted.slurm.submit(wanted, may=anybody)
+    await accounted.ready(wanted)
+    accounted.requeue(job_id)
+    await job_when(
+        accounted, wanted.name, lambda job: job.restarts == 1 and job.state is JobState.RUNNING, "runs again"
+    )
+    await accounted.slurm.cancel(job_id, name=wanted.name, may=anybody)
+    await job_when(accounted, wanted.name, lambda job: job.ended, "has ended")
+    await past_job(accounted, wanted.name, job_id)
+    first, second = await accounted.slurm.history([job_id])
+    assert first.state is JobState.REQUEUED
+    assert second.state is JobState.CANCELLED
+    assert second.submitted_at is not None
+    assert first.submitted_at is not None
+    assert first.submitted_at <= second.submitted_at
+
+
+async def past_job(lane: Lane, name: str, job_id: int) -> Job:
+    """The last run of the job as accounting has it, once it knows that it has ended: slurmctld tells it later, and of
+    a job that it has just taken over the name comes last."""
+
+    async def ask() -> tuple[Job, ...]:
+        return await lane.slurm.history([job_id, 4_000_000])
+
+    def told(jobs: tuple[Job, ...]) -> bool:
+        return bool(jobs) and jobs[-1].ended and jobs[-1].name == name
+
+    return (await until(f"accounting knows how {name} ended", ask, told))[-1]

@@ -301,6 +301,7 @@ class FakeSlurm:
         job = self._jobs[job_id]
         if not job.active:
             raise ValueError(f"job {job_id} is {job.state}; only a running job can be requeued")
+        self._remember(job, JobState.REQUEUED)
         self._gone(job)
         job.state, job.reason = JobState.PENDING, "BeginTime"
         job.restarts += 1
@@ -614,10 +615,12 @@ class FakeSlurm:
         if ran:
             self._gone(job)
 
-    def _remember(self, job: FakeJob) -> None:
-        """As slurmdbd would tell of it now."""
+    def _remember(self, job: FakeJob, state: JobState | None = None) -> None:
+        """As slurmdbd would tell of it now; `state`: of a run that is over while the job is not."""
         if self.keeps_history:
             row = replace(self._row(job), comment="", reason="", time_limit_s=None, restarts=0)
+            if state is not None:
+                row = replace(row, state=state, state_text=state.value, ends_at=self._now)
             self._history[job.job_id, job.submitted_at] = row
 
     def _row(self, job: FakeJob) -> Job:
