@@ -2,7 +2,7 @@
 
 import hypothesis
 
-pytest_plugins = ["tests.clusters", "tests.databases", "tests.engines", "tests.penstocks"]
+pytest_plugins = ["tests.clusters", "tests.databases", "tests.engines", "tests.failures", "tests.penstocks"]
 
 # A busy machine is no failure, so no example has a deadline; the whole test has pytest's time-out.
 hypothesis.settings.register_profile("penstock", deadline=None)

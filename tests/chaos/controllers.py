@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,8 @@ ACTS_FOR_S = 3.0
 """A leader is killed at most this long after its term began."""
 BOTH = 0.1
 """How often the other one dies too."""
+
+KILL = "controller killed with -9"
 
 FAIL_OVER_WITHIN_S = 15.0
 """After a kill -9 of the leader: its lease runs for 10 s, and the standby asks every few."""
@@ -58,7 +61,7 @@ class Controllers(Worker):
 
     @property
     def done(self) -> bool:
-        return self.counts["controller killed with -9"] >= self._kills
+        return self.counts[KILL] >= self._kills
 
     @property
     def log(self) -> Path:
@@ -167,6 +170,6 @@ class Controllers(Worker):
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            self.counts["controller killed with -9"] += 1
+            self.note(KILL, datetime.now().astimezone())
             return True
         return False

@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import psutil
 
@@ -85,8 +86,9 @@ class SlurmFaults(Worker):
         else:
             weights = [weight for weight, _ in self.kinds.values()]
             (kind,) = self.random.choices(list(self.kinds), weights)
+        began = datetime.now().astimezone()
         if self.kinds[kind][1]():
-            self.counts[kind] += 1
+            self.note(kind, began)
 
     def finish(self) -> None:
         super().finish()
@@ -99,7 +101,7 @@ class SlurmFaults(Worker):
         drained = self._run("sinfo", "-h", "-N", "-t", "drain,drained,draining", "-o", "%N")
         for node in {*(drained or "").split()}:
             self._run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-            self.counts["node drained by Slurm, resumed"] += 1
+            self.note("node drained by Slurm, resumed", datetime.now().astimezone())
 
     def _restart_slurmctld(self, *, kill: bool) -> bool:
         with self._outages.outage():
@@ -232,8 +234,9 @@ class PlaneFaults(Worker):
         else:
             weights = [weight for weight, _ in self.kinds.values()]
             (kind,) = self.random.choices(list(self.kinds), weights)
+        began = datetime.now().astimezone()
         if self.kinds[kind][1]():
-            self.counts[kind] += 1
+            self.note(kind, began)
 
     def _kill_gateway(self) -> bool:
         pid = self._penstock.pid("gateway")

@@ -51,6 +51,10 @@ READY_WITHIN_S = 90
 CONVERGED_WITHIN_S = 240
 """An orphan's grace (60 s), a drain that is cut (30 s), a node's way back and a back-off, one after the other."""
 QUIET_FOR_S = 5
+SHOWN = 8
+"""Violations that a message shows; the table has all."""
+DONE_IN_A_ROW = 4
+LOG_LINES = 10
 REPORTS = ROOT / ".chaos"
 
 
@@ -78,10 +82,18 @@ class Report:
     converged_after_s: float | None = None
     violations: dict[str, list[str]] = field(default_factory=dict)
     """Rule -> sentences; empty lists where it held."""
+    done_at: list[str] = field(default_factory=list)
+    """Faults and kills in their order, each with the time at which it began."""
 
     @property
     def violated(self) -> list[str]:
         return [sentence for sentences in self.violations.values() for sentence in sentences]
+
+    def problem(self) -> str:
+        """What was violated, and what was done when: for a message that is to be short."""
+        rows = [self.done_at[n : n + DONE_IN_A_ROW] for n in range(0, len(self.done_at), DONE_IN_A_ROW)]
+        told = [*self.violated[:SHOWN], f"{len(self.violated)} violations, seed {self.seed}; what was done:"]
+        return "\n".join([*told, *("; ".join(row) for row in rows)])
 
     def table(self) -> str:
         rows: list[tuple[str, object]] = [("seed", self.seed), ("took", f"{self.took_s:.0f} s")]
@@ -102,12 +114,26 @@ class Report:
         return "\n".join([*lines, *(f"VIOLATION {sentence}" for sentence in self.violated)])
 
 
-def run(*, kills: int, seed: int, at_most_s: float, each_once: bool = False) -> Report:
+def longest_s(kills: int) -> float:
+    """How long faults may take: for each kill a lease that expires (10 s), a renewal interval, a start and the leader's
+    first seconds."""
+    return 120 + 20.0 * kills
+
+
+def run(
+    *,
+    kills: int,
+    seed: int,
+    at_most_s: float,
+    each_once: bool = False,
+    fail_over_within_s: float = FAIL_OVER_WITHIN_S,
+) -> Report:
     """One run. `at_most_s`: faults end then even if fewer were killed. `each_once`: every kind of fault is had."""
     report = Report(seed, kills, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}")
     began = time.monotonic()
     with installation() as (cluster, penstock, postgresql, database):
-        Run(report, cluster, penstock, postgresql, database).run(at_most_s, each_once=each_once)
+        whole = Run(report, cluster, penstock, postgresql, database, fail_over_within_s)
+        whole.run(at_most_s, each_once=each_once)
     report.took_s = time.monotonic() - began
     REPORTS.mkdir(exist_ok=True)
     (REPORTS / f"report-{seed}.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
@@ -137,8 +163,15 @@ class Run:
     """The parts of one run, put together."""
 
     def __init__(
-        self, report: Report, cluster: Cluster, penstock: Penstock, postgresql: PostgreSQL, database: str
+        self,
+        report: Report,
+        cluster: Cluster,
+        penstock: Penstock,
+        postgresql: PostgreSQL,
+        database: str,
+        fail_over_within_s: float,
     ) -> None:
+        self.fail_over_within_s = fail_over_within_s
         self.report = report
         self.penstock = penstock
         self.database = database
@@ -176,6 +209,9 @@ class Run:
             for stream in self.streams:
                 stream.finish()
             self._judge(problem)
+        except BaseException as error:
+            error.add_note(self._end())
+            raise
         finally:
             for worker in everyone:
                 worker.stopping.set()
@@ -202,6 +238,16 @@ class Run:
                     f"{killed} kills, {len(self.watch.ours())} jobs, {len(self._so_far())} violations so far"
                 )
             time.sleep(0.2)
+
+    def _end(self) -> str:
+        """How it stood when the run itself broke off."""
+        self.report.violations = {"so far": self._so_far()}
+        self.report.done_at = self._done_at()
+        return "\n".join([self.report.problem(), *self.penstock.log.splitlines()[-LOG_LINES:]])
+
+    def _done_at(self) -> list[str]:
+        done = [done for worker in (self.controllers, self.slurm, self.planes) for done in worker.done_at]
+        return [f"{began:%H:%M:%S} {what}" for began, what in sorted(done)]
 
     def _so_far(self) -> list[str]:
         cut = [line for stream in self.streams for line in stream.violations]
@@ -257,7 +303,7 @@ class Run:
         return self.driver.deployments()[name].status.ready_replicas
 
     def _say(self) -> str:
-        return f"{STABLE} is ready:\n{self.penstock.log[-3000:]}"
+        return f"{STABLE} is ready"
 
     def _judge(self, problem: str) -> None:
         report, log = self.report, verdict.read_log(self.database)
@@ -266,6 +312,7 @@ class Run:
         for worker in (self.controllers, self.slurm, self.planes):
             counts += worker.counts
         report.faults = dict(counts.most_common())
+        report.done_at = self._done_at()
         report.changes = dict(self.driver.counts.most_common())
         report.jobs, report.foreign_jobs = len(ours), len(self.slurm.foreign)
         report.samples = dict(self.watch.counts)
@@ -290,7 +337,7 @@ class Run:
             "jobs that the log does not explain": verdict.unexplained(ours, log),
             "streams cut or refused": [line for stream in self.streams for line in stream.violations],
             "right requests refused": self.driver.violations,
-            "slow fail-overs": verdict.slow(self.controllers.fail_overs_s, FAIL_OVER_WITHIN_S),
+            "slow fail-overs": verdict.slow(self.controllers.fail_overs_s, self.fail_over_within_s),
             "not converged": [problem] if problem else [],
             "bugs in the daemon's log": verdict.crashed(daemons),
         }
@@ -307,8 +354,7 @@ class Run:
 def main() -> int:
     """The long form."""
     kills, seed = int(os.environ.get("KILLS") or 100), int(os.environ.get("SEED") or time.time())
-    # A lease that expires (10 s), a renewal interval, a start and the leader's first seconds, for each kill.
-    at_most_s = float(os.environ.get("AT_MOST_S") or 120 + 20 * kills)
+    at_most_s = float(os.environ.get("AT_MOST_S") or longest_s(kills))
     print(f"{kills} kills, seed {seed}, at most {at_most_s:.0f} s of faults", flush=True)
     report: Any = run(kills=kills, seed=seed, at_most_s=at_most_s)
     print(report.table())

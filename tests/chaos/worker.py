@@ -10,6 +10,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
+from datetime import datetime
 
 FINISH_WITHIN_S = 180
 
@@ -22,6 +23,8 @@ class Worker(ABC, threading.Thread):
         self.random = random.Random(f"{seed}/{name}")
         self.stopping = threading.Event()
         self.counts: Counter[str] = Counter()
+        self.done_at: list[tuple[datetime, str]] = []
+        """When it began to do what, as the logs tell the time."""
         self.error: BaseException | None = None
 
     @abstractmethod
@@ -34,6 +37,11 @@ class Worker(ABC, threading.Thread):
                 self.step()
         except BaseException as error:  # pytest's own failures are no Exception.
             self.error = error
+
+    def note(self, what: str, began: datetime) -> None:
+        """Counts what it has done."""
+        self.counts[what] += 1
+        self.done_at.append((began, what))
 
     def pause(self, least_s: float, most_s: float) -> None:
         """Waits a drawn time, or until told to stop."""
