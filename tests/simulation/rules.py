@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.core.decisions import Reason
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = """
 SELECT a.token, a.number, a.replica_uid, a.job_id, a.phase, a.restart_count, a.refusal, a.intended_at, a.submitted_at,
-       a.ready_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, r.name, r.revision,
-       d.uid, d.paused
+       a.ready_at, a.reported_at, a.drain_at, a.signalled_at, a.cancelled_at, a.ended_at, r.leaving, r.name,
+       r.revision, d.uid, d.paused
 FROM attempts a JOIN replicas r ON r.uid = a.replica_uid JOIN deployments d ON d.uid = r.deployment_uid
 """
 EFFECT = """
@@ -115,6 +115,16 @@ def deployment_of(submission: Submission) -> str:
     return submission.name.removeprefix("penstock-").rpartition("-")[0]
 
 
+def _misplaced(spec: Spec, there: Sequence[Any]) -> int:
+    """How many of these rows are of a kind (burst or not) of which fewer are wanted: they are handed over, as at a time
+    limit, and what takes over is one more."""
+    if spec.burst is None:
+        return 0
+    guaranteed = min(spec.burst.base, spec.replicas)
+    kinds = Counter(one.burst for one in there)
+    return max(0, kinds[False] - guaranteed) + max(0, kinds[True] - spec.replicas + guaranteed)
+
+
 class Rules:
     """Watches one world. Called by it at every turn; raises Violation."""
 
@@ -133,6 +143,8 @@ class Rules:
         """When the running pass looked: token of each live attempt -> its replica's revision."""
         self._serving: Mapping[str, str] = {}
         """When the running pass looked: token of each attempt that served -> its deployment's uid."""
+        self._given_up: frozenset[str] = frozenset()
+        """Those of them whose agent had been silent for too long."""
         self._waiting: frozenset[int] = frozenset()
         """When the running pass looked: jobs that had no nodes."""
         self._nodes: Mapping[str, set[str]] = {}
@@ -179,6 +191,7 @@ class Rules:
         rows = await self._all(f"{ATTEMPTS} WHERE a.ended_at IS NULL")
         there = {job.job_id: job for job in slurm.jobs()}
         serving = {}
+        self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
         for row in rows:
             job = there.get(row.job_id)
             plain = job is not None and (job.shown is None or job.shown[0] in SERVING)
@@ -188,6 +201,9 @@ class Rules:
             if not (row.leaving or row.drain_at or row.signalled_at or row.cancelled_at):
                 serving[row.token] = row.uid
         self._serving = serving
+        self._given_up = frozenset(
+            row.token for row in rows if row.token in serving and self._is_given_up(row)
+        )
         self._revisions = {row.token: row.revision for row in rows}
         self._waiting = frozenset(job.job_id for job in slurm.jobs() if job.state is JobState.PENDING)
         nodes: dict[str, set[str]] = {}
@@ -195,7 +211,6 @@ class Rules:
             if not job.ended:
                 nodes.setdefault(deployment_of(job.submission), set()).update(job.nodes)
         self._nodes = nodes
-        self._specs = {row.uid: tuple(row) for row in await self._all(DEPLOYMENTS)}
         self._victims.clear()
         self._before = self._last_decision
 
@@ -431,19 +446,29 @@ class Rules:
     def _serves(self, kind: str, reason: str, token: str, job: FakeJob, what: str) -> None:
         """The job takes requests: it may be drained, within bounds, and cancelled only for its agent's silence."""
         *_, deleted_at, forced = self._specs.get(self._serving[token], (None, False))
-        agent = self._world.agents.get(job.job_id)
         if reason in TIMEOUTS:
-            quiet = agent is None or agent.silent_from is not None
-            if not quiet:
+            if not self._is_silent(job.job_id):
                 raise Violation("5", f"{what}: {reason}, and its agent speaks")
         elif kind == "cancel" and not (deleted_at and forced):
             raise Violation("5", f"{what}: it serves, and was not drained")
         else:
             self._victims[token] += 1
 
+    def _is_silent(self, job_id: int) -> bool:
+        agent = self._world.agents.get(job_id)
+        return agent is None or (agent.silent_from is not None and agent.silent_from <= self._world.now)
+
+    def _is_given_up(self, row: Any) -> bool:
+        """Whether its silence alone would have its job cancelled: letting it go takes nothing from anybody."""
+        if row.reported_at is None or not self._is_silent(row.job_id):
+            return False
+        spec = decode(Spec, self._specs[row.uid][2])
+        return bool((self._world.now - row.reported_at).total_seconds() > spec.probes.report_timeout_s)
+
     def _enough_ready(self) -> None:
         """Rule 5: what is left of each deployment that this pass took from."""
-        for uid in {self._serving[token] for token in self._victims}:
+        taken = {token for token in self._victims if token not in self._given_up}
+        for uid in {self._serving[token] for token in taken}:
             if uid not in self._specs:
                 continue
             _, name, document, revision, _, deleted_at, _ = self._specs[uid]
@@ -452,9 +477,7 @@ class Rules:
                 continue
             left = sum(its == uid and token not in self._victims for token, its in self._serving.items())
             # What a rollout may take is a rollout's: a handover, or a scaling, leaves as many as are wanted.
-            rolls = any(
-                self._revisions[token] != revision for token in self._victims if self._serving[token] == uid
-            )
+            rolls = any(self._revisions[token] != revision for token in taken if self._serving[token] == uid)
             floor = available_floor(spec.rollout, spec.replicas) if rolls else spec.replicas
             if left < floor:
                 raise Violation("5", f"{left} replicas of {name} are left ready by a pass; {floor} must be")
@@ -470,10 +493,7 @@ class Rules:
             most = spec.replicas + share(spec.rollout.max_surge, spec.replicas, up=True)
             there = await self._all(THERE, made.uid)
             found = [one for one in there if not one.leaving or (one.live and not one.served and one.other)]
-            if spec.burst is not None:  # What is of the wrong kind is handed over, as at a time limit.
-                guaranteed = min(spec.burst.base, spec.replicas)
-                kinds = Counter(one.burst for one in found)
-                most += max(0, kinds[False] - guaranteed) + max(0, kinds[True] - spec.replicas + guaranteed)
+            most += _misplaced(spec, found)
             if len(found) > most:
                 raise Violation("surge", f"{name} has {len(found)} replicas; {most} may be")
             (record,) = await self._all(CANARY, made.uid)
@@ -482,10 +502,11 @@ class Rules:
             is_new = record.stable in (0, revision) or record.trusted >= revision or record.failed == revision
             if canary is None or is_new or record.revision != revision:
                 continue
-            new = sum(one.revision == revision and not one.leaving for one in there)
-            if made.current and new > max(1, -(-canary.percent * spec.replicas // 100)):
+            new = [one for one in there if one.revision == revision and not one.leaving]
+            most = max(1, -(-canary.percent * spec.replicas // 100)) + _misplaced(spec, new)
+            if made.current and len(new) > most:
                 raise Violation(
-                    "canary", f"{new} replicas of {name} run the canary, of {spec.replicas} wanted"
+                    "canary", f"{len(new)} replicas of {name} run the canary, of {spec.replicas} wanted"
                 )
 
     async def _stopped(self, name: str, spec: Spec, record: Any, made: Any) -> None:
