@@ -26,6 +26,7 @@ from penstock.core.model import (
     job_comment,
     job_name,
 )
+from penstock.core.slurm_words import HALTED_STATES
 from penstock.core.spec import Model, Probes, RestartPolicy, Rollout, Spec
 
 NOW = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)
@@ -90,6 +91,8 @@ def attempt(**changes: Any) -> Attempt:
     listed = changes.get("job")
     if isinstance(listed, Job) and listed.state is JobState.RUNNING:
         facts["running_since"] = listed.started_at
+    if isinstance(listed, Job) and listed.state in HALTED_STATES:
+        facts["halted_since"] = at(-2)
     return Attempt(**facts | changes)
 
 

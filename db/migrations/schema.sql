@@ -65,6 +65,7 @@ CREATE TABLE public.attempts (
     adapters jsonb DEFAULT '[]'::jsonb NOT NULL,
     packed boolean DEFAULT false NOT NULL,
     withdrawn_at timestamp with time zone,
+    halted_since timestamp with time zone,
     CONSTRAINT attempts_adapters_check CHECK ((jsonb_typeof(adapters) = 'array'::text)),
     CONSTRAINT attempts_ended_at_check CHECK ((ended_at >= intended_at)),
     CONSTRAINT attempts_engine_port_check CHECK (((engine_port >= 1) AND (engine_port <= 65535))),

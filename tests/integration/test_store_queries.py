@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from penstock.core.decisions import Cancel, CreateReplica, Decision, Reason, Submit
+from penstock.core.decisions import Cancel, CreateReplica, Decision, Reason, RecordJob, Submit
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import (
     Attempt,
@@ -589,7 +589,7 @@ class TestAttempts:
         assert await attempts.record_job_id(conn, "t", 7, job(state=JobState.PENDING))
         assert await attempts.record_missing(conn, "t", later(2))
         assert await attempts.record_missing(conn, "t", None)
-        await attempts.record_jobs(conn, [("t", job(), None)])
+        await attempts.record_jobs(conn, [RecordJob("t", job(), later(1), later(2))])
         assert await attempts.mark_draining(conn, "t", later(3))
         assert not await attempts.mark_draining(conn, "t", later(9))
         assert await attempts.mark_withdrawn(conn, "t", later(3))
@@ -614,6 +614,8 @@ class TestAttempts:
             submitted_at=later(1),
             job_id=7,
             job=ended_job,
+            running_since=later(1),
+            halted_since=later(2),
             drain_at=later(3),
             signalled_at=later(4),
             cancelled_at=later(5),
@@ -635,7 +637,7 @@ class TestAttempts:
         assert not await end(conn, "t", now=later(9))
         assert not await attempts.mark_submitting(conn, ["t"], later(9))
         assert not await attempts.record_job_id(conn, "t", 8)
-        await attempts.record_jobs(conn, [("t", job(8), None)])
+        await attempts.record_jobs(conn, [RecordJob("t", job(8))])
         assert not await attempts.record_refusal(conn, "t", "no", later(9))
         assert not await attempts.mark_cancelled(conn, "t", later(9))
         assert (await replicas.get(conn, "a-1")).attempt == before
@@ -867,10 +869,10 @@ class TestRuntime:
         await ready(conn, "t3", run=1)
         assert await routable() == ["t3"]
         requeued = Job(3, "n", "c", JobState.PENDING, restarts=2)
-        await attempts.record_jobs(conn, [("t3", requeued, None)])
+        await attempts.record_jobs(conn, [RecordJob("t3", requeued)])
         assert await routable() == []
         await attempts.record_jobs(
-            conn, [("t3", replace(requeued, state=JobState.RUNNING, restarts=1), None)]
+            conn, [RecordJob("t3", replace(requeued, state=JobState.RUNNING, restarts=1))]
         )
         assert await routable() == ["t3"]
         await end(conn, "t3")

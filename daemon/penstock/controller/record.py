@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.controller.folders import AgentSettings, Folders, agent_config
 from penstock.core import decisions as acts
 from penstock.core.decisions import EFFECTS, Action, Decision
-from penstock.core.jobs import Job, Submission
+from penstock.core.jobs import Submission
 from penstock.core.model import TOKEN_ALPHABET, TOKEN_LENGTH, Deployment, Replica
 from penstock.core.placements import placement_of
 from penstock.core.plan import Plan
@@ -109,15 +109,15 @@ class _Batch:
     replicas: Counter[tuple[str, int, bool]] = field(default_factory=Counter)
     """Deployment's uid, revision and whether they are burst replicas -> how many are made."""
     attempts: list[attempts.NewAttempt] = field(default_factory=list)
-    jobs: list[tuple[str, Job, datetime | None]] = field(default_factory=list)
+    jobs: list[acts.RecordJob] = field(default_factory=list)
 
     def takes(self, action: Action) -> bool:
         """Whether the action is written with the batch."""
         match action:
             case acts.CreateReplica(deployment_uid, revision, burst):
                 self.replicas[deployment_uid, revision, burst] += 1
-            case acts.RecordJob(token, job, running_since):
-                self.jobs.append((token, job, running_since))
+            case acts.RecordJob():
+                self.jobs.append(action)
             case _:
                 return False
         return True

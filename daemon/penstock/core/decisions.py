@@ -252,11 +252,13 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class RecordJob:
-    """Write what Slurm says of the attempt's job, and since when it has been seen to run. The database only."""
+    """Write what Slurm says of the attempt's job, and since when it has been seen to run, or halted. The database
+    only."""
 
     token: str
     job: Job
     running_since: datetime | None = None
+    halted_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ class Attempt:
     """As the controller last recorded it, for showing; the planner reads the listing."""
     running_since: datetime | None = None
     """Since when the job's processes have been seen to run without a halt, by our own clock: Slurm's may be another."""
+    halted_since: datetime | None = None
+    """Since when the job has been seen halted (suspended), by the same clock; None: it is not."""
     missing_since: datetime | None = None
     """Since when complete listings have not had the job."""
     phase: Phase = Phase.NONE

@@ -330,8 +330,8 @@ def _speaks(scene: Scene, attempt: Attempt) -> bool:
 
 
 def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
-    running_since = _running_since(scene, attempt, job)
-    this_run = replace(_of_this_run(attempt, job), running_since=running_since)
+    running_since, halted_since = _running_since(scene, attempt, job), _halted_since(scene, attempt, job)
+    this_run = replace(_of_this_run(attempt, job), running_since=running_since, halted_since=halted_since)
     outlook = _by_job_state(scene, this_run, job)
     decision = outlook.decision
     altered = _alterations(attempt.job, job)
@@ -340,9 +340,11 @@ def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         decision = replace(decision, reason=Reason.JOB_ALTERED, message=message)
     if attempt.missing_since is not None:
         decision = replace(decision, actions=(RecordMissing(attempt.token, None), *decision.actions))
-    said = (attempt.job, attempt.running_since)
-    if said != (job, running_since) and not job.ended:  # EndAttempt records an ended job itself.
-        record = RecordJob(attempt.token, job, running_since)
+    said = (attempt.job, attempt.running_since, attempt.halted_since)
+    if (
+        said != (job, running_since, halted_since) and not job.ended
+    ):  # EndAttempt records an ended job itself.
+        record = RecordJob(attempt.token, job, running_since, halted_since)
         decision = replace(decision, actions=(record, *decision.actions))
     requeued = attempt.job is not None and attempt.job.restarts != job.restarts
     return replace(outlook, decision=decision, new_run=this_run if requeued else None)
@@ -375,6 +377,14 @@ def _running_since(scene: Scene, attempt: Attempt, job: Job) -> datetime | None:
     if job.state is not JobState.RUNNING:
         return attempt.running_since if same_run else None
     return attempt.running_since if same_run and attempt.running_since is not None else scene.now
+
+
+def _halted_since(scene: Scene, attempt: Attempt, job: Job) -> datetime | None:
+    """Since when this run has been seen halted, by our clock."""
+    if job.state not in HALTED_STATES:
+        return None
+    same_run = attempt.job is not None and attempt.job.restarts == job.restarts
+    return attempt.halted_since if same_run and attempt.halted_since is not None else scene.now
 
 
 def _of_this_run(attempt: Attempt, job: Job) -> Attempt:
@@ -523,15 +533,9 @@ def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
 def _halted(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """Slurm halts the job: it serves nobody, and routing leaves it."""
     message = f"job {job.job_id} is suspended in Slurm"
-    seen = attempt.job
-    known = seen is not None and seen.state in HALTED_STATES and seen.restarts == job.restarts
-    if not known and scene.replica.state is ReplicaState.QUEUED:
-        # It started and was halted between two looks: `since` is still the queue's, and begins anew with the next one.
-        return scene.decide(Reason.SUSPENDED, ReplicaState.STARTING, message)
-    since = scene.replica.since
-    patient_until = since + timedelta(seconds=SUSPENDED_MAX_S)
-    known = known and scene.replica.state is ReplicaState.QUEUED
-    if known and scene.now >= patient_until and not (_respects(scene) or scene.deployment.paused):
+    since = attempt.halted_since or scene.now
+    is_over = scene.now >= since + timedelta(seconds=SUSPENDED_MAX_S)
+    if is_over and not (_respects(scene) or scene.deployment.paused):
         message += f" since {clock(since, scene.now)} and is replaced"
         return _cancel(scene, attempt, job, Reason.SUSPENDED_TOO_LONG, message)
     return scene.decide(Reason.SUSPENDED, ReplicaState.QUEUED, message)

@@ -227,6 +227,7 @@ attempts = Table(
     # Its submission asked for nodes that run other replicas.
     Column("packed", Boolean, nullable=False, server_default=false()),
     Column("withdrawn_at", MOMENT),
+    Column("halted_since", MOMENT),
     UniqueConstraint("replica_uid", "number"),
     CheckConstraint("char_length(token) BETWEEN 1 AND 64", name="token"),
     CheckConstraint("number >= 1", name="number"),

@@ -1017,7 +1017,7 @@ RESPECTING = replace(CHAT, spec=replace(CHAT.spec, outside_changes=OutsideChange
 BY_USER = job(J.PENDING, reason="JobHeldUser")
 BY_ADMIN = job(J.PENDING, reason="JobHeldAdmin")
 HALTED = job(J.SUSPENDED)
-HALTED_LONG = replace(served(HALTED, S.QUEUED), since=at(-301))
+HALTED_LONG = served(HALTED, S.QUEUED, halted_since=at(-300))
 
 
 @pytest.mark.parametrize(
@@ -1039,7 +1039,7 @@ HALTED_LONG = replace(served(HALTED, S.QUEUED), since=at(-301))
         ),
         (CHAT, known(it := job(J.PENDING, reason="SomethingNew"), S.QUEUED), it, R.QUEUED, False),
         (CHAT, served(HALTED), HALTED, R.SUSPENDED, False),
-        (CHAT, replace(HALTED_LONG, since=at(-299)), HALTED, R.SUSPENDED, False),
+        (CHAT, served(HALTED, S.QUEUED, halted_since=at(-299)), HALTED, R.SUSPENDED, False),
         (CHAT, HALTED_LONG, HALTED, R.SUSPENDED_TOO_LONG, True),
         (RESPECTING, HALTED_LONG, HALTED, R.SUSPENDED, False),
         (PAUSED, HALTED_LONG, HALTED, R.SUSPENDED, False),
@@ -1057,18 +1057,29 @@ def test_what_waits_for_somebody(
 
 
 def test_a_job_that_is_halted_before_it_was_seen_to_run_is_waited_for_from_then_on() -> None:
-    """It waited for an hour, started, and was suspended between two looks."""
+    """It waited for an hour, started, and was suspended between two looks; shown as queued all the while."""
     queued = replace(known(job(J.PENDING), S.QUEUED), since=at(-3600))
     first = plan_replica(Scene(NOW, CHAT, queued, HALTED, 10, None))
-    assert (first.decision.reason, first.state) == (R.SUSPENDED, S.STARTING)
-    check_move("chat-1", queued.state, first.state)
-    recorded = replace(known(HALTED, first.state), since=NOW)
-    second = plan_replica(Scene(at(5), CHAT, recorded, HALTED, 10, None))
-    assert (second.decision.reason, second.state) == (R.SUSPENDED, S.QUEUED)
-    halted = replace(recorded, state=second.state, since=at(5))
-    assert plan_replica(Scene(at(304), CHAT, halted, HALTED, 10, None)).decision.reason is R.SUSPENDED
-    last = plan_replica(Scene(at(305), CHAT, halted, HALTED, 10, None))
-    assert last.message == "job 7 is suspended in Slurm since 14:00:05 and is replaced"
+    assert (first.decision.reason, first.state) == (R.SUSPENDED, S.QUEUED)
+    assert first.decision.actions == (RecordJob(drawn(1), HALTED, None, NOW),)
+    halted = replace(queued, attempt=attempt(job=HALTED, halted_since=NOW))
+    for second in (5, 299):
+        scene = Scene(at(second), CHAT, halted, HALTED, 10, None)
+        assert plan_replica(scene) == replace(first, decision=replace(first.decision, actions=()))
+    last = plan_replica(Scene(at(300), CHAT, halted, HALTED, 10, None))
+    assert last.message == "job 7 is suspended in Slurm since 14:00:00 and is replaced"
+
+
+def test_each_halt_of_a_job_is_waited_for_by_itself() -> None:
+    """As in time slices; and a requeued job that is halted before it was seen otherwise begins anew, too."""
+    runs_on = plan_replica(Scene(NOW, CHAT, HALTED_LONG, RUNNING, 10, None))
+    assert runs_on.decision.actions == (RecordJob(drawn(1), RUNNING, NOW, None),)
+    requeued = replace(HALTED, restarts=1)
+    again = plan_replica(Scene(NOW, CHAT, HALTED_LONG, requeued, 10, None))
+    assert (again.decision.reason, again.decision.actions) == (
+        R.SUSPENDED,
+        (RecordJob(drawn(1), requeued, None, NOW),),
+    )
 
 
 def test_a_cancelled_job_stays_so_where_that_is_respected() -> None:

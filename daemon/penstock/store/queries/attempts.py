@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
+from penstock.core.decisions import RecordJob
 from penstock.core.estimates import SAMPLES, Start, start_of
 from penstock.core.jobs import Job
 from penstock.core.model import Attempt
@@ -91,6 +92,7 @@ RECORD_JOB_IDS = _KNOWN_AS_JOB
 RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
+    halted_since=bindparam("halted", type_=attempts.c.halted_since.type),
 )
 END = _LIVE.values(
     ended_at=_NOT_BEFORE_INTENT,
@@ -241,15 +243,22 @@ async def record_job_ids(conn: AsyncConnection, taken: Sequence[tuple[str, int]]
         await notify.changed_attempts(conn, [token for token, _ in taken])
 
 
-async def record_jobs(conn: AsyncConnection, seen: Sequence[tuple[str, Job, datetime | None]]) -> None:
-    """Writes what Slurm says of these attempts' jobs (token, job, since when it has been seen to run), in one statement
-    and one word to the others."""
+async def record_jobs(conn: AsyncConnection, seen: Sequence[RecordJob]) -> None:
+    """Writes what Slurm says of these attempts' jobs, in one statement and one word to the others."""
     if seen:
         await conn.execute(
             RECORD_JOBS,
-            [{"at": token, "its_job": encode(job), "since": since} for token, job, since in seen],
+            [
+                {
+                    "at": one.token,
+                    "its_job": encode(one.job),
+                    "since": one.running_since,
+                    "halted": one.halted_since,
+                }
+                for one in seen
+            ],
         )
-        await notify.changed_attempts(conn, [token for token, _, _ in seen])
+        await notify.changed_attempts(conn, [one.token for one in seen])
 
 
 async def record_missing(conn: AsyncConnection, token: str, since: datetime | None) -> bool:

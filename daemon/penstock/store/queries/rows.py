@@ -65,7 +65,7 @@ ATTEMPT = tuple(
         "token", "number", "intended_at", "submitted_at", "refusal", "job_id", "job", "running_since", "missing_since",
         "phase", "phase_message", "host", "port", "restart_count", "registered_at", "ready_at", "reported_at",
         "drain_at", "signalled_at", "cancelled_at", "withdrawn_at", "handover_at", "placement", "packed", "ended_at",
-        "end_message", "exit_code", "last_words", "adapters",
+        "end_message", "exit_code", "last_words", "adapters", "halted_since",
     )
 )  # fmt: skip
 """All but the script and the secret's hash, which few need and which are long."""
@@ -142,6 +142,7 @@ def attempt(row: AnyRow) -> Attempt:
         job_id=row.a_job_id,
         job=None if row.a_job is None else decode(Job, row.a_job),
         running_since=row.a_running_since,
+        halted_since=row.a_halted_since,
         missing_since=row.a_missing_since,
         phase=Phase(row.a_phase),
         phase_message=row.a_phase_message,
