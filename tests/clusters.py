@@ -4,6 +4,7 @@
 
     slurm_cluster      the machine's own Slurm (Debian 12: 22.05), two nodes with two fake GPUs each
     slurm_26_cluster   Slurm 26.05 in a chroot that is made once and kept (two minutes the first time)
+    paired_cluster     the machine's own Slurm with a second slurmctld that takes over (root only)
     accounted_cluster  the machine's own Slurm with a slurmdbd and its MariaDB
 
 Each is a `deploy.cluster.cluster.Cluster`: `.conf` (SLURM_CONF), `.env`, `.root`, `.prefix` (put before commands),
@@ -55,6 +56,12 @@ def accounted_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def paired_cluster() -> Iterator[Cluster]:
+    """A cluster of the machine's own Slurm with two slurmctld."""
+    yield from _running("system", backup=True)
+
+
+@pytest.fixture(scope="session")
 def slurm_26_cluster() -> Iterator[Cluster]:
     """A cluster of Slurm 26.05 in the chroot."""
     try:
@@ -64,11 +71,15 @@ def slurm_26_cluster() -> Iterator[Cluster]:
     yield from _running(str(root))
 
 
-def _running(slurm: str, *, accounting: bool = False) -> Iterator[Cluster]:
+def _running(slurm: str, *, accounting: bool = False, backup: bool = False) -> Iterator[Cluster]:
     # Not pytest's own temporary folder: its path is too long for sockets.
     root = Path(tempfile.mkdtemp(prefix="penstock-slurm-"))
     settings = Settings(
-        slurm=slurm, message_timeout_s=MESSAGE_TIMEOUT_S, kill_wait_s=KILL_WAIT_S, accounting=accounting
+        slurm=slurm,
+        message_timeout_s=MESSAGE_TIMEOUT_S,
+        kill_wait_s=KILL_WAIT_S,
+        accounting=accounting,
+        backup=backup,
     )
     cluster = Cluster(root, settings)
     try:

@@ -42,6 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar=("system | chroot", "DIR"),
         help="which Slurm to run",
     )
+    parser.add_argument("--backup", action="store_true", help="have a second slurmctld that takes over")
     parser.add_argument("--accounting", action="store_true", help="have a slurmdbd, and a MariaDB for it")
     parser.add_argument("--min-job-age-s", type=int, default=default.min_job_age_s)
     parser.add_argument("--kill-wait-s", type=int, default=default.kill_wait_s)
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gpus=given.gpus,
         gpu_type=given.gpu_type,
         slurm=slurm,
+        backup=given.backup,
         accounting=given.accounting,
         min_job_age_s=given.min_job_age_s,
         kill_wait_s=given.kill_wait_s,

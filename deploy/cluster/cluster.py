@@ -25,7 +25,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.cluster import accounting, files, saved
+from deploy.cluster import accounting, files, pair, saved
 from deploy.cluster.accounting import MARIADBD, SLURMDBD
 from deploy.cluster.daemons import MUNGED, SLURMCTLD, Daemons, daemon_path
 from deploy.cluster.ports import LOOPBACK, free_ports, is_free
@@ -222,6 +222,10 @@ class Cluster:
         if len(ports) != settings.ports or not all(map(is_free, ports)):
             ports = free_ports(settings.ports)
         saved.save(self.root, Saved(settings=settings, ports=ports))
+        if settings.backup:
+            (self.root / "hosts").write_text(pair.hosts_file())
+            for daemon in pair.HOSTS:
+                (self.root / "run" / daemon).mkdir(exist_ok=True)
         if not settings.of_system:
             (self.root / "hosts").write_text(f"{LOOPBACK} localhost {socket.gethostname()}\n")
             enter = self.root / "enter"
@@ -270,6 +274,10 @@ class Cluster:
             )
         if os.geteuid() != 0 and not settings.of_system:
             raise ClusterError("entering a chroot takes root: run as root, or use --slurm system")
+        if settings.backup and not settings.of_system:
+            raise ClusterError("a second slurmctld was tried with --slurm system only")
+        if os.geteuid() != 0 and settings.backup:
+            raise ClusterError("a second slurmctld takes root: run as root, or do without --backup")
         where = Path("/") if settings.of_system else Path(settings.slurm)
         folders = ("usr/sbin", "usr/bin", "sbin", "bin", "usr/local/sbin")
         path = ":".join(str(where / folder) for folder in folders)
@@ -333,6 +341,9 @@ class Cluster:
         daemons.start(SLURMCTLD)
         # A slurmd that finds no slurmctld tries again only after a second.
         self._wait("slurmctld listens", self._controller_listens)
+        if self.settings.backup:
+            daemons.start(pair.BACKUP)
+            self._wait("the backup slurmctld listens", lambda: self._controller_listens(pair.BACKUP))
         for node in self.node_names:
             daemons.start(node)
 
@@ -357,12 +368,13 @@ class Cluster:
         self.run("sacctmgr", "--immediate", "--quiet", "add", "cluster", self.name, check=False)
         return False
 
-    def _controller_listens(self) -> bool:
+    def _controller_listens(self, daemon: str = SLURMCTLD) -> bool:
         """Slurm's own commands retry a refused connection for MessageTimeout; this does not."""
-        self.daemons.check_alive(SLURMCTLD)
+        self.daemons.check_alive(daemon)
+        address = pair.HOSTS[daemon].address if self.settings.backup else self._address()
         with socket.socket() as probe:
             probe.settimeout(1)
-            return probe.connect_ex((self._address(), saved.load(self.root).ports[0])) == 0
+            return probe.connect_ex((address, saved.load(self.root).ports[0])) == 0
 
     def _wait_ready(self) -> None:
         daemons = self.daemons

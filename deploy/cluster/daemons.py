@@ -1,7 +1,7 @@
 """The daemons of one cluster: started, known again, signalled, ended.
 
-munged, slurmctld and one slurmd for each node, which is named like its node; slurmdbd and its MariaDB where asked for.
-It knows nothing of jobs but which processes are theirs.
+munged, slurmctld and one slurmd for each node, which is named like its node; slurmdbd and its MariaDB, and a
+second slurmctld, where asked for. It knows nothing of jobs but which processes are theirs.
 
 The rule guarded here: only what this program started is ever signalled. A process is known by its pid *and* its start
 time, and a job's process by the cluster's name in its environment.
@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deploy.cluster import accounting, saved
+from deploy.cluster import accounting, pair, saved
 from deploy.cluster.accounting import MARIADBD, SLURMDBD
 from deploy.cluster.processes import Started, boot_id, environ_of, processes, start_time, wait_for
 from deploy.cluster.settings import ClusterError
@@ -25,7 +25,7 @@ STOP_TIMEOUT_S = 15.0
 """How long a daemon may take to leave on SIGTERM before it is killed."""
 DAEMON_MARK = "PENSTOCK_CLUSTER_ROOT"
 """Set in the environment of the daemons only; slurmstepd inherits it, jobs do not."""
-MUNGED, SLURMCTLD = "munged", "slurmctld"
+MUNGED, SLURMCTLD = "munged", pair.PRIMARY
 MUNGE_FILES = {"key": "munge.key", "pid": "munged.pid", "log": "munged.log", "seed": "seed"}
 
 
@@ -48,6 +48,7 @@ class Daemons:
             MUNGED,
             *((MARIADBD, SLURMDBD) if settings.accounting else ()),
             SLURMCTLD,
+            *((pair.BACKUP,) if settings.backup else ()),
             *settings.node_names,
         )
 
@@ -119,9 +120,10 @@ class Daemons:
         # A slurmd that is told to stop leaves its jobs running, and slurmctld cannot stop without its slurmscriptd,
         # which bears our mark too: job processes go first, strays of the daemons last.
         kill_all(self.job_processes)
+        self.stop(pair.BACKUP)
         self.stop(SLURMCTLD)  # gracefully: it saves the job ids it has given
         for daemon in self.names:
-            if daemon not in (MUNGED, MARIADBD, SLURMDBD, SLURMCTLD):
+            if daemon not in (MUNGED, MARIADBD, SLURMDBD, SLURMCTLD, pair.BACKUP):
                 # A slurmd that is asked to stop would wait for slurmctld to take its last reports.
                 self.stop(daemon, kill=True)
         kill_all(self._strays)
@@ -156,6 +158,8 @@ class Daemons:
             files = [f"--{kind}-file={at}/{name}" for kind, name in MUNGE_FILES.items()]
             return [daemon_path(MUNGED), "--foreground", "--force", f"--socket={at}/socket", *files]
         conf = str(self._root / "slurm.conf")
+        if daemon in pair.HOSTS and saved.load(self._root).has_backup:
+            return pair.command(daemon, daemon_path(SLURMCTLD), self._root)
         if daemon == SLURMCTLD:
             return [daemon_path(SLURMCTLD), "-D", "-f", conf]
         if daemon == SLURMDBD:

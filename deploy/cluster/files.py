@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.cluster import pair
 from deploy.cluster.settings import Settings
 
 
@@ -26,7 +27,9 @@ def slurm_conf(
     What is not obvious: cred_expire under 5 is dropped with only a log line, and the default holds a requeued job for
     two minutes; config_overrides lets a node claim CPUs that the machine lacks.
     """
-    bind = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" if only_there else ""
+    bound = ["NoInAddrAny"] * only_there + ["NoCtldInAddrAny"] * (only_there or settings.backup)
+    bind = f"CommunicationParameters={','.join(bound)}" if bound else ""
+    controllers = pair.slurm_conf() if settings.backup else f"SlurmctldHost=localhost({address})\n"
     gres = (
         f" Gres=gpu:{settings.gpu_type + ':' if settings.gpu_type else ''}{settings.gpus}"
         if settings.gpus
@@ -49,8 +52,7 @@ def slurm_conf(
     return f"""\
 # Written by deploy.cluster; changes are lost at the next start.
 ClusterName={name}
-SlurmctldHost=localhost({address})
-SlurmctldPort={ports[0]}
+{controllers}SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge

@@ -27,6 +27,10 @@ class Saved:
     """slurmctld's, then one for each node, then slurmdbd's if there is one."""
     daemons: dict[str, Started] = field(default_factory=dict)
 
+    @property
+    def has_backup(self) -> bool:
+        return self.settings is not None and self.settings.backup
+
 
 def load(root: Path) -> Saved:
     """What is kept in the folder `root`; empty when there is nothing."""

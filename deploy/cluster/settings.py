@@ -38,6 +38,8 @@ class Settings:
     enforce_part_limits: bool = False
     """Refuse at submit what the partition's limits forbid; Slurm's default lets such a job pend for ever."""
 
+    backup: bool = False
+    """Have a second slurmctld, which takes over from the first. Takes root."""
     accounting: bool = False
     """Have a slurmdbd and its MariaDB, which remember what slurmctld forgets."""
 
