@@ -154,6 +154,7 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
         xds=f"unix:{folder}/xds.sock",
         listen=settings.listen,
         runtime_listen=settings.runtime_listen,
+        cors_origins=settings.cors_origins,
         worker_threads=settings.envoy_threads,
     )
 

@@ -29,6 +29,9 @@ CONFIG_VARIABLE = "PENSTOCK_CONFIG"
 MAX_SOCKET_PATH = 107
 """The kernel's limit for a unix socket's path, less its final zero."""
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")]
+"""As a browser sends it: scheme, host and port, no path."""
+
 
 class SettingsError(Exception):
     """The configuration cannot be used; the message names the key, the value and what is accepted."""
@@ -50,6 +53,9 @@ class Settings(BaseSettings):
     listen: str = "127.0.0.1:8600"
     """The front door: IP:port. Whoever reaches it can run code as Penstock's user, by a deployment of their
     own, so it is loopback by default."""
+    cors_origins: Annotated[tuple[Origin, ...], Field(max_length=100)] = ()
+    """Web pages of these origins, such as `https://chat.example.org`, may use models from a browser (never the control
+    API); `*`: those of any. Unset: pages at `listen`'s own origin only."""
     runtime_listen: str | None = None
     """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
     control: tuple[str, ...] = ()

@@ -276,3 +276,77 @@ async def _answers(house: House, model: str, who: str) -> bool:
 async def _raw(channel: grpc.aio.Channel, method: str) -> None:
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     await call(b"")
+
+
+PAGE = "https://chat.example.org"
+ASKS = {
+    "origin": PAGE,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "x-grpc-web",
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/penstock.v1.InferenceService/Chat",
+        "/penstock.v1.InferenceService/ListModels",
+    ],
+)
+async def test_pages_of_named_origins_may_use_models(path: str) -> None:
+    async with House(cors_origins=(PAGE,)) as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port))
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            before = await client.options(path, headers=ASKS)
+            assert before.status_code == 200
+            assert before.headers["access-control-allow-origin"] == PAGE
+            assert "POST" in before.headers["access-control-allow-methods"]
+            other = await client.options(path, headers=ASKS | {"origin": "https://other.example.org"})
+            assert "access-control-allow-origin" not in other.headers
+            answer = await client.post(path, headers={"origin": PAGE}, json={"model": "none"})
+            assert answer.headers["access-control-allow-origin"] == PAGE, "the page may read what went wrong"
+            assert "retry-after" in answer.headers["access-control-expose-headers"]
+
+
+async def test_an_answer_of_a_replica_may_be_read_by_the_page() -> None:
+    async with House(cors_origins=("*",)) as house:
+        a = await house.replica("a")
+        await house.serve(route("m", a.port))
+        message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            answer = await client.post(
+                "/penstock.v1.InferenceService/Generate",
+                headers={"content-type": "application/grpc-web+proto", "origin": PAGE},
+                content=b"\0" + len(message).to_bytes(4, "big") + message,
+            )
+        assert b"grpc-status:0" in answer.content
+        assert answer.headers["access-control-allow-origin"] == PAGE
+
+
+@pytest.mark.parametrize("origins", [(), ("*",)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/apis/v1/deployments",
+        "/penstock.v1.DeploymentService/ApplyDeployment",
+        "/grpc.health.v1.Health/Check",
+    ],
+)
+async def test_no_page_may_use_the_control_api(origins: tuple[str, ...], path: str) -> None:
+    async with House(cors_origins=origins) as house:
+        await house.serve()
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            before = await client.options(path, headers=ASKS)
+            answer = await client.post(path, headers={"origin": PAGE})
+        assert "access-control-allow-origin" not in before.headers
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_without_origins_no_page_of_another_may_use_models() -> None:
+    async with House() as house:
+        await house.serve()
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            before = await client.options("/v1/chat/completions", headers=ASKS)
+        assert "access-control-allow-origin" not in before.headers

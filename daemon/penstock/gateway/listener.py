@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import any_pb2, descriptor_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from penstock.gateway import affinity, openai
+from penstock.gateway import affinity, cors, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
@@ -141,6 +141,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     filters = [http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
+            cors.cors_filter(),
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
             _control_as_rest(descriptors),
             _lua("first_look", _first_look(settings)),

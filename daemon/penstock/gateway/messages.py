@@ -15,6 +15,7 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
 from envoy.config.route.v3.route_components_pb2 import WeightedCluster
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
@@ -52,6 +53,7 @@ ADS: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
 # Importing them is what lets `@type` name their messages.
 _TYPES = (
     config_pb2,
+    cors_pb2,
     downstream_connections_pb2,
     fixed_heap_pb2,
     grpc_web_pb2,

@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.core.routing import Route
 from penstock.core.spec import Routing
-from penstock.gateway import affinity, openai
+from penstock.gateway import affinity, cors, openai
 from penstock.gateway.clusters import (
     ADAPTER,
     ANSWERED_BY_HEADER,
@@ -102,11 +102,13 @@ _FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
 def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[RouteConfiguration]:
     """The main listener's routes, and the runtime listener's where there is one."""
     control = [_control({"prefix": prefix}) for prefix in _CONTROL_PREFIXES]
-    control.append(_control({"path": f"{INFERENCE}ListModels"}))
+    pages = cors.policy(settings.cors_origins)
+    control.append({**_control({"path": f"{INFERENCE}ListModels"}), "typed_per_filter_config": pages})
     # An unknown model: the gateway reads the message once more and says which models there are.
     unknown = {
         "match": {"prefix": INFERENCE},
         "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
+        "typed_per_filter_config": pages,
     }
 
     main = _configuration(MAIN, control, settings)
@@ -114,7 +116,9 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     main.virtual_hosts[0].routes.extend(_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(_rest_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(
-        _configuration("", [unknown, *_rest_unknown(), _nothing_here()], settings).virtual_hosts[0].routes
+        _configuration("", [unknown, *_rest_unknown(pages), _nothing_here()], settings)
+        .virtual_hosts[0]
+        .routes
     )
     if settings.runtime_listen is None:
         return [main]
@@ -255,8 +259,8 @@ def _rest_model(
     )
 
 
-def _rest_unknown() -> list[dict[str, Any]]:
-    """REST that no deployment is found for: the gateway lists the models, or says what is wrong."""
+def _rest_unknown(pages: dict[str, Any]) -> list[dict[str, Any]]:
+    """REST that no deployment is found for: the gateway lists the models, or says what is wrong. `pages`: whose may."""
     matches: list[dict[str, Any]] = [{"path": path, "headers": [_GET]} for path in DOCUMENTS]
     matches += [{"prefix": prefix} for prefix in openai.PREFIXES]
     matches.append({"prefix": "/", "headers": [_FOR_ENGINES]})
@@ -265,6 +269,7 @@ def _rest_unknown() -> list[dict[str, Any]]:
             "match": match,
             "route": {"cluster": GATEWAY_REST, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
             "request_headers_to_add": [_put(ASKED_MODEL_HEADER, f"%REQ({MODEL_HEADER})%")],
+            "typed_per_filter_config": pages,
         }
         for match in matches
     ]

@@ -43,6 +43,8 @@ class FrontDoorSettings:
     runtime_listen: str | None = None
     """A second listener, for the cluster's network, that carries nothing but RuntimeService. Unset: agents
     use `listen`."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use models from a browser; `*`: any."""
 
     worker_threads: int = 2
     """Envoy's `--concurrency`. One thread carries some 90,000 tokens a second; health checks and streams
