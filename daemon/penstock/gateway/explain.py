@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import duration_pb2, message_factory
+from google.protobuf import duration_pb2, wrappers_pb2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -89,15 +89,10 @@ class ExplainHandler(grpc.GenericRpcHandler):
         return request if isinstance(request, bytes) else b""
 
     async def _no_such_model(self, request: bytes, request_type: Descriptor, context: _Context) -> NoReturn:
-        request_class = message_factory.GetMessageClass(request_type)
         try:
-            model = str(getattr(request_class.FromString(request), "model", ""))
+            model = model_of(request)
         except DecodeError:
-            await _end(
-                context,
-                code_pb2.INVALID_ARGUMENT,
-                f"the message is not a {request_class.DESCRIPTOR.full_name}",
-            )
+            await _end(context, code_pb2.INVALID_ARGUMENT, f"the message is not a {request_type.full_name}")
         await _end(
             context,
             code_pb2.NOT_FOUND,
@@ -108,6 +103,15 @@ class ExplainHandler(grpc.GenericRpcHandler):
                 metadata={"model": model[:NAME_SHOWN_CHARACTERS]},
             ),
         )
+
+
+def model_of(request: bytes) -> str:
+    """The `model` of any inference request, its field 1. Raises DecodeError.
+
+    Read as a message that has that one field: 16 MiB of small fields as what they are would take a second, in which
+    nothing else moves, and half a gigabyte.
+    """
+    return wrappers_pb2.StringValue.FromString(request).value
 
 
 async def _refuse(context: _Context, route: Route, refused: Refused) -> NoReturn:
