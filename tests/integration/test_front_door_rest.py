@@ -299,6 +299,30 @@ async def test_5xx_is_tried_elsewhere_and_ejects_for_a_while() -> None:
         await until(lambda: _both(house, "m"), 15, "it is back")
 
 
+async def test_a_second_try_goes_to_another_replica_however_idle_the_first_is() -> None:
+    async with House() as house:
+        a, b = await house.replica("a"), await house.replica("b")
+        await house.serve(route("m", a))
+        await up(house, "m")
+        await house.serve(route("m", b))
+        await until(lambda: _all(house, "b"))
+        # What fails at once is always the one with the fewest requests.
+        busy = [asyncio.create_task(post(house, "m", "wait:60")) for _ in range(3)]
+        await until(lambda: b.engine.running == 3)
+        await house.serve(route("m", a, b))
+        for _ in range(40):
+            a.engine.fail_with = 500
+            answer = await post(house, "m")
+            assert answer.status_code == 200, (answer.status_code, answer.text)
+            assert answer.json()["id"] == "b"
+            # So that it is not left out: that takes several failures in a row.
+            a.engine.fail_with = 0
+            await until(lambda: _some(house, "a"))
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+
+
 async def test_the_last_replica_is_never_ejected() -> None:
     async with House() as house:
         a = await house.replica("a")
@@ -472,6 +496,10 @@ async def test_a_client_who_stalls_while_it_sends_is_told_so() -> None:
 
 async def _both(house: House, model: str) -> bool:
     return {(await post(house, model)).json().get("id") for _ in range(8)} == {"a", "b"}
+
+
+async def _some(house: House, who: str) -> bool:
+    return bool((await post(house, "m")).json().get("id") == who)
 
 
 async def _all(house: House, who: str, model: str = "m") -> bool:
