@@ -226,7 +226,7 @@ def _output(output: pb.OutputFormat, body: Json) -> None:
     if kind == "json_schema":
         wanted = {"json": plain_struct(output.json_schema, "output.json_schema")}
     elif kind == "json_schema_text":
-        wanted = {"json": _schema(output.json_schema_text)}
+        wanted = {"json": _schema(output.json_schema_text, "output.json_schema_text")}
     elif kind == "regex":
         wanted = {"regex": output.regex}
     elif kind == "grammar":
@@ -240,13 +240,13 @@ def _output(output: pb.OutputFormat, body: Json) -> None:
     body["structured_outputs"] = wanted
 
 
-def _schema(text: str) -> Json:
+def _schema(text: str, field: str) -> Json:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRequest("output.json_schema_text", f"must be JSON: {error}") from error
+        raise BadRequest(field, f"must be JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise BadRequest("output.json_schema_text", "must be a JSON object")
+        raise BadRequest(field, "must be a JSON object")
     return schema
 
 
@@ -256,6 +256,8 @@ def _tool(tool: pb.Tool) -> Json:
         function["description"] = tool.description
     if tool.HasField("parameters"):
         function["parameters"] = plain_struct(tool.parameters, "tools.parameters")
+    elif tool.parameters_text:
+        function["parameters"] = _schema(tool.parameters_text, "tools.parameters_text")
     if tool.HasField("strict"):
         function["strict"] = tool.strict
     return {"type": "function", "function": function}

@@ -593,7 +593,9 @@ class TestTalk:
         done = await penstock("chat", "a", "hello", "--json-schema", str(schema))
         assert done.stdout == 'hello 0 0.0 {"type": "object"}\n'
 
-    @pytest.mark.parametrize("text", ["[", "{}", '[{"names": "f"}]'])
+    @pytest.mark.parametrize(
+        "text", ["[", "{}", '[{"names": "f"}]', '["f"]', '[{"name": "f", "parameters": []}]']
+    )
     async def test_tools_that_are_none(self, penstock: Penstock, tmp_path: Path, text: str) -> None:
         tools = tmp_path / "tools.json"
         tools.write_text(text)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from google.protobuf import json_format
 
 from penstock.cli import rows
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import USAGE, Failure
 from penstock.cli.options import address, complete_deployment
 from penstock.cli.output import DataFormat, clean, data, say, table
-from penstock.client import Answer
+from penstock.client import Answer, InvalidRequest
+from penstock.client import messages as written
 from penstock.client.requests import GenerateOptions
 from penstock.v1 import inference_pb2 as pb
 
@@ -183,8 +183,8 @@ def _tools(path: Path | None) -> list[pb.Tool]:
         found = json.loads(_read(path))
         if not isinstance(found, list):
             raise Failure(f"{path}: a JSON list of tools is accepted", USAGE)
-        return [json_format.ParseDict(tool, pb.Tool()) for tool in found]
-    except (ValueError, json_format.ParseError) as error:
+        return written.tools(found)
+    except (ValueError, RecursionError, InvalidRequest) as error:
         raise Failure(f"{path}: {error}", USAGE) from error
 
 

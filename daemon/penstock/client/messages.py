@@ -72,6 +72,16 @@ def struct(given: Mapping[str, Any], path: str) -> Struct:
     return made
 
 
+def json_text(given: Mapping[str, Any], path: str) -> str:
+    """JSON as it is, its order and its numbers. Raises InvalidRequest for what JSON has not."""
+    if not isinstance(given, Mapping):
+        raise invalid(path, f"must be a dict, not {type(given).__name__}")
+    try:
+        return json.dumps(dict(given), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid(path, f"must be JSON: {error}") from error
+
+
 def _exact(given: Any, path: str) -> None:
     if isinstance(given, int) and abs(given) > _LARGEST_INT:
         raise invalid(path, f"must be at most 2**53 and at least -2**53, not {given:#x}")
@@ -144,6 +154,8 @@ def _call(given: Mapping[str, Any], index: int, path: str) -> pb.ToolCall:
 
 
 def _tool(given: Mapping[str, Any], path: str) -> pb.Tool:
+    if not isinstance(given, Mapping):
+        raise invalid(path, f"must be a dict, not {type(given).__name__}")
     if "function" in given or "type" in given:
         _only(given, {"type", "function"}, path)
         given, path = _function(given, path), f"{path}.function"
@@ -152,7 +164,8 @@ def _tool(given: Mapping[str, Any], path: str) -> pb.Tool:
     return pb.Tool(
         name=_text(given, "name", path),
         description=given.get("description") or "",
-        parameters=None if parameters is None else struct(parameters, f"{path}.parameters"),
+        # As text, for a Struct keeps no order, and models read it in order.
+        parameters_text="" if parameters is None else json_text(parameters, f"{path}.parameters"),
         strict=given.get("strict"),
     )
 

@@ -5,7 +5,6 @@ Values pass as they are: what they may be is the contract's to say, and the serv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
@@ -129,7 +128,9 @@ def _output(options: GenerateOptions) -> pb.OutputFormat | None:
         return None
     if (schema := options.get("json_schema")) is not None:
         # As text, because a Struct loses the order of the properties.
-        return pb.OutputFormat(json_schema_text=schema if isinstance(schema, str) else json.dumps(schema))
+        return pb.OutputFormat(
+            json_schema_text=schema if isinstance(schema, str) else messages.json_text(schema, "json_schema")
+        )
     if (choices := options.get("choice")) is not None:
         return pb.OutputFormat(choice=pb.Choices(choices=several(choices)))
     return pb.OutputFormat(

@@ -163,13 +163,16 @@ class Tool(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_TEXT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     strict: _builtins.bool
     """The arguments must match `parameters`. Unset: the engine's default."""
+    parameters_text: _builtins.str
+    """In place of `parameters`: the JSON schema as JSON text, which reaches the model as it is."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
-        """A JSON schema."""
+        """A JSON schema. A Struct keeps no order: where the order of properties matters, use parameters_text."""
 
     def __init__(
         self,
@@ -178,10 +181,11 @@ class Tool(_message.Message):
         description: _builtins.str | None = ...,
         parameters: _struct_pb2.Struct | None = ...,
         strict: _builtins.bool | None = ...,
+        parameters_text: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "parameters_text", b"parameters_text", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
     _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from typing import Any
 
 import pytest
@@ -85,8 +86,7 @@ def test_a_whole_chat_request() -> None:
             "engine_options": {"min_tokens": 2},
         },
     )
-    tool = pb.Tool(name="weather", description="of a town")
-    tool.parameters.update({"type": "object"})
+    tool = pb.Tool(name="weather", description="of a town", parameters_text='{"type": "object"}')
     wanted = pb.StreamChatRequest(
         model="m",
         messages=[text(pb.ROLE_USER, "hello")],
@@ -108,8 +108,8 @@ def test_a_whole_chat_request() -> None:
         ({"engine_options": {"seeds": [1, 2**53 + 1]}}, "engine_options.seeds[1]"),
         ({"engine_options": {"seed": -(2**60)}}, "engine_options.seed"),
         (
-            {"tools": [{"name": "f", "parameters": {"properties": {"n": {"maximum": 2**64}}}}]},
-            "tools[0].parameters.properties.n.maximum",
+            {"tools": [{"name": "f", "parameters": {"properties": {"n": {"maximum": float("inf")}}}}]},
+            "tools[0].parameters",
         ),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ],
@@ -118,6 +118,17 @@ def test_options_that_cannot_be(options: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         written.chat(pb.ChatRequest, "m", "hello", options)
     assert [each.field for each in raised.value.fields] == [field]
+
+
+def test_a_tools_parameters_arrive_in_their_order() -> None:
+    schema = {
+        "properties": {"zeta": {}, "alpha": {"maximum": 2**64}, "mid": {"const": "ü"}},
+        "type": "object",
+    }
+    asked = written.chat(pb.ChatRequest, "m", "hello", {"tools": [{"name": "f", "parameters": schema}]})
+    assert asked.tools[0].parameters_text == json.dumps(schema)
+    with pytest.raises(InvalidRequest):
+        written.chat(pb.ChatRequest, "m", "hello", {"tools": [{"name": "f", "parameters": "text"}]})
 
 
 def test_whole_numbers_arrive_as_they_were() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from typing import Any
 
@@ -54,6 +55,8 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "minLength": 
         ({"output": {"jsonObject": False}}, {}),
         ({"tools": [{"name": "f", "description": "d", "parameters": SCHEMA}]},
          {"tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}]}),
+        ({"tools": [{"name": "f", "parametersText": json.dumps(SCHEMA)}]},
+         {"tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]}),
         ({"tools": [{"name": "f", "strict": False}]},
          {"tools": [{"type": "function", "function": {"name": "f", "strict": False}}]}),
         ({"tools": [{"name": "f"}], "toolChoice": {"mode": "required"}},
@@ -65,6 +68,12 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "minLength": 
 )  # fmt: skip
 def test_chat_fields(fields: dict[str, Any], body: Json) -> None:
     assert chat_body(**fields) == body
+
+
+def test_the_order_of_a_tools_parameters_is_kept() -> None:
+    schema = {"type": "object", "properties": {"zeta": {}, "alpha": {}, "mid": {"maximum": 2**64}}}
+    [tool] = chat_body(tools=[{"name": "f", "parametersText": json.dumps(schema)}])["tools"]
+    assert json.dumps(tool["function"]["parameters"]) == json.dumps(schema)
 
 
 def test_whole_numbers_stay_whole() -> None:
@@ -103,6 +112,8 @@ def test_messages(message: dict[str, Any], body: Json) -> None:
         ({"engineOptions": {"stream": False}}, "engine_options.stream: is not accepted"),
         ({"output": {"jsonSchemaText": "{"}}, "output.json_schema_text: must be JSON"),
         ({"output": {"jsonSchemaText": "[]"}}, "output.json_schema_text: must be a JSON object"),
+        ({"tools": [{"name": "f", "parametersText": "[" * 100_000}]}, "tools.parameters_text: must be JSON"),
+        ({"tools": [{"name": "f", "parametersText": "1"}]}, "tools.parameters_text: must be a JSON object"),
     ],
 )  # fmt: skip
 def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
