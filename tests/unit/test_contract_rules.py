@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from penstock import contract
 from penstock.contract import Broken, Unreadable
-from penstock.v1 import deployment_pb2
+from penstock.v1 import deployment_pb2, metadata_pb2, spec_pb2
 from penstock.v1 import inference_pb2 as pb
 
 
@@ -106,3 +106,37 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
 def test_bytes_of_an_image_may_be_anything() -> None:
     message = chat(**content({"image": {"data": "//79"}}))
     assert contract.parse(message.SerializeToString(), pb.ChatRequest) == message
+
+
+PARTS = contract.MAX_PARTS
+
+
+@pytest.mark.parametrize(
+    ("message", "too_many"),
+    [
+        (pb.ChatRequest(model="m", messages=[pb.Message(role=pb.ROLE_USER)] * PARTS), False),
+        (pb.ChatRequest(model="m", messages=[pb.Message(role=pb.ROLE_USER)] * (PARTS + 1)), True),
+        (pb.ChatRequest(model="m", messages=[pb.Message()] * (PARTS + 1)), True),
+        (
+            pb.ChatRequest(
+                model="m",
+                messages=[pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text="")] * (PARTS // 2))] * 3,
+            ),
+            True,
+        ),
+        (pb.DetokenizeRequest(model="m", tokens=range(PARTS + 1)), False),
+        (spec_pb2.Engine(args=[""] * (PARTS + 1)), True),
+        (metadata_pb2.Metadata(labels={f"x{n}": "" for n in range(PARTS + 1)}), True),
+        (chat(engineOptions={"deep": [{"x": 1}] * PARTS}), True),
+        (chat(engineOptions={f"x{n}": 1 for n in range(PARTS + 1)}), True),
+    ],
+)  # fmt: skip
+def test_a_message_of_too_many_parts_is_told_only_that(message: Message, too_many: bool) -> None:
+    said = f"the message has more than {PARTS} parts"
+    assert list(contract.broken_rules(message)) == ([Broken("", said)] if too_many else [])
+
+
+def test_of_many_broken_rules_some_are_told() -> None:
+    broken = list(contract.broken_rules(pb.ChatRequest(model="m", messages=[pb.Message()] * 1000)))
+    assert len(broken) == contract.MAX_BROKEN
+    assert broken[-1].field == f"messages[{contract.MAX_BROKEN - 1}].role"

@@ -97,6 +97,7 @@ _OWN_OPTIONS = {
 
 def check(request: Message) -> None:
     """Raises Refused for what the field rules say of a request, and for what PostgreSQL cannot hold."""
+    _refuse_crowd(request)
     refuse([*_field_rules(request), *_control_characters(request, "", _NOT_STORABLE)])
 
 
@@ -106,6 +107,7 @@ def check_around(
     """The same for a request whose deployment `check_deployment` judges later: what it must be depends on the update
     mask. What PostgreSQL cannot hold it must not have anywhere, for the store is asked before.
     """
+    _refuse_crowd(request)
     bare = type(request).FromString(request.SerializeToString())
     bare.ClearField("deployment")
     around = [found for found in _field_rules(bare) if found.field != "deployment"]
@@ -116,6 +118,12 @@ def check_around(
             *_control_characters(request.deployment, "", _NOT_STORABLE),
         ]
     )
+
+
+def _refuse_crowd(request: Message) -> None:
+    """Before anything looks through it."""
+    if crowd := contract.too_many_parts(request):
+        refuse([Violation(crowd.field, crowd.sentence)])
 
 
 def check_report(request: Message) -> None:

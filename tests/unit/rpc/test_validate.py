@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
+from penstock import contract
 from penstock.rpc import validate
 from penstock.rpc.refusals import Refused
 from penstock.v1 import deployment_pb2, metadata_pb2, runtime_pb2
@@ -385,3 +386,10 @@ def test_a_report_without_a_phase() -> None:
         validate.check(runtime_pb2.ReportRequest(attempt="t"))
     assert caught.value.status is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.violations[0].field == "phase"
+
+
+def test_a_request_of_too_many_parts_is_looked_through_by_nobody() -> None:
+    crowd = deployment_pb2.ApplyDeploymentRequest()
+    crowd.deployment.spec.engine.args.extend(["\0"] * (contract.MAX_PARTS + 1))
+    with pytest.raises(Refused, match=f"the message has more than {contract.MAX_PARTS} parts$"):
+        validate.check_around(crowd)
