@@ -48,9 +48,12 @@ format: env ## Format the code and apply the safe lint fixes
 .PHONY: test
 test: env ## Install what the tests need (Slurm, the engine) and run all of them
 	@deploy/dev/system-packages.sh test
-	@.venv/bin/python deploy/engine/environment.py --progress
-	@.venv/bin/python deploy/cluster/chroot.py || echo "WITHOUT SLURM 26.05: its lane of the contract suite is skipped"
-	@.venv/bin/python -m deploy.cluster.apptainer || echo "WITHOUT APPTAINER: its test is skipped"
+	@# Side by side, for each waits for the network, the disk or one core most of the time.
+	@.venv/bin/python deploy/engine/environment.py --progress & engine=$$!; \
+	.venv/bin/python deploy/cluster/chroot.py & slurm=$$!; \
+	.venv/bin/python -m deploy.cluster.apptainer || echo "WITHOUT APPTAINER: its test is skipped"; \
+	wait $$slurm || echo "WITHOUT SLURM 26.05: its lane of the contract suite is skipped"; \
+	wait $$engine
 	@$(PYTEST) $(PYTEST_SPREAD) -ra $(PYTEST_ARGS) tests
 
 .PHONY: test-fast

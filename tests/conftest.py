@@ -2,7 +2,14 @@
 
 import hypothesis
 
-pytest_plugins = ["tests.clusters", "tests.databases", "tests.engines", "tests.failures", "tests.penstocks"]
+pytest_plugins = [
+    "tests.clusters",
+    "tests.databases",
+    "tests.engines",
+    "tests.failures",
+    "tests.order",
+    "tests.penstocks",
+]
 
 # A busy machine is no failure, so no example has a deadline; the whole test has pytest's time-out.
 hypothesis.settings.register_profile("penstock", deadline=None)

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import psutil
@@ -32,6 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("penstock"))
 START_WITHIN_S = 60
 STOP_WITHIN_S = 30
+CALL_WITHIN_S = 60
+LOOK_EVERY_S = 0.05
+"""Often enough to lose no time, and so rarely that what is waited for has the machine."""
+LOG_LINES = 15
+"""Of the log in a failure's message."""
 
 
 @dataclass
@@ -46,6 +53,11 @@ class Penstock:
     @property
     def log(self) -> str:
         return (self.folder / "serve.log").read_text(errors="replace")
+
+    @property
+    def log_end(self) -> str:
+        """For a failure's message."""
+        return "\n".join(self.log.splitlines()[-LOG_LINES:])
 
     def cli(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -65,8 +77,23 @@ class Penstock:
             )
         return done
 
-    def get(self, *arguments: str) -> Any:
-        return json.loads(self.cli("get", *arguments, "-o", "json").stdout)
+    def get(self, kind: Literal["deployments", "replicas"], name: str) -> Any:
+        """A deployment, a replica, or a deployment's replicas as `items`, as `penstock get -o json` shows them.
+
+        Over REST: whoever waits looks again and again, and a new process for each look keeps a core busy.
+        """
+        if kind == "deployments":
+            return self._rest(f"deployments/{name}")["deployment"]
+        try:
+            return {"items": self._rest(f"replicas?deployment={name}&page_size=1000").get("replicas", [])}
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+        return self._rest(f"replicas/{name}")["replica"]
+
+    def _rest(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://{self.server}/apis/v1/{path}", timeout=CALL_WITHIN_S) as answer:
+            return json.load(answer)
 
     def apply(self, manifest: str) -> subprocess.CompletedProcess[str]:
         return self.cli("apply", "-f", "-", stdin=manifest)
@@ -109,7 +136,7 @@ class Penstock:
             return found if same else None
 
         return wait_until(
-            settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log[-3000:]}"
+            settled, within_s, lambda: f"{ready} ready: {self.cli('why', name).stdout}\n{self.log_end}"
         )
 
     def start(self) -> None:
@@ -128,7 +155,7 @@ class Penstock:
             START_WITHIN_S,
             "the gateway is started",
         )
-        wait_until(self._answers, START_WITHIN_S, lambda: f"penstock serve answers:\n{self.log[-3000:]}")
+        wait_until(self._answers, START_WITHIN_S, lambda: f"penstock serve answers:\n{self.log_end}")
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -137,9 +164,13 @@ class Penstock:
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, (
-            f"penstock serve ended with {self.process.returncode}:\n{self.log}"
+            f"penstock serve ended with {self.process.returncode}:\n{self.log_end}"
         )
-        return self.cli("get", "deployments", check=False).returncode == 0
+        try:
+            self._rest("deployments")
+        except OSError:
+            return False
+        return True
 
 
 def wait_until(condition: Callable[[], Any], within_s: float, what: str | Callable[[], str]) -> Any:
@@ -152,7 +183,7 @@ def wait_until(condition: Callable[[], Any], within_s: float, what: str | Callab
             pytest.fail(
                 f"not within {within_s} s: {what if isinstance(what, str) else what()}", pytrace=False
             )
-        time.sleep(0.02)
+        time.sleep(LOOK_EVERY_S)
 
 
 def standin(name: str, *, replicas: int = 1, gpus: int = 0, args: Sequence[str] = (), more: str = "") -> str:

@@ -98,6 +98,13 @@ class Cluster:
             raise ClusterError(f"{shlex.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
+    def _said(self, *command: str) -> str | None:
+        """What it printed; None where slurmctld did not answer it in time, as a busy one may not."""
+        try:
+            return self.run(*command)
+        except (ClusterError, subprocess.TimeoutExpired):
+            return None
+
     # The whole -------------------------------------------------------------------------------------------------
 
     def up(self) -> None:
@@ -181,21 +188,22 @@ class Cluster:
         self.daemons.start(name)
 
         def answers() -> bool:
-            state = self.run("sinfo", "-h", "-N", "-n", name, "-o", "%T").split()
+            state = (self._said("sinfo", "-h", "-N", "-n", name, "-o", "%T") or "").split()
             return bool(state) and not any("*" in word or word.startswith("down") for word in state)
 
         self._wait(f"{name} answers", answers)
 
     def reset(self) -> None:
         """Cancel every job of this user, kill what does not go at once, and wait until none runs or waits."""
-        self.run("scancel", "--user", user())
         daemons = self.daemons
 
         def gone() -> bool:
+            self._said("scancel", "--user", user())
             for pid in daemons.job_processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            return not self.run("squeue", "-h", "-o", "%i").strip()
+            left = self._said("squeue", "-h", "-o", "%i")
+            return left is not None and not left.strip()
 
         self._wait("no job is left", gone)
 

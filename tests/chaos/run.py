@@ -54,7 +54,6 @@ QUIET_FOR_S = 5
 SHOWN = 8
 """Violations that a message shows; the table has all."""
 DONE_IN_A_ROW = 4
-LOG_LINES = 10
 REPORTS = ROOT / ".chaos"
 
 
@@ -243,7 +242,7 @@ class Run:
         """How it stood when the run itself broke off."""
         self.report.violations = {"so far": self._so_far()}
         self.report.done_at = self._done_at()
-        return "\n".join([self.report.problem(), *self.penstock.log.splitlines()[-LOG_LINES:]])
+        return f"{self.report.problem()}\n{self.penstock.log_end}"
 
     def _done_at(self) -> list[str]:
         done = [done for worker in (self.controllers, self.slurm, self.planes) for done in worker.done_at]

@@ -143,11 +143,11 @@ def judged(site: Site) -> Iterator[Judgement]:
         bystander.join()
     for name in CHILDREN:
         pid = site.penstock.pid(name)
-        assert pid == before[name].process.pid, f"{name} was started anew:\n{site.penstock.log[-4000:]}"
+        assert pid == before[name].process.pid, f"{name} was started anew:\n{site.penstock.log_end}"
     for name, held in before.items():
         # A replica that the control API was told to replace is gone by right; a bystander's never is.
         if not name.startswith(("target", "pool")):
-            assert held.process.is_running(), f"{name} has died:\n{site.penstock.log[-4000:]}"
+            assert held.process.is_running(), f"{name} has died:\n{site.penstock.log_end}"
     assert not judgement.failures, f"the bystander was not answered: {judgement.failures[:5]}"
     assert judgement.asked, "nobody asked the bystander"
     _settle(site, before, connections_before, judgement)

@@ -33,6 +33,7 @@ def test_the_load_notices_what_is_cut(penstock: Penstock, served: str) -> None:
     with SteadyLoad(penstock.server, served, min_ready=2) as load:
         penstock.cluster.run("scancel", "--full", "--signal=KILL", *jobs(penstock))
         wait_until(lambda: not load.whole, 30, "streams are cut")
+        wait_until(lambda: load.figures.least_ready < 2, 30, "the dead are not counted as ready")
         penstock.wait_ready(served, 2)
     assert load.figures.cut >= 1
     assert load.figures.least_ready < 2

@@ -41,6 +41,8 @@ class Mutant:
     rules: tuple[str, ...]
     apply: Callable[[Patch], None]
     risk: Risk = field(default_factory=lambda: STORMY)
+    story: int = 0
+    """The first to be played. Where it is not 0, those before it told nothing when that was last looked at."""
 
 
 def _intent_after_the_submission(patch: Patch) -> None:
