@@ -66,6 +66,7 @@ def stands_still(deployment: pb.Deployment) -> str:
 
 def pause(context: typer.Context, name: DeploymentName, reason: Reason = "") -> None:
     """Let the controller act no more on a deployment. Running replicas go on serving.
+    A canary bakes anew when it is resumed.
 
     Examples:
 

@@ -198,6 +198,7 @@ def promote(
 @rollout.command()
 def pause(context: typer.Context, name: DeploymentName, reason: Cause = "") -> None:
     """Let a deployment's rollouts stand still. Its replicas are kept as they are, and replaced when they end.
+    A canary bakes anew when they are resumed.
 
     Examples:
 
