@@ -20,7 +20,7 @@ from penstock.core.jobs import Cluster, Job, Maintenance
 from penstock.core.node_lists import known_nodes
 from penstock.core.sentences import clock
 from penstock.core.spec import Spec
-from penstock.core.suspects import could_run
+from penstock.core.suspects import able
 from penstock.core.walltime import Bounds, warning_s
 
 LATENCY_S = 60
@@ -110,12 +110,7 @@ def _patience_s(placed: Sequence[Spec], cluster: Cluster, without: frozenset[str
 
 
 def _enough(spec: Spec, cluster: Cluster, without: frozenset[str]) -> bool:
-    able: Sequence[str] = [
-        node.name
-        for node in cluster.nodes
-        if node.usable and node.name not in without and could_run(spec, node, cluster)
-    ]
-    return len(able) >= spec.resources.nodes
+    return len(able(spec, cluster, without)) >= spec.resources.nodes
 
 
 def _partition_s(spec: Spec, cluster: Cluster) -> int | None:

@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from penstock.core.jobs import Cluster, Node
 from penstock.core.model import Deployment
 from penstock.core.spec import NodeSpread, Spec
-from penstock.core.spread import has_room
-from penstock.core.suspects import chosen_by_hand, could_run
+from penstock.core.spread import choice, has_room
 
 
 def packs(deployment: Deployment) -> bool:
@@ -34,20 +33,14 @@ def company(
 
     `there`: node -> how many of the deployment's replicas it runs. `left_out`: nodes that are left out anyway.
     """
-    if cluster is None or not there or chosen_by_hand(spec.placement):
-        return ()
-    able = [
+    nodes = [
         node
-        for node in cluster.nodes
-        if node.name in there
-        and node.usable
-        and node.name not in left_out
-        and could_run(spec, node, cluster)
-        and _takes_another(spec, node, there[node.name])
+        for node in choice(spec, there, cluster, left_out)
+        if node.name in there and _takes_another(spec, node, there[node.name])
     ]
     # The fullest first, so that the others become empty one day.
-    able.sort(key=lambda node: (-there[node.name], -node.cpus_allocated, node.name))
-    return tuple(node.name for node in able[: spec.resources.nodes])
+    nodes.sort(key=lambda node: (-there[node.name], -node.cpus_allocated, node.name))
+    return tuple(node.name for node in nodes[: spec.resources.nodes])
 
 
 def _takes_another(spec: Spec, node: Node, mine: int) -> bool:

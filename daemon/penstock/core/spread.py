@@ -24,7 +24,7 @@ from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.node_lists import known_nodes
 from penstock.core.replicas import Outlook
 from penstock.core.spec import NodeSpread, Spec
-from penstock.core.suspects import chosen_by_hand, could_run
+from penstock.core.suspects import able, chosen_by_hand
 
 SPREAD_WAIT_S = 15
 """A free cluster starts a job within a few seconds; a full one makes every wait a queue's."""
@@ -44,19 +44,22 @@ def crowded(
 
     `there`: node -> how many of the deployment's replicas it runs. `left_out`: nodes that are left out anyway.
     """
-    if cluster is None or not there or chosen_by_hand(spec.placement):
-        return ()
-    able = [
-        node
-        for node in cluster.nodes
-        if node.usable and node.name not in left_out and could_run(spec, node, cluster)
-    ]
-    free = sorted(there.get(node.name, 0) for node in able if has_room(spec, node))
+    nodes = choice(spec, there, cluster, left_out)
+    free = sorted(there.get(node.name, 0) for node in nodes if has_room(spec, node))
     if len(free) < spec.resources.nodes:
         return ()
     level = free[spec.resources.nodes - 1]
-    fuller = [node.name for node in able if there.get(node.name, 0) > level]
+    fuller = [node.name for node in nodes if there.get(node.name, 0) > level]
     return tuple(sorted(fuller, key=lambda name: (-there[name], name))[:SPREAD_MAX])
+
+
+def choice(
+    spec: Spec, there: Mapping[str, int], cluster: Cluster | None, left_out: Sequence[str]
+) -> tuple[Node, ...]:
+    """Nodes among which a submission chooses by what they run already; none: it does not, or a person has chosen."""
+    if cluster is None or not there or chosen_by_hand(spec.placement):
+        return ()
+    return able(spec, cluster, left_out)
 
 
 def has_room(spec: Spec, node: Node) -> bool:

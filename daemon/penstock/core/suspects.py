@@ -9,7 +9,7 @@ or a constraint that only Slurm can read.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -127,6 +127,15 @@ def could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
         and node.cpus >= (resources.cpus or 1)
         and node.memory_mib >= (resources.memory_mib or 0)
         and (not placement.constraint or placement.constraint in node.features)
+    )
+
+
+def able(spec: Spec, cluster: Cluster, left_out: Collection[str] = ()) -> tuple[Node, ...]:
+    """The nodes that take jobs, have what a replica asks for, and are not left out."""
+    return tuple(
+        node
+        for node in cluster.nodes
+        if node.usable and node.name not in left_out and could_run(spec, node, cluster)
     )
 
 
