@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from penstock.core.altered import Altered, Unmarked, altered_job, renamed, unmarked
 from penstock.core.budget import held_back
@@ -80,6 +81,16 @@ class DeploymentStatus:
     deployment_uid: str
     observed_generation: int
     conditions: tuple[Condition, ...]
+
+
+class _Terms(NamedTuple):
+    """What a submission at one placement keeps to."""
+
+    avoiding: tuple[Suspect, ...]
+    occupied: tuple[str, ...]
+    """Nodes that run replicas of the deployment: those it asks for where it packs, and stays away from where it
+    spreads."""
+    bounds: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,21 +225,22 @@ def _plan_deployment(
     estimates = _estimates(observation, deployment, replicas, jobs.values())
     together = packs(deployment)
     there = occupied(jobs.values()) if may_submit and (together or spreads(deployment)) else {}
-    at_placements: dict[tuple[bool, int], tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]] = {}
-
+    at_placements: dict[tuple[bool, int], _Terms] = {}
     placements: dict[bool, tuple[Spec, ...]] = {}
 
-    def at_its_placement(replica: Replica) -> tuple[Spec, tuple[Suspect, ...], tuple[str, ...], Bounds]:
+    def at_its_placement(replica: Replica) -> _Terms:
         attempt = replica.live_attempt
         index = replica.placement if attempt is None else attempt.placement
         if (replica.burst, index) not in at_placements:
             spec = placed(deployment.spec, replica, index)
             avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
-            near = (company if together else crowded)(
-                spec, there, observation.cluster, [one.node for one in avoiding]
+            at_placements[replica.burst, index] = _Terms(
+                avoiding=avoiding,
+                occupied=(company if together else crowded)(
+                    spec, there, observation.cluster, [one.node for one in avoiding]
+                ),
+                bounds=bounds(spec, observation.cluster, estimates, observation.now),
             )
-            limits = bounds(spec, observation.cluster, estimates, observation.now)
-            at_placements[replica.burst, index] = spec, avoiding, near, limits
         return at_placements[replica.burst, index]
 
     def tried(replica: Replica) -> tuple[Spec, ...]:
@@ -238,7 +250,7 @@ def _plan_deployment(
 
     def look(replica: Replica) -> Outlook:
         attempt, job = replica.live_attempt, jobs[replica.uid]
-        _, avoiding, near, limits = at_its_placement(replica)
+        terms = at_its_placement(replica)
         outlook = plan_replica(
             Scene(
                 now=observation.now,
@@ -251,13 +263,13 @@ def _plan_deployment(
                 reports_open_since=observation.reports_open_since,
                 past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),
-                avoiding=avoiding,
-                crowded=() if together else near,
-                company=near if together else (),
+                avoiding=terms.avoiding,
+                crowded=() if together else terms.occupied,
+                company=terms.occupied if together else (),
                 id_taken=attempt is not None and _id_taken(attempt, job, jobs_by_token, known_ids),
                 estimates=None if deployment.paused else estimates,
                 threats=() if job is None else threats(job, tried(replica), observation.cluster, leaving),
-                bounds=limits,
+                bounds=terms.bounds,
             )
         )
         # What is seen or said of it outweighs what came of earlier calls.
