@@ -175,8 +175,12 @@ async def kill(world: World) -> None:
 
 
 async def wake(world: World) -> None:
+    """One way or the other: what was due in its lease's task comes before or after what was due in its pass."""
     for process in world.held:
-        await process.go_on()
+        if process.waits or world.chance(0.5):
+            await process.go_on()
+        else:
+            process.wake()
 
 
 async def long_wait(world: World) -> None:

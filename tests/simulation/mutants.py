@@ -246,6 +246,21 @@ def _outcome_not_written(patch: Patch) -> None:
     patch.setattr(decisions, "record_outcomes", nothing)
 
 
+def _second_outcome_not_written(patch: Patch) -> None:
+    bump, record = decisions.bump, decisions.record_outcomes
+    tried: set[int] = set()
+
+    async def remember(conn: Any, repeated: Any, tried_again: Any = ()) -> None:
+        tried.update(tried_again)
+        await bump(conn, repeated, dict(tried_again))
+
+    async def first_only(conn: Any, came: Any) -> None:
+        await record(conn, [one for one in came if one[0] not in tried])
+
+    patch.setattr(decisions, "bump", remember)
+    patch.setattr(decisions, "record_outcomes", first_only)
+
+
 def _unknown_state_is_an_end(patch: Patch) -> None:
     by_state = replicas._by_job_state
 
@@ -403,6 +418,12 @@ LATE = replace(LOST, submit=0.9, stale=1.0, oldest=1.0, slurm_call=0.0, submissi
 FROZEN = replace(LATE, stale=0.0, submissions=("frozen",), steps={"tick": 40, "long_wait": 20})
 JUMPY = replace(STORMY, steps={"clock_jump": 10})
 SLEEPY = replace(STORMY, pause=0.06)
+RELAPSING = replace(
+    CALM,
+    pause=0.1,
+    steps={"tick": 60, "another_controller": 20, "kill": 20, "scale": 12, "edit": 8, "clock_jump": 0},
+)
+UNANSWERED = replace(CALM, slurm_call=0.3, steps={"tick": 80, "scale": 20, "edit": 8})
 NODDING = replace(
     CALM,
     nap=0.4,
@@ -478,6 +499,7 @@ MUTANTS = (
     Mutant("the lease is not checked", ("7",), _no_lease, SLEEPY),
     Mutant("the fence is skipped", ("7",), _no_fence, SLEEPY),
     Mutant("the own clock is not asked before an effect", ("7",), _own_clock_not_asked, NODDING),
+    Mutant("a tick outlives its term", ("7",), _any_term_will_do, RELAPSING),
     Mutant("the proof stands for ever", ("1",), _proof_for_ever, SLUGGISH),
     Mutant("outcomes are written before the calls", ("6",), _outcomes_before_calls, BUSY),
     Mutant("back-off is forgotten at a restart", ("back-off",), _back_off_forgotten, FRAIL),
@@ -494,6 +516,7 @@ MUTANTS = (
     Mutant("a refusal is taken for doubt", ("6",), _refusal_is_doubt, LOST),
     Mutant("a queued job is timed out", ("9",), _queue_time_out, FULL),
     Mutant("an outcome is not written", ("6",), _outcome_not_written),
+    Mutant("the outcome of a second try is not written", ("6",), _second_outcome_not_written, UNANSWERED),
     Mutant("a state nobody knows is taken for an end", ("1", "2"), _unknown_state_is_an_end),
     Mutant("a decision that stands is written each time", ("4",), _said_each_time),
     Mutant("a job is known by its id alone", ("1", "2", "4", "bug"), _ids_without_names, FORGETFUL),

@@ -84,6 +84,7 @@ class SlurmPort:
     async def list_jobs(self) -> tuple[Job, ...]:
         process = self._process
         process.listed = False
+        await self._world.rules.look(process)
         await process.point("list_jobs")
         self._reach("list_jobs")
         jobs, process.stale_s = await self._world.listing()

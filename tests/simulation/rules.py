@@ -43,9 +43,11 @@ NEW_DECISIONS = """
 SELECT id, deployment, replica, reason, message FROM decisions WHERE id > %s ORDER BY id
 """
 OPEN_ENDS = """
-SELECT action->>'action' AS action FROM decisions, jsonb_array_elements(actions) AS action
-WHERE id > %s AND action->>'outcome' = ''
+SELECT id, count, action->>'action' AS action FROM decisions, jsonb_array_elements(actions) AS action
+WHERE action->>'outcome' = '' AND (id > %s OR id IN (SELECT max(id) FROM decisions GROUP BY deployment, replica))
 """
+"""A subject's newest decision is counted up when it is tried again only; what was counted of an older one is written
+when another takes its place."""
 MADE = """
 SELECT d.uid, count(*) FILTER (WHERE action->>'target' = 'revision ' || d.revision) AS current
 FROM decisions CROSS JOIN LATERAL jsonb_array_elements(actions) AS action
@@ -135,6 +137,8 @@ class Rules:
         self._refused: set[str] = set()
         self._restored = False
         self._last_decision = self._before = 0
+        self._open: frozenset[tuple[int, int]] = frozenset()
+        """When the running pass looked: decisions without an outcome, and how often each was made."""
         self.failed: set[str] = set()
         """Tokens of attempts whose job ended with an error of its own."""
         self._failures: set[tuple[Any, ...]] = set()
@@ -185,6 +189,11 @@ class Rules:
                 raise Violation("1", f"{running[replica]} and {name} run for the same replica")
             running[replica] = name
 
+    async def look(self, process: Process) -> None:
+        """The pass has its term, and asks for the listing."""
+        (lease,) = await self._all(LEASE) or (None,)
+        process.term = lease.term if lease is not None and lease.holder == process.name else 0
+
     async def begin_tick(self, process: Process) -> None:
         """The pass has its listing: what is there now is what its acts are judged by."""
         slurm = self._world.slurm
@@ -213,6 +222,7 @@ class Rules:
         self._nodes = nodes
         self._victims.clear()
         self._before = self._last_decision
+        self._open = frozenset((row.id, row.count) for row in await self._all(OPEN_ENDS, self._before))
 
     async def effect(self, process: Process, kind: str, name: str, job_id: int | None = None) -> None:
         """A controller calls Slurm to change something: rules 2, 3, 5, 6 and 9, before it is done."""
@@ -273,9 +283,9 @@ class Rules:
             await self._not_too_many()
         if process.listed and not process.disturbed:
             self._refused |= process.refused
-            open_ends = await self._all(OPEN_ENDS, self._before)
-            if open_ends:
-                raise Violation("6", f"{process.name}: nothing says what came of {open_ends[0].action}")
+            for row in await self._all(OPEN_ENDS, self._before):
+                if (row.id, row.count) not in self._open:
+                    raise Violation("6", f"{process.name}: nothing says what came of {row.action}")
 
     async def at_rest(self) -> None:
         """Faults are off and everything is as wanted: rule 2, and every end has its sentence (rule 6)."""
@@ -325,6 +335,8 @@ class Rules:
         if not rows or rows[0].holder != process.name or rows[0].expires_at <= self._world.now:
             holder = f"{rows[0].holder} until {rows[0].expires_at:%H:%M:%S}" if rows else "nobody"
             raise Violation("7", f"{what} without the lease (holder: {holder})")
+        if rows[0].term != process.term:
+            raise Violation("7", f"{what} in term {rows[0].term}, and its pass began in term {process.term}")
 
     async def _submission(self, name: str, what: str) -> None:
         token = name.rpartition("-")[2]

@@ -202,6 +202,8 @@ class Process:
         self.held_since = BEGIN
         self.waits = False
         """For an answer, in the middle of its pass; its lease goes on."""
+        self.term = 0
+        """Of the lease, when this pass asked for its listing; 0: it was not this process's."""
         self._stop: asyncio.Future[Fate] | None = None
         self._go_on = asyncio.Event()
         self._taken = asyncio.Event()
@@ -259,12 +261,21 @@ class Process:
             await self._look_around()
         await self.controller.tick()
 
+    def wake(self) -> None:
+        """It was held still and wakes; its lease's task goes on, and its pass waits for an answer still."""
+        self.world.say(f"{self.name} wakes after {self._held_s:.0f} s, and waits for an answer")
+        self.waits = True
+
     async def go_on(self) -> None:
-        """Wakes a pass that was held still."""
-        held_s = (self.world.now - self.held_since).total_seconds()
-        self.world.say(f"{self.name} wakes after {held_s:.0f} s, in the middle of its pass")
+        """Lets a pass that was held still go on."""
+        self.world.say(f"{self.name} goes on after {self._held_s:.0f} s, in the middle of its pass")
+        self.waits = False
         self._go_on.set()
         await self._drive()
+
+    @property
+    def _held_s(self) -> float:
+        return (self.world.now - self.held_since).total_seconds()
 
     async def kill(self) -> None:
         self.dead = True
