@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from penstock.core import decisions as acts
@@ -42,7 +42,7 @@ from penstock.core.plan import Plan, plan
 from penstock.core.rollout import available_floor, plan_counts
 from penstock.core.slurm_words import BLAMELESS_STATES
 from penstock.core.spec import Adapter, AdapterRoom, Canary, NodeSpread, Rollout, RolloutStrategy, share
-from tests.worlds import INSTALLATION, NOW, SPEC, at, deployment, drawn, replica
+from tests.worlds import INSTALLATION, NOW, SPEC, at, attempt, deployment, drawn, job, replica, world
 
 LOOK = NOW + timedelta(seconds=0.95)
 A_MOMENT = timedelta(seconds=0.1)
@@ -161,6 +161,7 @@ def replicas(draw: st.DrawFn, of: Deployment, number: int) -> tuple[Replica, lis
         deployment_uid=of.uid,
         name=f"{of.name}-{number}",
         state=draw(st.sampled_from(states)),
+        since=draw(past),
         revision=draw(st.integers(1, of.revision)),
         leaving=draw(st.booleans()),
         failures=draw(st.integers(0, 8)),
@@ -305,9 +306,9 @@ def apply(world: Observation, made: Plan) -> Observation:
     rows = {one.uid: one for one in world.replicas}
     declared = {one.uid: one for one in world.deployments}
     for status in made.replica_statuses:
-        rows[status.replica_uid] = replace(
-            rows[status.replica_uid], state=status.state, message=status.message
-        )
+        row = rows[status.replica_uid]
+        since = row.since if row.state is status.state else world.now
+        rows[row.uid] = replace(row, state=status.state, message=status.message, since=since)
     for standing in made.deployment_statuses:
         declared[standing.deployment_uid] = replace(
             declared[standing.deployment_uid],
@@ -667,8 +668,15 @@ def test_one_decision_a_subject_and_a_sentence_in_each(world: Observation) -> No
         assert "\n" not in decision.message
 
 
+SUSPENDED = job(JobState.SUSPENDED)
+WAITING = job(JobState.PENDING, reason="Resources")
+
+
 @bounded
 @given(worlds())
+@example(world([deployment()], [replica(its=attempt(), state=ReplicaState.SUBMITTING)], [SUSPENDED]))
+@example(world([deployment()], [replica(its=attempt(job=WAITING))], [SUSPENDED]))
+@example(world([deployment()], [replica(its=attempt(packed=True), state=ReplicaState.STARTING)], [WAITING]))
 def test_statuses_once_written_are_not_written_again(world: Observation) -> None:
     """Whether what is seen of jobs is written with them, as it is, or not."""
     made = plan(world)
