@@ -20,11 +20,25 @@ from penstock.controller.execute import Executor
 from penstock.controller.lease import Lease, Term
 from penstock.controller.observe import Observer
 from penstock.controller.record import Intent, Recorder
-from penstock.core import backoff, model, orphans, plan, progress, replicas, rollout
+from penstock.core import (
+    backoff,
+    endings,
+    leaving,
+    model,
+    orphans,
+    plan,
+    progress,
+    replicas,
+    rollout,
+    running,
+    submitting,
+    waiting,
+)
 from penstock.core import decisions as acts
 from penstock.core.decisions import Reason
 from penstock.core.jobs import Job
 from penstock.core.model import Listing, ReplicaState, Unknown
+from penstock.core.scene import Scene
 from penstock.slurm.port import SlurmError, SlurmUnavailable
 from penstock.store.clock import DatabaseClock
 from penstock.store.queries import attempts, decisions
@@ -85,7 +99,7 @@ def _no_look_up(patch: Patch) -> None:
 
 
 def _no_doubt(patch: Patch) -> None:
-    patch.setattr(replicas, "DOUBT_FACTOR", 0)
+    patch.setattr(submitting, "DOUBT_FACTOR", 0)
 
 
 def _silence_not_heard(patch: Patch) -> None:
@@ -186,10 +200,10 @@ def _retired_too_soon(patch: Patch) -> None:
 
 
 def _not_drained(patch: Patch) -> None:
-    def leaving(scene: Any, attempt: Any, job: Job) -> Any:
-        return replicas._cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled")
+    def at_once(scene: Any, attempt: Any, job: Job) -> Any:
+        return leaving.cancel(scene, attempt, job, Reason.CANCEL, f"job {job.job_id} is cancelled")
 
-    patch.setattr(replicas, "_leaving", leaving)
+    patch.setattr(replicas, "leave", at_once)
 
 
 def _not_adopted(patch: Patch) -> None:
@@ -233,7 +247,7 @@ def _queue_time_out(patch: Patch) -> None:
         waited_s = (scene.now - attempt.submitted_at).total_seconds() if attempt.submitted_at else 0
         if job.waiting and waited_s > 30:
             message = f"job {job.job_id} waits for too long"
-            return replicas._cancel(scene, attempt, job, Reason.STARTUP_TIMEOUT, message)
+            return leaving.cancel(scene, attempt, job, Reason.STARTUP_TIMEOUT, message)
         return by_state(scene, attempt, job)
 
     patch.setattr(replicas, "_by_job_state", impatient)
@@ -266,7 +280,7 @@ def _unknown_state_is_an_end(patch: Patch) -> None:
 
     def ended(scene: Any, attempt: Any, job: Job) -> Any:
         if job.state == "UNKNOWN":
-            return replicas._ended(scene, attempt, job)
+            return endings.ended(scene, attempt, job)
         return by_state(scene, attempt, job)
 
     patch.setattr(replicas, "_by_job_state", ended)
@@ -295,15 +309,15 @@ def _silence_without_ears(patch: Patch) -> None:
         silent_s = (scene.now - attempt.reported_at).total_seconds()
         return attempt.reported_at if silent_s > 25 else None
 
-    patch.setattr(replicas, "_silent_since", since)
+    patch.setattr(running, "_silent_since", since)
 
 
 def _no_pace(patch: Patch) -> None:
-    patch.setattr(replicas, "PACE_S", 0)
+    patch.setattr(endings, "PACE_S", 0)
 
 
 def _nothing_respected(patch: Patch) -> None:
-    patch.setattr(replicas, "_respects", lambda scene: False)
+    patch.setattr(Scene, "respects", False)
 
 
 def _placement_left_at_once(patch: Patch) -> None:
@@ -315,7 +329,7 @@ def _placement_left_at_once(patch: Patch) -> None:
         )
         return scene.decide(Reason.PLACEMENT_GIVEN_UP, ReplicaState.WAITING, "given up", end)
 
-    patch.setattr(replicas, "_given_up", left)
+    patch.setattr(waiting, "_given_up", left)
 
 
 def _kinds_forgotten(patch: Patch) -> None:

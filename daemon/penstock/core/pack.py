@@ -4,7 +4,7 @@ Where a site has not told Slurm to seek out idle nodes (CR_LLN, or LLN of a part
 other by itself, but with everybody's jobs alike; it has no wish for a deployment's replicas to lie together. What there
 is is --nodelist, which is a must and no wish: a job that asks for a node waits for it while others are idle. So a
 submission asks for a node only where one runs a replica of its deployment and has room by the last look at the cluster,
-and it is withdrawn when it has waited there for PACK_WAIT_S (`replicas`) all the same: somebody was faster. The next
+and it is withdrawn when it has waited there for PACK_WAIT_S (`waiting`) all the same: somebody was faster. The next
 asks for none, and Slurm chooses. Where no node that runs one has room, none is asked for in the first place.
 
 As with spreading they are submitted one after the other, so that each sees where the one before went, and what runs is

@@ -52,8 +52,9 @@ from penstock.core.pace import paced, why
 from penstock.core.pack import company, packs
 from penstock.core.placements import each_placed, misplaced, placed, with_kinds
 from penstock.core.progress import rollout_record
-from penstock.core.replicas import Outlook, Scene, jobs_of, plan_replica
+from penstock.core.replicas import jobs_of, plan_replica
 from penstock.core.rollout import Counts, failed, plan_counts
+from penstock.core.scene import Outlook, Scene
 from penstock.core.sentences import clock
 from penstock.core.spec import Spec
 from penstock.core.spread import crowded, occupied, one_by_one, spreads

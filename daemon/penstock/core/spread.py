@@ -22,7 +22,7 @@ from penstock.core.decisions import Decision, Reason, Submit
 from penstock.core.jobs import Cluster, Job, Node
 from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.node_lists import known_nodes
-from penstock.core.replicas import Outlook
+from penstock.core.scene import Outlook
 from penstock.core.spec import NodeSpread, Spec
 from penstock.core.suspects import able, chosen_by_hand
 

@@ -9,11 +9,13 @@ import pytest
 
 from penstock.core.changes import needs_revision, with_count_and_policies_of
 from penstock.core.decisions import CreateReplica, EndAttempt, Leave, Reason, Submit, Withdraw
+from penstock.core.endings import PACE_S
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
 from penstock.core.placements import misplaced, named, placement_of, with_kinds
-from penstock.core.replicas import PACE_S, Scene, plan_replica
+from penstock.core.replicas import plan_replica
 from penstock.core.rollout import plan_counts
+from penstock.core.scene import Scene
 from penstock.core.spec import Burst, Canary, OutsideChanges, Placement, Rollout
 from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica
 

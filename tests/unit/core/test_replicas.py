@@ -22,7 +22,8 @@ from penstock.core.decisions import (
 )
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState
-from penstock.core.replicas import Scene, jobs_of, plan_replica
+from penstock.core.replicas import jobs_of, plan_replica
+from penstock.core.scene import Scene
 from penstock.core.spec import OutsideChanges
 from penstock.core.states import check_move
 from penstock.core.suspects import Suspect
