@@ -90,9 +90,20 @@ def bootstrap(settings: FrontDoorSettings) -> str:
 
 
 def _overload(settings: FrontDoorSettings) -> dict[str, Any]:
-    """What Envoy may use of the machine. Beyond it new requests are refused, and running streams go on."""
+    """What Envoy may use of the machine. Beyond it new requests are refused, and running streams go on.
+
+    A request is let in by its headers, and its body may come later, and be held; so nearer to the bound bodies are
+    refused too: over HTTP/1.1 whatever a client sends, over HTTP/2 the streams that hold most. Clients who
+    read send nothing over HTTP/1.1, and hold little over HTTP/2.
+    """
     monitors = "resource_monitors"
+
+    def above(share: float) -> list[dict[str, Any]]:
+        return [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}]
+
     return {
+        # By default once a second; meanwhile bodies come in as fast as the network brings them.
+        "refresh_interval": "0.05s",
         "resource_monitors": [
             {
                 "name": "envoy.resource_monitors.global_downstream_max_connections",
@@ -109,11 +120,21 @@ def _overload(settings: FrontDoorSettings) -> dict[str, Any]:
             },
         ],
         "actions": [
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": above(0.95)},
             {
-                "name": "envoy.overload_actions.stop_accepting_requests",
-                "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": 0.95}}],
-            }
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [
+                    {
+                        "name": "envoy.resource_monitors.fixed_heap",
+                        "scaled": {"scaling_threshold": 0.95, "saturation_threshold": 1.0},
+                    }
+                ],
+            },
         ],
+        "loadshed_points": [
+            {"name": "envoy.load_shed_points.http1_server_abort_dispatch", "triggers": above(0.97)}
+        ],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
     }
 
 

@@ -52,7 +52,7 @@ class FrontDoorSettings:
     max_connections: int = 4096
     """Clients' connections, all listeners together; beyond it new ones are closed at once."""
     max_heap_bytes: int = 2048 * MIB
-    """Envoy's memory; near it new requests are refused with UNAVAILABLE."""
+    """Envoy's memory; near it new requests are refused, and then bodies that are on their way."""
     max_streams_per_connection: int = 1024
     max_request_bytes: int = 16 * MIB
     """Envoy reads the whole message before it knows the model, so this is also what one request may hold of
