@@ -589,10 +589,21 @@ def test_a_handover_takes_no_replica_before_its_successor_is_ready(world: Observ
             assert len(set(serving) - gone) >= of.spec.replicas
 
 
+def canary_of(replicas: int) -> Deployment:
+    """Revision 3 beside revision 1; of revision 2 is what an earlier canary has left."""
+    policy = Rollout(RolloutStrategy.CANARY, canary=Canary(1))
+    return deployment(replicas=replicas, revision=3, rollout=policy, record=RolloutRecord(stable_revision=1))
+
+
 @settings(bounded, max_examples=400)
 @given(
     deployments("chat"),
     st.lists(st.tuples(st.integers(1, 3), st.sampled_from(SOME_STATES), st.booleans()), max_size=7),
+)
+@example(canary_of(1), [(2, ReplicaState.READY, True), (3, ReplicaState.READY, False)])
+@example(
+    replace(canary_of(2), rollout_paused=True),
+    [(1, ReplicaState.READY, True), (2, ReplicaState.READY, False), (3, ReplicaState.READY, False)],
 )
 def test_neither_side_of_a_canary_stands_in_for_the_other(
     of: Deployment, rows: list[tuple[int, ReplicaState, bool]]
@@ -610,10 +621,9 @@ def test_neither_side_of_a_canary_stands_in_for_the_other(
     new, old = canary_counts(of.spec.rollout, of.spec.replicas)
     if of.rollout_paused:
         new = min(new, sum(one.revision == of.revision for one in there))
-    for number, side in ((new, True), (old, False)):
-        ready = [
-            one for one in there if (one.revision == of.revision) is side and one.state is ReplicaState.READY
-        ]
+    borne = {of.rollout.stable_revision, *of.rollout.trusted_revisions} - {of.revision}
+    for number, revisions in ((new, {of.revision}), (old, borne)):  # Replicas of others get no requests.
+        ready = [one for one in there if one.revision in revisions and one.state is ReplicaState.READY]
         if any(one.uid in gone and one.uid in ending for one in ready):
             event("one was handed over beside a canary, paused" * of.rollout_paused or "beside a canary")
             assert sum(one.uid not in gone for one in ready) >= number

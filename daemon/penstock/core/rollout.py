@@ -203,25 +203,31 @@ class _Fleet:
     def relieved(self, but: Sequence[Replica] = (), beside: tuple[int, int] | None = None) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
 
-        `beside`: of the current revision and of old ones so many are each to stay ready, as in a canary, where either
-        bears requests that the other does not get. None: whichever is ready takes over.
+        `beside`: of the current revision and of those to fall back on so many are each to stay ready, as in a canary,
+        where either bears requests that the other does not get. None: whichever is ready takes over.
 
         The one whose job ends first goes first: the others can wait for their successors, and it cannot. One that
         serves nobody is ending by itself, and what it still finishes is left to it.
         """
         gone = {one.uid for one in but}
         ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
-        new = sum(one.revision == self.deployment.revision for one in ready)
-        spare = {True: new, False: len(ready) - new}
+        spare = Counter(self._side(one) for one in ready)
         if beside is not None:
-            spare = {True: spare[True] - beside[0], False: spare[False] - beside[1]}
+            spare["current"] -= beside[0]
+            spare["base"] -= beside[1]
         found: list[Replica] = []
         for one in self.ending:
-            side = one.revision == self.deployment.revision
+            side = self._side(one)
             if one in ready and spare[side] > 0 and len(ready) - len(found) > self.want:
                 spare[side] -= 1
                 found.append(one)
         return found
+
+    def _side(self, one: Replica) -> str:
+        """Which requests it gets, where a canary has some of its own; those of a stale revision get none."""
+        if one.revision == self.deployment.revision:
+            return "current"
+        return "base" if _is_base(self.deployment, self.base_revision, one) else "stale"
 
     @property
     def stable_is_old(self) -> bool:
