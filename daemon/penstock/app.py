@@ -41,7 +41,7 @@ from penstock.core.model import Deployment
 from penstock.gateway import envoy
 from penstock.gateway.door import FrontDoor
 from penstock.gateway.follow import Follower
-from penstock.gateway.settings import FrontDoorSettings, header_options
+from penstock.gateway.settings import MIB, FrontDoorSettings, header_options
 from penstock.rpc.api import add_servicers
 from penstock.rpc.deps import Deps
 from penstock.rpc.standing import prospect_of
@@ -155,6 +155,7 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
         listen=settings.listen,
         runtime_listen=settings.runtime_listen,
         cors_origins=settings.cors_origins,
+        max_heap_bytes=settings.envoy_memory_mib * MIB,
         worker_threads=settings.envoy_threads,
     )
 

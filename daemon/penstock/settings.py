@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -29,8 +30,19 @@ CONFIG_VARIABLE = "PENSTOCK_CONFIG"
 MAX_SOCKET_PATH = 107
 """The kernel's limit for a unix socket's path, less its final zero."""
 
-Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")]
-"""As a browser sends it: scheme, host and port, no path."""
+
+def _origin(text: str) -> str:
+    sent = re.fullmatch(r"(https?)://[a-z0-9.-]+(?::([0-9]+))?|https?://\[[0-9a-f:]+\](?::[0-9]+)?", text)
+    if text != "*" and (sent is None or sent.group(1, 2) in (("http", "80"), ("https", "443"))):
+        raise ValueError(
+            "must be as a browser sends it: http or https, the host in lower case, and the port unless it is"
+            " the scheme's own, such as https://chat.example.org"
+        )
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+"""A web page's, or `*`: any."""
 
 
 class SettingsError(Exception):
@@ -55,7 +67,7 @@ class Settings(BaseSettings):
     own, so it is loopback by default."""
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=100)] = ()
     """Web pages of these origins, such as `https://chat.example.org`, may use models from a browser (never the control
-    API); `*`: those of any. Unset: pages at `listen`'s own origin only."""
+    API); `*`: those of any. Unset: pages of the front door's own origin only."""
     runtime_listen: str | None = None
     """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
     control: tuple[str, ...] = ()
@@ -79,6 +91,8 @@ class Settings(BaseSettings):
     orphan_grace_s: Annotated[int, Field(ge=10, le=86_400)] = ORPHAN_GRACE_S
     """How long a job that bears our mark and belongs to no attempt is left alone before it is cancelled: the time to
     notice that the wrong backup was restored."""
+    envoy_memory_mib: Annotated[int, Field(ge=256, le=1_048_576)] = 2048
+    """Envoy's heap. Near it new requests are refused, and bodies that are on their way; what runs goes on."""
     envoy_threads: Annotated[int, Field(ge=1, le=256)] = 2
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long decisions, removed replicas and their jobs' output are kept."""

@@ -186,7 +186,10 @@ def tokenize_body(request: pb.TokenizeRequest, *, model: str) -> Json:
 
 def detokenize_body(request: pb.DetokenizeRequest, *, model: str) -> Json:
     """The body for /detokenize."""
-    return {"model": model, "tokens": list(request.tokens)}
+    tokens = list(request.tokens)
+    if tokens and (least := min(tokens)) < 0:
+        raise BadRequest(f"tokens[{tokens.index(least)}]", f"must be at least 0, not {least}")
+    return {"model": model, "tokens": tokens}
 
 
 def choices_asked(sampling: pb.SamplingParameters) -> int:

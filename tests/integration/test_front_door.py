@@ -329,19 +329,28 @@ async def test_an_answer_of_a_replica_may_be_read_by_the_page() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/apis/v1/deployments",
+        "/apis/v1/deployments/a:scale",
         "/penstock.v1.DeploymentService/ApplyDeployment",
         "/grpc.health.v1.Health/Check",
     ],
 )
-async def test_no_page_may_use_the_control_api(origins: tuple[str, ...], path: str) -> None:
+async def test_no_page_of_another_origin_may_use_the_control_api(origins: tuple[str, ...], path: str) -> None:
     async with House(cors_origins=origins) as house:
         await house.serve()
         async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
             before = await client.options(path, headers=ASKS)
-            answer = await client.post(path, headers={"origin": PAGE})
+            unasked = await client.post(
+                path, headers={"origin": PAGE, "content-type": "text/plain"}, content="{}"
+            )
+            hidden = await client.post(path, headers={"origin": "null"})
+            own = await client.post(path, headers={"origin": f"http://{house.settings.listen}"})
         assert "access-control-allow-origin" not in before.headers
-        assert "access-control-allow-origin" not in answer.headers
+        for answer in (unasked, hidden):
+            assert answer.status_code == 403
+            assert "the control API is not for web pages of other origins" in answer.text
+            said = answer.json()
+            assert said["code"] == 7 if path.startswith("/apis/") else said["error"]["code"] == "foreign_page"
+        assert own.status_code != 403
 
 
 async def test_without_origins_no_page_of_another_may_use_models() -> None:

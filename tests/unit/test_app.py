@@ -39,6 +39,30 @@ def test_an_address_that_cannot_be_is_one_sentence(
     assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize(
+    "origin", ["*", "https://chat.example.org", "http://127.0.0.1:3000", "https://[::1]:8443"]
+)
+def test_an_origin_as_a_browser_sends_it(origin: str) -> None:
+    assert Settings(cors_origins=(origin,)).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://Chat.example.org",
+        "https://x.org:443",
+        "http://x.org:80",
+        "https://u@x.org",
+        "https://x.org/",
+        "x.org",
+        "",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="as a browser sends it"):
+        Settings(cors_origins=(origin,))
+
+
 def test_a_host_without_slurm_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from penstock.gateway import affinity, cors, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
+    CONTROL_PREFIXES,
     ENGINE_PATH_HEADER,
     INFERENCE,
     MAIN,
@@ -141,6 +142,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     filters = [http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
+            _lua("own_pages", cors.own_pages(("/apis/", *CONTROL_PREFIXES))),
             cors.cors_filter(),
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
             _control_as_rest(descriptors),

@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from penstock.gateway import openai
+from penstock.gateway.cors import FOREIGN_PAGE
 from penstock.gateway.hold import RETRY_AFTER_S
 from penstock.gateway.routes import DEPLOYMENT_HEADER
 from penstock.gateway.settings import MIB, FrontDoorSettings
@@ -59,6 +60,7 @@ def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
     # To clients of the control API as REST: what the transcoder could not read, and paths that are none of its own.
     mappers = [
         _for_control(400, code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"),
+        _for_control(403, code_pb2.PERMISSION_DENIED, FOREIGN_PAGE),
         _for_control(404, code_pb2.UNIMPLEMENTED, "no such path at this port"),
     ]
     for answer in _answers(settings):
@@ -160,6 +162,7 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             code_pb2.DEADLINE_EXCEEDED,
             limit="request_timeout_s",
         ),
+        _Answer(_status_is(403), FOREIGN_PAGE, "foreign_page", 403, code_pb2.PERMISSION_DENIED),
         _Answer(
             _status_is(404),
             "no such service, method or path at this port",

@@ -45,7 +45,7 @@ ENGINE_PATH_HEADER = "x-penstock-deployment-rest"
 INFERENCE = "/penstock.v1.InferenceService/"
 
 _RUNTIME_SERVICE = "/penstock.v1.RuntimeService/"
-_CONTROL_PREFIXES = (
+CONTROL_PREFIXES = (
     "/penstock.v1.DeploymentService/",
     "/penstock.v1.ReplicaService/",
     "/penstock.v1.DecisionService/",
@@ -106,7 +106,7 @@ _FOR_ENGINES = {"name": ENGINE_PATH_HEADER, "present_match": True}
 
 def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[RouteConfiguration]:
     """The main listener's routes, and the runtime listener's where there is one."""
-    control = [_control({"prefix": prefix}) for prefix in _CONTROL_PREFIXES]
+    control = [_control({"prefix": prefix}) for prefix in CONTROL_PREFIXES]
     pages = cors.policy(settings.cors_origins)
     control.append({**_control({"path": f"{INFERENCE}ListModels"}), "typed_per_filter_config": pages})
     # An unknown model: the gateway reads the message once more and says which models there are.

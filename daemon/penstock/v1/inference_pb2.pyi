@@ -1194,7 +1194,9 @@ class DetokenizeRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     @_builtins.property
-    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """None is negative. (No rule of the contract: of a million broken ones each would be told.)"""
+
     def __init__(
         self,
         *,

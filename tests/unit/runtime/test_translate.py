@@ -280,6 +280,9 @@ def test_pooling_bodies() -> None:
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "add_special_tokens": False,
     }
+    with pytest.raises(BadRequest, match=r"must be at least 0, not -3") as caught:
+        translate.detokenize_body(pb.DetokenizeRequest(tokens=[1, -2, -3]), model="m")
+    assert caught.value.field == "tokens[2]"
     assert translate.detokenize_body(pb.DetokenizeRequest(tokens=[1, 2]), model="m") == {
         "model": "m", "tokens": [1, 2],
     }  # fmt: skip
