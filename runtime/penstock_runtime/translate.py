@@ -14,16 +14,16 @@ name.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct, Value
 
 from penstock.v1 import inference_pb2 as pb
+from penstock_runtime import schema_text
 
 Json: TypeAlias = dict[str, Any]
 
@@ -117,7 +117,7 @@ def chat_body(request: ChatAsk, *, model: str, stream: bool) -> Json:
         body["top_logprobs"] = sampling.logprobs
     _output(request.output, body)
     if request.tools:
-        body["tools"] = [_tool(each) for each in request.tools]
+        body["tools"] = _tools(request.tools)
     choice = request.tool_choice.WhichOneof("choice")
     if choice == "mode":
         body["tool_choice"] = request.tool_choice.mode
@@ -176,7 +176,7 @@ def tokenize_body(request: pb.TokenizeRequest, *, model: str) -> Json:
     if request.messages:
         body["messages"] = [_message(each) for each in request.messages]
         if request.tools:
-            body["tools"] = [_tool(each) for each in request.tools]
+            body["tools"] = _tools(request.tools)
     else:
         body["prompt"] = request.text
     if request.HasField("add_special_tokens"):
@@ -245,12 +245,18 @@ def _output(output: pb.OutputFormat, body: Json) -> None:
 
 def _schema(text: str, field: str) -> Json:
     try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(field, f"must be JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise BadRequest(field, "must be a JSON object")
-    return schema
+        return schema_text.read(text)
+    except ValueError as error:
+        raise BadRequest(field, str(error)) from error
+
+
+def _tools(tools: Sequence[pb.Tool]) -> list[Json]:
+    if (length := sum(len(each.parameters_text) for each in tools)) > schema_text.MAX_CHARACTERS:
+        raise BadRequest(
+            "tools.parameters_text",
+            f"must be at most {schema_text.MAX_CHARACTERS} characters over all tools, not {length}",
+        )
+    return [_tool(each) for each in tools]
 
 
 def _tool(tool: pb.Tool) -> Json:

@@ -114,6 +114,8 @@ def test_messages(message: dict[str, Any], body: Json) -> None:
         ({"output": {"jsonSchemaText": "[]"}}, "output.json_schema_text: must be a JSON object"),
         ({"tools": [{"name": "f", "parametersText": "[" * 100_000}]}, "tools.parameters_text: must be JSON"),
         ({"tools": [{"name": "f", "parametersText": "1"}]}, "tools.parameters_text: must be a JSON object"),
+        ({"tools": [{"name": "f", "parametersText": " " * 600_000}] * 2},
+         "tools.parameters_text: must be at most 1048576 characters over all tools, not 1200000"),
     ],
 )  # fmt: skip
 def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
