@@ -471,7 +471,7 @@ def _pid_file(data: Path) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """None where there is no such file."""
+    """None of them where there is no such file, or none that we may read."""
     try:
         return file.read_text(errors="replace").splitlines()
     except OSError:
@@ -483,9 +483,9 @@ def _wait_until_left(data: Path) -> None:
     start. Raises EmbeddedServerError."""
     lines = _pid_file(data)
     # "key id" of the memory block that all of a server's processes share; not yet there when it died early.
-    block = tuple(lines[6].split()) if len(lines) > 6 else ()
+    block = lines[6] if len(lines) > 6 else ""
     deadline = time.monotonic() + LEFT_TIMEOUT_S
-    while processes := _attached(block):
+    while processes := _attached(block, _lines(Path("/proc/sysvipc/shm"))):
         if time.monotonic() > deadline:
             raise EmbeddedServerError(
                 f"PostgreSQL in {data} does not start: {processes} processes of a server that was killed still use it;"
@@ -494,14 +494,23 @@ def _wait_until_left(data: Path) -> None:
         time.sleep(0.05)
 
 
-def _attached(block: tuple[str, ...]) -> int:
-    """How many processes use the memory block with this key and id; 0 as well where the kernel does not tell."""
-    with contextlib.suppress(OSError):
-        for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
-            key, id_, _perms, _size, _creator, _last, processes, *_ = row.split()
-            if (key, id_) == block:
-                return int(processes)
+def _attached(block: str, table: Sequence[str]) -> int:
+    """How many processes use the memory block with this "key id", by the kernel's table of such blocks; 0 as well where
+    the kernel does not tell."""
+    wanted = _block(block)
+    for row in table[1:]:
+        if wanted is not None and _block(row) == wanted:
+            return int(row.split()[6])
     return 0
+
+
+def _block(text: str) -> tuple[int, int] | None:
+    """The key and id that a line begins with. The key has 32 bits: PostgreSQL writes it as an unsigned long, the kernel
+    with a sign."""
+    with contextlib.suppress(ValueError):
+        key, id_ = map(int, text.split()[:2])
+        return key & 0xFFFFFFFF, id_
+    return None
 
 
 def _remove_stale_locks(files: Iterable[Path]) -> None:

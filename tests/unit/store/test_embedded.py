@@ -1,4 +1,5 @@
-"""Where the embedded PostgreSQL's socket goes, and who can reach a folder: no server is started."""
+"""Where the embedded PostgreSQL's socket goes, who can reach a folder, and who still uses a killed server's memory: no
+server is started."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.store.embedded import SOCKET_PATH_BYTES, _is_shared, reachable
+from penstock.store.embedded import SOCKET_PATH_BYTES, _attached, _is_shared, reachable
 from penstock.store.embedded import _socket_folder as socket_folder
 
 STRANGER = 54321
@@ -71,3 +72,31 @@ def test_the_runtime_folder_is_taken_where_there_is_one(
     assert socket_folder(long, None).parent == Path("/tmp")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
     assert socket_folder(long, None).parent == Path("/tmp")
+
+
+SHARED_MEMORY = """\
+       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime
+   2244967    3932161   600                    56  8339 13378      8   999   995   999   995 1795385362 1795385362
+-1879048191         12   600                    56  8339 13378      3   999   995   999   995 1795385362 1795385362
+-1879048191         13   600                    56  8339 13378      0   999   995   999   995 1795385362 1795385362
+""".splitlines()
+
+
+@pytest.mark.parametrize(
+    ("block", "processes"),
+    [
+        ("  2244967   3932161", 8),
+        ("  2244967   3932162", 0),
+        # The key 0x90000001, as PostgreSQL writes it, and with 32 bits.
+        ("18446744071830503425        12", 3),
+        ("2415919105        12", 3),
+        ("18446744071830503425        13", 0),
+        # Died before it was written, or while it was.
+        ("", 0),
+        ("  2244967", 0),
+        ("  2244967   x", 0),
+    ],
+)
+def test_a_killed_servers_processes_are_found_by_its_memory_block(block: str, processes: int) -> None:
+    assert _attached(block, SHARED_MEMORY) == processes
+    assert _attached(block, []) == 0
