@@ -234,13 +234,14 @@ class EmbeddedServer:
         command = [
             binaries / "pg_ctl", "start", "-D", data, "-l", output, "-w", "-t", str(int(START_TIMEOUT_S)),
         ]  # fmt: skip
+        logged = _log_sizes(data)
         for _ in range(START_TRIES):
             output.unlink(missing_ok=True)
             result = _run(command, account)
             if result.returncode == 0:
                 return
             time.sleep(0.3)
-        raise EmbeddedServerError(f"PostgreSQL in {data} does not start: {_why(data, result.stdout)}")
+        raise EmbeddedServerError(f"PostgreSQL in {data} does not start: {_why(data, logged, result.stdout)}")
 
     def _ready_url(self, data: Path) -> str:
         """Waits until the server answers, and makes our database if it is not there."""
@@ -524,14 +525,22 @@ def _remove_stale_locks(files: Iterable[Path]) -> None:
             file.unlink()
 
 
-def _why(data: Path, said: str) -> str:
-    """What PostgreSQL, or else pg_ctl, gave as the reason for not starting."""
-    lines = _lines(data / "start.log")
-    if logs := sorted((data / "log").glob("*.log"), key=lambda path: path.stat().st_mtime):
-        # Once it has read its settings it writes to the log, which holds earlier starts too.
-        whole = _lines(logs[-1])
-        last = max((number for number, line in enumerate(whole) if "starting PostgreSQL" in line), default=0)
-        lines = [*whole[last:], *lines]
+def _log_sizes(data: Path) -> dict[Path, int]:
+    """PostgreSQL's log files, the one written to last at the end, and their bytes."""
+    status = {file: file.stat() for file in (data / "log").glob("*.log")}
+    return {file: status[file].st_size for file in sorted(status, key=lambda file: status[file].st_mtime_ns)}
+
+
+def _why(data: Path, logged: Mapping[Path, int], said: str) -> str:
+    """What PostgreSQL, or else pg_ctl, gave as the reason for not starting. `logged`: `_log_sizes` before the start."""
+    lines: list[str] = []
+    for file, size in _log_sizes(data).items():
+        # Once it has read its settings it writes to the log, behind what earlier starts wrote.
+        before = logged.get(file, 0)
+        with file.open("rb") as log_file:
+            log_file.seek(before if before <= size else 0)  # smaller than it was: begun anew
+            lines += log_file.read().decode(errors="replace").splitlines()
+    lines += _lines(data / "start.log")
     fatal = [line for line in lines if " FATAL: " in line or " PANIC: " in line]
     return fatal[-1] if fatal else _last_line("\n".join(lines) or said)
 

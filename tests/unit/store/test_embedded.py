@@ -1,5 +1,5 @@
-"""Where the embedded PostgreSQL's socket goes, who can reach a folder, and who still uses a killed server's memory: no
-server is started."""
+"""What of the embedded PostgreSQL is known without a server: where its socket goes, who can reach a folder, who still
+uses the memory of a killed one, and why a start failed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.store.embedded import SOCKET_PATH_BYTES, _attached, _is_shared, reachable
+from penstock.store.embedded import SOCKET_PATH_BYTES, _attached, _is_shared, _log_sizes, _why, reachable
 from penstock.store.embedded import _socket_folder as socket_folder
 
 STRANGER = 54321
@@ -100,3 +100,30 @@ SHARED_MEMORY = """\
 def test_a_killed_servers_processes_are_found_by_its_memory_block(block: str, processes: int) -> None:
     assert _attached(block, SHARED_MEMORY) == processes
     assert _attached(block, []) == 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "added", "started", "why"),
+    [
+        # This start died before it logged: an earlier one's reason is not its own.
+        ("", "", "", "pg_ctl: could not start server"),
+        ("", "", "postgres: error while loading libraries", "postgres: error while loading libraries"),
+        ("", "LOG: x\n2026 FATAL: mine\nLOG: shut down\n", "", "2026 FATAL: mine"),
+        ("", "LOG: x\n", "", "LOG: x"),
+        # The file of this day of the week was begun anew.
+        ("anew", "LOG: y\n", "", "LOG: y"),
+    ],
+)
+def test_why_a_start_failed_is_from_what_it_wrote(
+    tmp_path: Path, begun: str, added: str, started: str, why: str
+) -> None:
+    monday, tuesday = (tmp_path / "log" / f"postgresql-{day}.log" for day in ("Mon", "Tue"))
+    monday.parent.mkdir()
+    monday.write_text("2026 FATAL: of monday\n")
+    tuesday.write_text("LOG: starting PostgreSQL\n2026 FATAL: of an earlier start\n")
+    before = _log_sizes(tmp_path)
+    with tuesday.open("w" if begun else "a") as file:
+        file.write(added)
+    if started:
+        (tmp_path / "start.log").write_text(f"{started}\n")
+    assert _why(tmp_path, before, "pg_ctl: could not start server\n") == why
