@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -25,20 +27,30 @@ def folder(root: Path) -> Path:
 
 
 def install(root: Path, user: str) -> None:
-    """Makes an empty database, unless there is one. Raises ClusterError."""
+    """Makes an empty database, unless there is a complete one. Raises ClusterError."""
     at = folder(root)
     at.mkdir(mode=0o700, exist_ok=True)
     if (at / "complete").exists():
         return
-    done = subprocess.run(
-        [
-            INSTALL, "--no-defaults", f"--datadir={at / 'data'}", f"--user={user}",
-            "--auth-root-authentication-method=normal", "--skip-test-db",
-        ],
-        capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise ClusterError(f"{INSTALL} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}")
+    if (at / "data").exists():
+        shutil.rmtree(at / "data")  # half-made, by an install that was cut short
+    command = [
+        INSTALL, "--no-defaults", f"--datadir={at / 'data'}", f"--user={user}",
+        "--auth-root-authentication-method=normal", "--skip-test-db",
+    ]  # fmt: skip
+    # A group of its own: it is a script, and the server that it started would write on without it.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=INSTALL_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"{INSTALL} did not end within {INSTALL_TIMEOUT_S:g} s") from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        raise ClusterError(f"{INSTALL} ended with {process.returncode}: {said.strip()}")
     (at / "complete").touch()
 
 

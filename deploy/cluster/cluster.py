@@ -280,6 +280,10 @@ class Cluster:
             raise ClusterError(
                 f"the root {self.root} holds a character that slurm.conf cannot quote: choose another"
             )
+        if settings.accounting and not settings.of_system:
+            raise ClusterError(
+                "accounting takes the machine's own MariaDB: use --slurm system, or do without --accounting"
+            )
         if os.geteuid() != 0 and not settings.of_system:
             raise ClusterError("entering a chroot takes root: run as root, or use --slurm system")
         if settings.backup and not settings.of_system:

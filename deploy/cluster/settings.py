@@ -41,7 +41,7 @@ class Settings:
     backup: bool = False
     """Have a second slurmctld, which takes over from the first. Takes root."""
     accounting: bool = False
-    """Have a slurmdbd and its MariaDB, which remember what slurmctld forgets."""
+    """Have a slurmdbd and its MariaDB, which remember what slurmctld forgets. With `system` alone."""
 
     def check(self) -> None:
         """Raises ClusterError, which names the option and what is possible."""

@@ -142,6 +142,10 @@ def test_two_clusters_share_nothing(root: Path, slurm_cluster: Cluster) -> None:
         (Settings(nodes=0), "--nodes is 0; 1 to 64 are possible"),
         (Settings(gpus=-1), "--gpus must be 0 or more"),
         (Settings(slurm="/nowhere"), "missing munged, slurmctld"),
+        (
+            Settings(slurm="/nowhere", accounting=True),
+            "accounting takes the machine's own MariaDB: use --slurm system",
+        ),
     ],
 )
 def test_bad_settings(root: Path, settings: Settings, sentence: str) -> None:
