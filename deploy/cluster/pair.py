@@ -34,11 +34,14 @@ def slurm_conf() -> str:
 
 def command(daemon: str, slurmctld: str, root: Path) -> list[str]:
     """Runs this one of them. The pid stays: each program here becomes the next."""
-    host, run = HOSTS[daemon], root / "run" / daemon
-    start = (
-        f"hostname {host.name} && mount --bind {root}/hosts /etc/hosts && mount --bind {run} {root}/run &&"
-        f" exec {shlex.quote(slurmctld)} -D -f {root}/slurm.conf -L {root}/log/{daemon}.log"
+    conf, log = root / "slurm.conf", root / "log" / f"{daemon}.log"
+    steps = (
+        ("hostname", HOSTS[daemon].name),
+        ("mount", "--bind", f"{root / 'hosts'}", "/etc/hosts"),
+        ("mount", "--bind", f"{root / 'run' / daemon}", f"{root / 'run'}"),
+        ("exec", slurmctld, "-D", "-f", f"{conf}", "-L", f"{log}"),
     )
+    start = " && ".join(map(shlex.join, steps))
     return ["unshare", "--uts", "--mount", "--propagation", "private", "sh", "-c", start]
 
 
