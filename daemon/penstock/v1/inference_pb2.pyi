@@ -167,9 +167,11 @@ class Tool(_message.Message):
     name: _builtins.str
     description: _builtins.str
     strict: _builtins.bool
-    """The arguments must match `parameters`. Unset: the engine's default."""
+    """The arguments must match the schema, `parameters` or `parameters_text`. Unset: the engine's default."""
     parameters_text: _builtins.str
-    """In place of `parameters`: the JSON schema as JSON text, which reaches the model as it is."""
+    """In place of `parameters`: the JSON schema as JSON text. It is read and written anew: order and values are kept, blanks
+    are not. At most 1,048,576 characters over all tools, nested at most 100 deep.
+    """
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """A JSON schema. A Struct keeps no order: where the order of properties matters, use parameters_text."""
@@ -374,7 +376,9 @@ class OutputFormat(_message.Message):
     grammar: _builtins.str
     """A context-free grammar in the engine's notation (vLLM: EBNF as of GBNF, or Lark)."""
     json_schema_text: _builtins.str
-    """A JSON schema as JSON text; the answer's properties come in its order."""
+    """A JSON schema as JSON text; the answer's properties come in its order. At most 1,048,576 characters, nested at most
+    100 deep.
+    """
     @_builtins.property
     def json_schema(self) -> _struct_pb2.Struct:
         """A Struct keeps no order: where the order of properties matters, use json_schema_text."""
