@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum, auto
 
 from penstock.core.canary import canary_counts, failed_as_canary, is_canary
 from penstock.core.decisions import Action, CreateReplica, Decision, Leave, Reason
@@ -127,6 +128,15 @@ def _base_revision(deployment: Deployment, replicas: Sequence[Replica]) -> int:
     return max((one.revision for one in served or old), default=deployment.revision)
 
 
+class _Side(Enum):
+    """Which requests a replica gets, where a canary has some of its own."""
+
+    CURRENT = auto()
+    BASE = auto()
+    STALE = auto()
+    """None, as long as there is another."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Fleet:
     """A deployment's replicas by what they are to a rollout; those that are leaving are only counted."""
@@ -213,8 +223,8 @@ class _Fleet:
         ready = [one for one in self.staying if one.state is ReplicaState.READY and one.uid not in gone]
         spare = Counter(self._side(one) for one in ready)
         if beside is not None:
-            spare["current"] -= beside[0]
-            spare["base"] -= beside[1]
+            spare[_Side.CURRENT] -= beside[0]
+            spare[_Side.BASE] -= beside[1]
         found: list[Replica] = []
         for one in self.ending:
             side = self._side(one)
@@ -223,11 +233,10 @@ class _Fleet:
                 found.append(one)
         return found
 
-    def _side(self, one: Replica) -> str:
-        """Which requests it gets, where a canary has some of its own; those of a stale revision get none."""
+    def _side(self, one: Replica) -> _Side:
         if one.revision == self.deployment.revision:
-            return "current"
-        return "base" if _is_base(self.deployment, self.base_revision, one) else "stale"
+            return _Side.CURRENT
+        return _Side.BASE if _is_base(self.deployment, self.base_revision, one) else _Side.STALE
 
     @property
     def stable_is_old(self) -> bool:
@@ -279,10 +288,7 @@ def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _S
         *least_worth(fleet.base)[: max(0, len(fleet.base) - base)],
         *least_worth(fleet.current)[: max(0, len(fleet.current) - new)],
     ]
-    # Those that serve nobody are no loss, whatever the others do.
-    idle = [replica for replica in surplus if replica.state is not ReplicaState.READY]
-    serving = [replica for replica in surplus if replica.state is ReplicaState.READY]
-    retired = [*idle, *serving[: max(0, fleet.ready - fleet.floor)]]
+    retired = _spared(surplus, fleet.ready - fleet.floor)
     retired += fleet.relieved(but=retired, beside=(new, base) if beside else None)
     going = {replica.uid for replica in retired}
     left = sum(replica.uid not in going or _is_unborn(replica) for replica in fleet.fresh)
@@ -290,6 +296,14 @@ def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _S
     made_base = min(room, max(0, base - len(fleet.base)))
     made = min(room - made_base, max(0, new - len(fleet.current)))
     return _Step(fleet, retired, made, made_base)
+
+
+def _spared(surplus: Sequence[Replica], serving: int) -> list[Replica]:
+    """Those of the surplus that may go now, at most so many that serve; who serves nobody is no loss, whatever the
+    others do."""
+    idle = [replica for replica in surplus if replica.state is not ReplicaState.READY]
+    ready = [replica for replica in surplus if replica.state is ReplicaState.READY]
+    return [*idle, *ready[: max(0, serving)]]
 
 
 def _delete(deployment: Deployment, replicas: Sequence[Replica], staying: Sequence[Replica]) -> Counts:
@@ -394,11 +408,20 @@ def failed(deployment: Deployment) -> str:
 
 def _stand_still(fleet: _Fleet) -> Counts:
     """Nothing is rolled; only the number is kept: a successor is of the revision of the one that it takes over from,
-    and what else is missing of the revision that was there before."""
-    deployment, want, have = fleet.deployment, fleet.want, len(fleet.fresh)
+    and what else is missing of the revision that was there before.
+
+    Beside a canary that stands still a stale replica bears no requests: it counts for neither side, and is the first
+    that goes where there are too many, as when a successor was made.
+    """
+    deployment, want, beside = fleet.deployment, fleet.want, _kept_beside(fleet)
+    counted = fleet.fresh if beside is None else [*fleet.current, *fleet.base]
+    have = len(counted)
     most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
-    retired = least_worth(fleet.fresh)[: max(0, have - most)]
-    beside = _kept_beside(fleet)
+    retired = least_worth(counted)[: max(0, have - most)]
+    lost = sum(one.state is ReplicaState.READY for one in retired)
+    if beside is not None:
+        surplus = least_worth(fleet.stale)[: max(0, len(fleet.fresh) - most)]
+        retired += _spared(surplus, fleet.ready - lost - fleet.floor)
     retired += fleet.relieved(but=retired, beside=beside)
     room = max(0, fleet.most - fleet.unborn - have)
     if beside is None:
@@ -406,7 +429,7 @@ def _stand_still(fleet: _Fleet) -> Counts:
         new = min(made, len(fleet.ending) - len(fleet.outdated))
         made_old = made - new
     else:
-        made_old = min(max(0, beside[1] - (have - len(fleet.current))), room)
+        made_old = min(max(0, beside[1] - len(fleet.base)), room)
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
         f"the rollout of revision {deployment.revision} stands still until it is resumed;"
