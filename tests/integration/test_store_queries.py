@@ -500,6 +500,8 @@ class TestReplicas:
             (ReplicaState.STARTING, "Resources", later(3)),
             (ReplicaState.QUEUED, "Resources", later(1)),
         ]
+        assert await replicas.write_status(conn, [replace(queued[2], anew=True)], later(4)) == 1
+        assert (await replicas.get(conn, found[2].name)).since == later(4)
 
     async def test_leaving_is_written_once(self, conn: AsyncConnection) -> None:
         replica = await a_replica(conn)

@@ -307,7 +307,7 @@ def apply(world: Observation, made: Plan) -> Observation:
     declared = {one.uid: one for one in world.deployments}
     for status in made.replica_statuses:
         row = rows[status.replica_uid]
-        since = row.since if row.state is status.state else world.now
+        since = row.since if row.state is status.state and not status.anew else world.now
         rows[row.uid] = replace(row, state=status.state, message=status.message, since=since)
     for standing in made.deployment_statuses:
         declared[standing.deployment_uid] = replace(

@@ -193,7 +193,7 @@ class Recorder:
                     await _apply(connection, now, action)
         await batch.write(connection, now)
         shown = [
-            ReplicaStatus(status.replica_uid, status.state, status.message)
+            ReplicaStatus(status.replica_uid, status.state, status.message, status.anew)
             for status in plan.replica_statuses
         ]
         await replicas.write_status(connection, shown, now)

@@ -68,11 +68,13 @@ _REMEDIES = (*EFFECTS, EndAttempt)
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """A replica whose state or sentence differs from what is stored."""
+    """A replica whose state or sentence differs from what is stored, or whose state begins anew."""
 
     replica_uid: str
     state: ReplicaState
     message: str
+    anew: bool = False
+    """Its `since` is now, though the state is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +320,10 @@ def _plan_deployment(
     return Plan(
         (own, *(outlook.decision for outlook in outlooks.values())),
         tuple(
-            ReplicaStatus(replica.uid, outlook.state, outlook.message)
+            ReplicaStatus(replica.uid, outlook.state, outlook.message, outlook.waits_anew)
             for replica in replicas
-            if (replica.state, replica.message) != ((outlook := outlooks[replica.uid]).state, outlook.message)
+            if (outlook := outlooks[replica.uid]).waits_anew
+            or (replica.state, replica.message) != (outlook.state, outlook.message)
         ),
         _status_if_changed(
             deployment, conditions_of(deployment, own, shown, after, observation.now, blocked)

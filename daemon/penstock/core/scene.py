@@ -33,6 +33,8 @@ class Outlook:
     """A successor is to take over from it."""
     new_run: Attempt | None = None
     """Its attempt without what is stored of an earlier run, where this look is the first that saw the job requeued."""
+    waits_anew: bool = False
+    """It was queued before and is again, and had nodes in between: its wait counts from now."""
     ends_at: datetime | None = None
     """Of one handed over: when its job ends; None: nothing is known to end it."""
 

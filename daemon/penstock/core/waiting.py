@@ -6,6 +6,7 @@ tried, or another job takes its place, is the spec's and the constants' here. Wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from penstock.core import maintenance
@@ -34,6 +35,22 @@ USER_HOLD = "JobHeldUser"
 
 def queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """The job waits for nodes, or for somebody."""
+    if not _waits_anew(scene, attempt, job):
+        return _queued(scene, attempt, job)
+    from_now = replace(scene, replica=replace(scene.replica, since=scene.now))
+    return replace(_queued(from_now, attempt, job), waits_anew=True)
+
+
+def _waits_anew(scene: Scene, attempt: Attempt, job: Job) -> bool:
+    """Whether it has had nodes since it last waited, and its replica was shown as queued all the while: it was halted
+    on them, or ran and was requeued between two looks. Then the replica's `since` is of the earlier wait."""
+    seen, replica = attempt.job, scene.replica
+    if seen is None or replica.state is not ReplicaState.QUEUED or replica.since >= scene.now:
+        return False
+    return not seen.waiting or seen.restarts != job.restarts
+
+
+def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     wait = waits_for(job.state, job.reason)
     if wait in (Wait.HELD, Wait.HELD_BY_SLURM):
         return _held(scene, attempt, job, wait)
@@ -68,8 +85,8 @@ def _would_wait_out_maintenance(scene: Scene, attempt: Attempt, job: Job) -> boo
 def patience_is_over(scene: Scene, attempt: Attempt) -> bool:
     """Whether the job has waited for as long as is waited at its placement, and there is another one.
 
-    Counted from when it was first seen to wait in this run, by our clock. What runs, or ran, is not waiting: whoever
-    registered has had nodes.
+    Counted from when it was first seen to wait in this run (`_waits_anew`), by our clock. What runs, or ran, is not
+    waiting: whoever registered has had nodes.
     """
     spec, replica = scene.deployment.spec, scene.replica
     listed = spec.placements_of(burst=replica.burst)

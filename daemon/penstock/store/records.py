@@ -67,6 +67,8 @@ class ReplicaStatus:
     uid: str
     state: ReplicaState
     message: str
+    anew: bool = False
+    """The state begins anew, though it may be the same."""
 
 
 @dataclass(frozen=True, slots=True)

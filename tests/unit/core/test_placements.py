@@ -13,11 +13,13 @@ from penstock.core.endings import PACE_S
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Deployment, Phase, Replica, ReplicaState, RolloutRecord
 from penstock.core.placements import misplaced, named, placement_of, with_kinds
+from penstock.core.plan import plan
 from penstock.core.replicas import plan_replica
 from penstock.core.rollout import plan_counts
 from penstock.core.scene import Scene
 from penstock.core.spec import Burst, Canary, OutsideChanges, Placement, Rollout
-from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica
+from penstock.core.waiting import PACK_WAIT_S
+from tests.worlds import NOW, at, attempt, deployment, drawn, job, replica, world
 
 S = ReplicaState
 FIRST, SECOND = Placement(partition="gpu", patience_s=300), Placement(qos="long", patience_s=60)
@@ -54,6 +56,37 @@ def test_patience(of: Deployment, one: Replica, listed: Job, gives_up: bool) -> 
     assert (WITHDRAW in outlook.decision.actions) is gives_up
     assert outlook.state is S.QUEUED
     assert (outlook.decision.reason is Reason.PLACEMENT_GIVEN_UP) is gives_up
+
+
+@pytest.mark.parametrize(
+    ("seen", "listed"),
+    [
+        (job(JobState.SUSPENDED), replace(WAITING, restarts=1)),
+        (job(JobState.SUSPENDED), WAITING),
+        (WAITING, replace(WAITING, restarts=1)),
+    ],
+    ids=["suspended and requeued", "suspended", "ran between two looks, and requeued"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_wait_after_the_job_had_nodes_counts_from_its_first_sight(
+    seen: Job, listed: Job, packed: bool
+) -> None:
+    """It was shown as queued all the while, and only once is that begun anew."""
+    one = queued(-360, seen, packed=packed)
+    its_patience_s = PACK_WAIT_S if packed else FIRST.patience_s
+    first = plan(world([TWO], [one], [listed]))
+    (status,) = first.replica_statuses
+    assert (status.state, status.anew) == (S.QUEUED, True)
+    assert first.decisions[1].reason is Reason.QUEUED
+    assert one.attempt is not None
+    its = replace(one.attempt, job=listed, halted_since=None)
+    recorded = replace(one, message=status.message, since=NOW, attempt=its)
+    again = plan(world([TWO], [recorded], [listed]))
+    assert (again.replica_statuses, again.decisions[1].actions) == ((), ())
+    for waited_s, gives_up in ((its_patience_s - 1, False), (its_patience_s, True)):
+        later = plan(replace(world([TWO], [recorded], [listed]), now=at(waited_s)))
+        assert (WITHDRAW in later.decisions[1].actions) is gives_up
+        assert not any(status.anew for status in later.replica_statuses)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import bindparam, case, column, delete, func, select, true, tuple_, update
+from sqlalchemy import bindparam, case, column, delete, func, or_, select, true, tuple_, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import LateralFromClause
-from sqlalchemy.types import BigInteger, Text
+from sqlalchemy.types import BigInteger, Boolean, Text
 
 from penstock.core.model import Phase, Replica, ReplicaState
 from penstock.store.errors import NotFound
@@ -62,8 +62,11 @@ _given = (
         bindparam("uids", type_=ARRAY(Text)),
         bindparam("states", type_=ARRAY(Text)),
         bindparam("messages", type_=ARRAY(Text)),
+        bindparam("anew", type_=ARRAY(Boolean)),
     )
-    .table_valued(column("uid", Text), column("state", Text), column("message", Text))
+    .table_valued(
+        column("uid", Text), column("state", Text), column("message", Text), column("anew", Boolean)
+    )
     .render_derived(name="given")
 )
 WRITE_STATUS = (
@@ -71,12 +74,18 @@ WRITE_STATUS = (
     .where(
         replicas.c.uid == _given.c.uid,
         replicas.c.removed_at.is_(None),
-        tuple_(replicas.c.state, replicas.c.message) != tuple_(_given.c.state, _given.c.message),
+        or_(
+            _given.c.anew,
+            tuple_(replicas.c.state, replicas.c.message) != tuple_(_given.c.state, _given.c.message),
+        ),
     )
     .values(
         state=_given.c.state,
         message=_given.c.message,
-        since=case((replicas.c.state != _given.c.state, bindparam("now")), else_=replicas.c.since),
+        since=case(
+            (or_(_given.c.anew, replicas.c.state != _given.c.state), bindparam("now")),
+            else_=replicas.c.since,
+        ),
     )
     .returning(replicas.c.deployment_uid)
 )
@@ -218,7 +227,8 @@ async def mark_leaving(conn: AsyncConnection, uid: str) -> bool:
 async def write_status(conn: AsyncConnection, statuses: Sequence[ReplicaStatus], now: datetime) -> int:
     """Writes where replicas stand, those that differ, in one statement. Returns how many did.
 
-    `since` moves with the state alone: another sentence is no other state. Removed replicas are left as they are.
+    `since` moves with the state, and where that begins anew: another sentence is no other state. Removed replicas are
+    left as they are.
     """
     if not statuses:
         return 0
@@ -228,6 +238,7 @@ async def write_status(conn: AsyncConnection, statuses: Sequence[ReplicaStatus],
             "uids": [status.uid for status in statuses],
             "states": [status.state.value for status in statuses],
             "messages": [status.message for status in statuses],
+            "anew": [status.anew for status in statuses],
             "now": now,
         },
     )
