@@ -61,8 +61,8 @@ def cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: st
     if told_at is not None and scene.now < told_at + timedelta(seconds=REPEAT_AFTER_S):
         message = f"job {job.job_id} was cancelled at {clock(told_at, scene.now)} and has not ended yet"
         return scene.decide(Reason.STOPPING, ReplicaState.STOPPING, message)
-    cancel = Cancel(attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token))
-    return scene.decide(reason, ReplicaState.STOPPING, message, cancel)
+    name = job_name(scene.deployment.name, attempt.token)
+    return scene.decide(reason, ReplicaState.STOPPING, message, Cancel(attempt.token, job.job_id, name))
 
 
 def after_agent(scene: Scene, attempt: Attempt, job: Job) -> Outlook:

@@ -35,8 +35,8 @@ def company(
     """
     nodes = [
         node
-        for node in choice(spec, there, cluster, left_out)
-        if node.name in there and _takes_another(spec, node, there[node.name])
+        for node in choice(spec, there, cluster, left_out, among=there)
+        if _takes_another(spec, node, there[node.name])
     ]
     # The fullest first, so that the others become empty one day.
     nodes.sort(key=lambda node: (-there[node.name], -node.cpus_allocated, node.name))

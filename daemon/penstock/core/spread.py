@@ -14,7 +14,7 @@ Where replicas are is read from the queue of this tick; which nodes have room, f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -54,12 +54,19 @@ def crowded(
 
 
 def choice(
-    spec: Spec, there: Mapping[str, int], cluster: Cluster | None, left_out: Sequence[str]
+    spec: Spec,
+    there: Mapping[str, int],
+    cluster: Cluster | None,
+    left_out: Sequence[str],
+    among: Container[str] | None = None,
 ) -> tuple[Node, ...]:
-    """Nodes among which a submission chooses by what they run already; none: it does not, or a person has chosen."""
+    """Nodes among which a submission chooses by what they run already; none: it does not, or a person has chosen.
+
+    `among`: as in `able`.
+    """
     if cluster is None or not there or chosen_by_hand(spec.placement):
         return ()
-    return able(spec, cluster, left_out)
+    return able(spec, cluster, left_out, among)
 
 
 def has_room(spec: Spec, node: Node) -> bool:

@@ -9,7 +9,7 @@ or a constraint that only Slurm can read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -88,14 +88,14 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
         return ()
     if chosen_by_hand(spec.placement):
         return ()
-    able = {node.name for node in cluster.nodes if could_run(spec, node, cluster)}
-    usable = {node.name for node in cluster.nodes if node.name in able and node.usable}
+    fitting = {node.name for node in cluster.nodes if could_run(spec, node, cluster)}
+    usable = {node.name for node in cluster.nodes if node.name in fitting and node.usable}
     left_out: list[Suspect] = []
-    limit = min(EXCLUDED_MAX, -(-len(able) // SHARE))
+    limit = min(EXCLUDED_MAX, -(-len(fitting) // SHARE))
     for suspect in found:
         if (
             len(left_out) < limit
-            and suspect.node in able
+            and suspect.node in fitting
             and len(usable - {suspect.node}) >= spec.resources.nodes
         ):
             left_out.append(suspect)
@@ -130,12 +130,20 @@ def could_run(spec: Spec, node: Node, cluster: Cluster) -> bool:
     )
 
 
-def able(spec: Spec, cluster: Cluster, left_out: Collection[str] = ()) -> tuple[Node, ...]:
-    """The nodes that take jobs, have what a replica asks for, and are not left out."""
+def able(
+    spec: Spec, cluster: Cluster, left_out: Collection[str] = (), among: Container[str] | None = None
+) -> tuple[Node, ...]:
+    """The nodes that take jobs, have what a replica asks for, and are not left out.
+
+    `among`: no others are looked at, which is what it costs on a large cluster; None: all.
+    """
     return tuple(
         node
         for node in cluster.nodes
-        if node.usable and node.name not in left_out and could_run(spec, node, cluster)
+        if (among is None or node.name in among)
+        and node.usable
+        and node.name not in left_out
+        and could_run(spec, node, cluster)
     )
 
 

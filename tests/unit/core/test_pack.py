@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from penstock.core import suspects
 from penstock.core.decisions import Decision, EndAttempt, Reason, Resubmit, Submit, Withdraw
-from penstock.core.jobs import Job, JobState
+from penstock.core.jobs import Cluster, Job, JobState, Node
 from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.pack import company
 from penstock.core.plan import plan
-from penstock.core.spec import NodeSpread, OutsideChanges, Placement, Resources
+from penstock.core.spec import NodeSpread, OutsideChanges, Placement, Resources, Spec
 from tests.unit.core.test_spread import cluster
 from tests.worlds import SPEC, at, attempt, deployment, job, replica, world
 
@@ -48,6 +49,20 @@ def test_what_is_not_asked_for() -> None:
         assert company(replace(SPEC, placement=placement), there, cluster(1, 1)) == ()
     wide = replace(SPEC, resources=Resources(nodes=3))
     assert company(wide, there, cluster(1, 1, 0)) == ("n1", "n2"), "the third is left to Slurm"
+
+
+def test_only_nodes_that_run_a_replica_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass must not cost nodes times deployments."""
+    seen: list[str] = []
+
+    def looked_at(spec: Spec, node: Node, of: Cluster) -> bool:
+        seen.append(node.name)
+        return could_run(spec, node, of)
+
+    could_run = suspects.could_run
+    monkeypatch.setattr(suspects, "could_run", looked_at)
+    assert company(SPEC, {"n2": 1}, cluster(0, 1, 0, 0)) == ("n2",)
+    assert seen == ["n2"]
 
 
 def packed(replicas: int = 2, **changes: Any) -> Deployment:
