@@ -61,8 +61,13 @@ class Job:
 
     @property
     def taken_early(self) -> bool:
-        """Whether the job runs and Slurm will end it before its time limit: so a preemption's grace time shows."""
-        if self.state is not JobState.RUNNING or self.started_at is None or self.ends_at is None:
+        """Whether the job runs and Slurm will end it before its time limit: so a preemption's grace time shows. As that
+        begins the job is shown as SIGNALING for a moment."""
+        if (
+            self.state not in (JobState.RUNNING, JobState.SIGNALING)
+            or self.started_at is None
+            or self.ends_at is None
+        ):
             return False
         limit_s = NO_LIMIT_S if self.time_limit_s is None else self.time_limit_s
         return self.ends_at < self.started_at + timedelta(seconds=limit_s - EARLY_S)

@@ -1122,15 +1122,16 @@ def test_an_altered_job_is_told_of_once(before: dict[str, object], now: dict[str
     assert plan_replica(Scene(NOW, CHAT, served(is_now), is_now, 10, None)).decision.reason is R.READY
 
 
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.SIGNALING])
 @pytest.mark.parametrize(
     ("limit_s", "ends_s", "early"),
     [(3600, 3540, False), (3600, 3535, False), (3600, 5, True), (None, None, False), (None, 5, True),
      (None, 365 * 86_400, False)],
 )  # fmt: skip
 def test_a_preempted_job_uses_its_grace_to_drain(
-    limit_s: int | None, ends_s: float | None, early: bool
+    limit_s: int | None, ends_s: float | None, early: bool, state: JobState
 ) -> None:
-    listed = job(time_limit_s=limit_s, ends_at=None if ends_s is None else at(ends_s))
+    listed = job(state=state, time_limit_s=limit_s, ends_at=None if ends_s is None else at(ends_s))
     assert listed.taken_early is early
     if not early:
         return
