@@ -1,18 +1,18 @@
 """Accounting for a cluster: slurmdbd and the MariaDB behind it, for sites that have both.
 
-As text and commands only: `Daemons` starts and ends them. The database listens on a socket in the cluster's own folder,
+The database is made here; `Daemons` starts and ends both. The database listens on a socket in the cluster's own folder,
 which only its user may enter, so that it needs no passwords.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
+from deploy.cluster.processes import user
 from deploy.cluster.settings import ClusterError
 
 MARIADBD, SLURMDBD = "mariadbd", "slurmdbd"
@@ -26,7 +26,7 @@ def folder(root: Path) -> Path:
     return root / "accounting"
 
 
-def install(root: Path, user: str) -> None:
+def install(root: Path) -> None:
     """Makes an empty database, unless there is a complete one. Raises ClusterError."""
     at = folder(root)
     at.mkdir(mode=0o700, exist_ok=True)
@@ -35,7 +35,7 @@ def install(root: Path, user: str) -> None:
     if (at / "data").exists():
         shutil.rmtree(at / "data")  # half-made, by an install that was cut short
     command = [
-        INSTALL, "--no-defaults", f"--datadir={at / 'data'}", f"--user={user}",
+        INSTALL, "--no-defaults", f"--datadir={at / 'data'}", f"--user={user()}",
         "--auth-root-authentication-method=normal", "--skip-test-db",
     ]  # fmt: skip
     # A group of its own: it is a script, and the server that it started would write on without it.
@@ -62,29 +62,28 @@ def socket(root: Path) -> Path:
 def mariadbd_options(root: Path) -> list[str]:
     """Small: it keeps some thousand jobs, and a loss of the last second with the machine harms no test."""
     at = folder(root)
-    user = pwd.getpwuid(os.geteuid()).pw_name
     return [
-        "--no-defaults", f"--user={user}", f"--datadir={at / 'data'}", f"--socket={socket(root)}",
+        "--no-defaults", f"--user={user()}", f"--datadir={at / 'data'}", f"--socket={socket(root)}",
         f"--pid-file={at / 'pid'}", "--skip-networking", "--skip-grant-tables",
         "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=2",
     ]  # fmt: skip
 
 
-def slurmdbd_conf(root: Path, *, port: int, address: str, user: str) -> str:
+def slurmdbd_conf(root: Path, *, port: int, address: str) -> str:
     """slurmdbd.conf, which slurmdbd refuses unless only its user may read it."""
     return f"""\
 # Written by deploy.cluster; changes are lost at the next start.
 DbdHost=localhost
 DbdAddr={address}
 DbdPort={port}
-SlurmUser={user}
+SlurmUser={user()}
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket
 LogFile={root}/log/slurmdbd.log
 PidFile={root}/run/slurmdbd.pid
 StorageType=accounting_storage/mysql
 StorageHost=localhost
-StorageUser={user}
+StorageUser={user()}
 StorageLoc=slurm
 """
 

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import pwd
 import random
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from deploy.cluster import accounting, files, pair, saved
 from deploy.cluster.accounting import MARIADBD, SLURMDBD
 from deploy.cluster.daemons import MUNGED, SLURMCTLD, Daemons, daemon_path
 from deploy.cluster.ports import LOOPBACK, free_ports, is_free
-from deploy.cluster.processes import wait_for
+from deploy.cluster.processes import user, wait_for
 from deploy.cluster.saved import Saved
 from deploy.cluster.settings import ClusterError, Settings
 
@@ -173,7 +172,7 @@ class Cluster:
 
     def start_accounting(self) -> None:
         """Start slurmdbd, and MariaDB where it does not run, and wait until it knows this cluster."""
-        accounting.install(self.root, user())
+        accounting.install(self.root)
         self.daemons.start(MARIADBD)
         self._wait("mariadbd listens", self._database_listens)
         self.daemons.start(SLURMDBD)
@@ -244,9 +243,7 @@ class Cluster:
         if settings.accounting:
             slurmdbd = self.root / "slurmdbd.conf"
             slurmdbd.touch(mode=0o600)
-            slurmdbd.write_text(
-                accounting.slurmdbd_conf(self.root, port=ports[-1], address=self._address(), user=user())
-            )
+            slurmdbd.write_text(accounting.slurmdbd_conf(self.root, port=ports[-1], address=self._address()))
         cgroup = self.root / "cgroup.conf"
         if self._version(settings) >= (23, 2):
             cgroup.write_text("CgroupPlugin=disabled\n")
@@ -399,7 +396,3 @@ class Cluster:
             return len(words) == len(self.node_names) and all(word in USABLE for word in words.values())
 
         self._wait("all nodes answer", ready)
-
-
-def user() -> str:
-    return pwd.getpwuid(os.geteuid()).pw_name

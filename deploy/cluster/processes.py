@@ -5,6 +5,7 @@ A pid alone names nobody for long: with the start time and the boot it names one
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def environ_of(pid: int) -> dict[str, str]:
 
 def processes() -> Iterator[int]:
     yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def user() -> str:
+    """Whose processes ours are."""
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, *, every_s: float = 0.02) -> bool:

@@ -221,17 +221,22 @@ async def test_deadline_and_cancellation_reach_the_replica() -> None:
         assert a.cancelled_at - cancelled_at < 0.1
 
 
+async def over_grpc_web(house: House, **headers: str) -> httpx.Response:
+    """What the model m answers to Generate."""
+    message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
+    async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+        return await client.post(
+            "/penstock.v1.InferenceService/Generate",
+            headers={"content-type": "application/grpc-web+proto", **headers},
+            content=b"\0" + len(message).to_bytes(4, "big") + message,
+        )
+
+
 async def test_grpc_web_is_understood() -> None:
     async with House() as house:
         a = await house.replica("a")
         await house.serve(route("m", a.port))
-        message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
-        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
-            answer = await client.post(
-                "/penstock.v1.InferenceService/Generate",
-                headers={"content-type": "application/grpc-web+proto"},
-                content=b"\0" + len(message).to_bytes(4, "big") + message,
-            )
+        answer = await over_grpc_web(house)
         assert answer.status_code == 200
         assert b"grpc-status:0" in answer.content
 
@@ -314,13 +319,7 @@ async def test_an_answer_of_a_replica_may_be_read_by_the_page() -> None:
     async with House(cors_origins=("*",)) as house:
         a = await house.replica("a")
         await house.serve(route("m", a.port))
-        message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
-        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
-            answer = await client.post(
-                "/penstock.v1.InferenceService/Generate",
-                headers={"content-type": "application/grpc-web+proto", "origin": PAGE},
-                content=b"\0" + len(message).to_bytes(4, "big") + message,
-            )
+        answer = await over_grpc_web(house, origin=PAGE)
         assert b"grpc-status:0" in answer.content
         assert answer.headers["access-control-allow-origin"] == PAGE
 

@@ -24,10 +24,10 @@ def test_a_half_made_database_is_removed_first(tmp_path: Path, program: Path) ->
     data.mkdir(parents=True)
     (data / "half").touch()
     program.write_text(f"#!/bin/sh\nmkdir {data} && touch {data}/whole\n")
-    accounting.install(tmp_path, "me")
+    accounting.install(tmp_path)
     assert [file.name for file in data.iterdir()] == ["whole"]
     program.write_text("#!/bin/sh\nexit 1\n")
-    accounting.install(tmp_path, "me")  # is complete, and stays
+    accounting.install(tmp_path)  # is complete, and stays
     assert [file.name for file in data.iterdir()] == ["whole"]
 
 
@@ -35,7 +35,7 @@ def test_a_failure_is_told_in_its_words_and_is_not_complete(tmp_path: Path, prog
     program.write_text("#!/bin/sh\necho no space left >&2\nexit 3\n")
     for _ in range(2):
         with pytest.raises(ClusterError, match="install ended with 3: no space left$"):
-            accounting.install(tmp_path, "me")
+            accounting.install(tmp_path)
 
 
 def test_one_that_does_not_end_is_ended_with_its_children(
@@ -44,7 +44,7 @@ def test_one_that_does_not_end_is_ended_with_its_children(
     monkeypatch.setattr(accounting, "INSTALL_TIMEOUT_S", 1.0)
     program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {tmp_path}/child\nwait\n")
     with pytest.raises(ClusterError, match="install did not end within 1 s$"):
-        accounting.install(tmp_path, "me")
+        accounting.install(tmp_path)
     child = int((tmp_path / "child").read_text())
     assert wait_for(lambda: start_time(child) is None, 10)
     assert not (accounting.folder(tmp_path) / "complete").exists()
