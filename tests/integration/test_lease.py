@@ -76,6 +76,27 @@ async def test_a_clean_stop_hands_over_at_once(database: Database) -> None:
     assert time.monotonic() - began < 5
 
 
+async def test_a_lease_that_the_databases_clock_left_in_the_future_is_succeeded(database: Database) -> None:
+    """The clock went back by an hour, and the holder died: by that clock the lease lasts an hour more."""
+    waited_s = 0.0
+    second = Lease(database, "second", elapsed_s=lambda: elapsed() + waited_s)
+    async with database.transaction() as conn:
+        assert await leases.acquire(conn, leases.CONTROLLER, "first", 3600) == 1
+    await second.hold(asyncio.Event())
+    waited_s += 8
+    async with database.transaction() as conn:
+        assert await leases.renew(conn, leases.CONTROLLER, "first", 1, 3600), "it lives"
+    await second.hold(asyncio.Event())
+    waited_s += 8
+    await second.hold(asyncio.Event())
+    assert not second.held, "its end moved 8 s ago"
+    waited_s += 8
+    await second.hold(asyncio.Event())
+    async with database.transaction() as conn:
+        assert await leases.holder(conn, leases.CONTROLLER) == ("second", 2)
+        assert not await leases.renew(conn, leases.CONTROLLER, "first", 1, 3600)
+
+
 async def test_one_that_slept_through_its_lease_knows_before_it_acts(database: Database) -> None:
     slept_s = 0.0
     lease = Lease(database, "first", elapsed_s=lambda: elapsed() + slept_s)
@@ -186,7 +207,7 @@ async def test_only_the_change_is_logged_and_never_without_a_cause(
 ) -> None:
     caplog.set_level("INFO", "penstock.controller.lease")
 
-    async def silent(*_: object) -> None:
+    async def silent(*_: object, **__: object) -> None:
         raise TimeoutError
 
     lease, taken = Lease(database, "only"), asyncio.Event()

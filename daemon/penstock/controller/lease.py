@@ -1,11 +1,13 @@
 """The right to mutate Slurm: a row in PostgreSQL with a holder, a term and an end.
 
-Taken and renewed here, on the database's clock. Checked in two ways (rule 7): `fence` inside each transaction that an
-effect follows, by the database's clock; and `require` just before each call of Slurm, on this machine's own clock,
-which goes on while the machine sleeps, and with a margin. So a process that slept through its lease notices before it
-acts. Both belong to one term: what was seen and decided in it ends with it, even where the same process takes the lease
-again a moment later, because between the two another holder may have acted. What remains is a sleep between that last
-check and the call: then the attempt's token keeps the job from running twice.
+Taken and renewed here, on the database's clock. Only where that clock went back does a lease outlast its holder; so
+whoever waits for it also watches, on its own clock, for how long nobody has moved its end. Checked in two ways (rule
+7): `fence` inside each transaction that an effect follows, by the database's clock; and `require` just before each
+call of Slurm, on this machine's own clock, which goes on while the machine sleeps, and with a margin. So a process
+that slept through its lease notices before it acts. Both belong to one term: what was seen and decided in it ends
+with it, even where the same process takes the lease again a moment later, because between the two another holder may
+have acted. What remains is a sleep between that last check and the call: then the attempt's token keeps the job from
+running twice.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -73,6 +76,8 @@ class Lease:
         self._term: Term | None = None
         self._sure_until = 0.0
         self._failing = False
+        self._others_end: tuple[datetime, float] | None = None
+        """When another's lease ends, by the database's clock, and since when we see that end, by `elapsed_s`."""
         self._abandoned: set[asyncio.Task[int | None]] = set()
         """Questions without an answer, which the driver gives up within 10 s: five at most."""
 
@@ -149,9 +154,25 @@ class Lease:
                 await self._clock.sync(connection)
             # Last, because it locks the lease until the commit.
             if number is None:
-                return await leases.acquire(connection, LEASE_NAME, self.holder, TTL_S)
+                return await self._acquire(connection)
             renewed = await leases.renew(connection, LEASE_NAME, self.holder, number, TTL_S)
             return number if renewed else None
+
+    async def _acquire(self, connection: AsyncConnection) -> int | None:
+        taken = await leases.acquire(connection, LEASE_NAME, self.holder, TTL_S, stale=self._stale())
+        end = await leases.ends_at(connection, LEASE_NAME) if taken is None else None
+        if end is None:
+            self._others_end = None
+        elif self._others_end is None or self._others_end[0] != end:
+            self._others_end = end, self._elapsed_s()
+        return taken
+
+    def _stale(self) -> datetime | None:
+        """The end that its holder has not moved for as long as a lease lasts; None: there is none."""
+        if self._others_end is None:
+            return None
+        end, seen_at = self._others_end
+        return end if self._elapsed_s() >= seen_at + TTL_S else None
 
     def _forget(self, asking: asyncio.Task[int | None]) -> None:
         self._abandoned.discard(asking)

@@ -7,6 +7,8 @@ the row stays locked until that transaction ends, so that nobody can take the le
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import bindparam, func, literal_column, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,7 +28,11 @@ _insert = insert(leases).values(name=bindparam("lease"), holder=bindparam("by"),
 ACQUIRE = _insert.on_conflict_do_update(
     index_elements=[leases.c.name],
     set_={"holder": _insert.excluded.holder, "term": leases.c.term + 1, "expires_at": _until},
-    where=or_(leases.c.expires_at <= _now, leases.c.holder == _insert.excluded.holder),
+    where=or_(
+        leases.c.expires_at <= _now,
+        leases.c.holder == _insert.excluded.holder,
+        leases.c.expires_at == bindparam("stale", type_=leases.c.expires_at.type),
+    ),
 ).returning(leases.c.term)
 RENEW = (
     update(leases)
@@ -60,15 +66,18 @@ FENCE = (
     .with_for_update(read=True)
 )
 
+ENDS_AT = select(leases.c.expires_at).where(leases.c.name == bindparam("lease"))
 HOLDER = select(leases.c.holder, leases.c.term).where(
     leases.c.name == bindparam("lease"), leases.c.expires_at > _now
 )
 
 
-async def acquire(conn: AsyncConnection, name: str, holder: str, ttl_s: float) -> int | None:
+async def acquire(
+    conn: AsyncConnection, name: str, holder: str, ttl_s: float, *, stale: datetime | None = None
+) -> int | None:
     """A new term, if nobody holds the lease (or this very holder did); else None. `holder` is one process,
-    never used again."""
-    taken = await conn.execute(ACQUIRE, {"lease": name, "by": holder, "ttl_s": ttl_s})
+    never used again. `stale`: a lease that still ends then is nobody's, whatever the database's clock says."""
+    taken = await conn.execute(ACQUIRE, {"lease": name, "by": holder, "ttl_s": ttl_s, "stale": stale})
     term: int | None = taken.scalar_one_or_none()
     return term
 
@@ -90,6 +99,12 @@ async def fence(conn: AsyncConnection, name: str, holder: str, term: int) -> Non
     given = {"lease": name, "by": holder, "held": term}
     if (await conn.execute(FENCE, given)).one_or_none() is None:
         raise LeaseLost(name, term)
+
+
+async def ends_at(conn: AsyncConnection, name: str) -> datetime | None:
+    """When the lease ends unless it is renewed, or when it ended; None: there never was one."""
+    end: datetime | None = (await conn.execute(ENDS_AT, {"lease": name})).scalar_one_or_none()
+    return end
 
 
 async def holder(conn: AsyncConnection, name: str) -> tuple[str, int] | None:
