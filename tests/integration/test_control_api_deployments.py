@@ -207,6 +207,13 @@ class TestApply:
         assert len(made.warnings) <= 1
         assert all("whether this cluster can run it was" in warning for warning in made.warnings)
 
+    async def test_a_scale_that_forgets_the_number_stops_nothing(self, stub: DeploymentServiceStub) -> None:
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(replicas=2)))
+        code, said = (await refused(stub.ScaleDeployment(pb.ScaleDeploymentRequest(name="a"))))[:2]
+        assert (code, said) == (grpc.StatusCode.INVALID_ARGUMENT, "replicas: must be given")
+        to_none = await stub.ScaleDeployment(pb.ScaleDeploymentRequest(name="a", replicas=0))
+        assert to_none.deployment.spec.replicas == 0
+
     async def test_a_deployment_on_its_way_out_takes_no_change(self, stub: DeploymentServiceStub) -> None:
         await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish()))
         gone = await stub.DeleteDeployment(pb.DeleteDeploymentRequest(name="a"))
