@@ -52,7 +52,7 @@ LOCK = Path(tempfile.gettempdir()) / "penstock-tests-vllm.lock"
 MAKE_TIMEOUT_S = 1200
 START_TIMEOUT_S = 600.0
 """vLLM alone on two cores is healthy after 60 s; beside four others that work it took four times that."""
-STANDIN_TIMEOUT_S = 20.0
+STANDIN_TIMEOUT_S = 60.0
 VLLM_ARGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048")
 VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -264,7 +264,7 @@ def make_tiny_lora(folder: Path) -> Path:
 
 
 async def until(
-    what: str, ask: Callable[[], Awaitable[T]], true: Callable[[T], bool], timeout_s: float = 30.0
+    what: str, ask: Callable[[], Awaitable[T]], true: Callable[[T], bool], timeout_s: float = 60.0
 ) -> T:
     """Ask again and again until the answer is as wanted; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s

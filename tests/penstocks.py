@@ -32,8 +32,10 @@ from deploy.cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("penstock"))
-START_WITHIN_S = 60
-STOP_WITHIN_S = 30
+START_WITHIN_S = 120
+STOP_WITHIN_S = 60
+READY_WITHIN_S = 120
+BACK_WITHIN_S = 60
 CALL_WITHIN_S = 60
 LOOK_EVERY_S = 0.05
 """Often enough to lose no time, and so rarely that what is waited for has the machine."""
@@ -118,7 +120,7 @@ class Penstock:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_back(self, child: str, dead: int, within_s: float = 30) -> None:
+    def wait_back(self, child: str, dead: int, within_s: float = BACK_WITHIN_S) -> None:
         """Waits until the supervisor has started it again."""
         wait_until(
             lambda: self.pid(child) != dead and psutil.pid_exists(self.pid(child)),
@@ -126,7 +128,7 @@ class Penstock:
             f"{child} is back",
         )
 
-    def wait_ready(self, name: str, ready: int, within_s: float = 60) -> Any:
+    def wait_ready(self, name: str, ready: int, within_s: float = READY_WITHIN_S) -> Any:
         """Waits until so many replicas are ready and none is on its way; returns the deployment."""
 
         def settled() -> Any:

@@ -33,6 +33,10 @@ from tests.integration.front_door_replica import Replica
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-m"
 HOLD_NOBODY = Admission(max_held=0)
+PATIENCE_S = 60.0
+"""Ends what hangs: far longer than anything takes on a busy machine."""
+HELD_S = 240
+"""How long hundreds may be held while a busy machine starts a replica."""
 BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -43,7 +47,7 @@ def free_port() -> int:
 
 
 async def until(
-    condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0, what: str = ""
+    condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = PATIENCE_S, what: str = ""
 ) -> float:
     """Waits for a condition; returns the seconds it took."""
     start = time.monotonic()
@@ -54,6 +58,20 @@ async def until(
         if time.monotonic() - start > timeout_s:
             raise AssertionError(f"not so within {timeout_s} s: {what or condition}")
         await asyncio.sleep(0.002)
+
+
+async def soonest(within_s: float, measure: Callable[[], Awaitable[float]], tries: int = 5) -> float:
+    """The first of some measurements, in seconds, that is below the bound; fails when none is.
+
+    A bound is for what the front door adds. What a busy machine adds comes and goes, so a single measurement says
+    little; what is slow by itself is slow each time.
+    """
+    took: list[float] = []
+    for _ in range(tries):
+        took.append(await measure())
+        if took[-1] < within_s:
+            return took[-1]
+    raise AssertionError(f"never within {within_s} s: {', '.join(f'{one:.2f}' for one in took)}")
 
 
 def endpoint(
@@ -77,7 +95,7 @@ async def program(module: str, *arguments: str) -> tuple[Process, str]:
         sys.executable, "-m", module, *arguments, stdout=PIPE, cwd=ROOT
     )
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
+    line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode().strip()
     assert line, f"{module} ended before it was ready"
     return process, line
 
@@ -103,6 +121,10 @@ class House:
 
     Envoy binds its port late, with its first listener. So the port is none that the kernel might give to a replica
     meanwhile: then clients would speak to the replica, and be refused for ever.
+
+    Replicas live in the test's own process, or share its two cores, and answer a health check as late as the machine
+    lets them. The checks wait for that, unless a test is about replicas that do not answer: else one would be left out
+    for a moment that no test can foresee.
     """
 
     def __init__(
@@ -120,7 +142,7 @@ class House:
             gateway=f"unix:{self.folder}/gateway.sock",
             gateway_rest=f"unix:{self.folder}/rest.sock",
             xds=f"unix:{self.folder}/xds.sock",
-            **{"listen": f"127.0.0.1:{free_port()}", **settings},
+            **{"listen": f"127.0.0.1:{free_port()}", "health_timeout_s": PATIENCE_S, **settings},
         )
         self.door = FrontDoor(self.settings, self.explain)
         self.prospect = Prospect("0 of 1 ready: queued in Slurm, Resources, estimated start 14:03")
@@ -171,7 +193,7 @@ class House:
         return grpc.aio.insecure_channel(self.settings.listen, options=BIG)
 
     def new_client(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://{self.settings.listen}", timeout=20, **options)
+        return httpx.AsyncClient(base_url=f"http://{self.settings.listen}", timeout=PATIENCE_S, **options)
 
     async def replica(self, name: str, secret: str = SECRET) -> Replica:
         """A replica in this process."""
@@ -207,6 +229,7 @@ class House:
             "gateway": self.settings.gateway,
             "gateway_rest": self.settings.gateway_rest,
             "xds": self.settings.xds,
+            "health_timeout_s": self.settings.health_timeout_s,
         }
         listed = [
             {
@@ -223,16 +246,16 @@ class House:
         """Sets the state and waits until Envoy has it and its port answers."""
         await self.door.set_state(RoutingState(routes))
         await self.open()
-        assert await self.door.applied(10), "Envoy did not take the state"
+        assert await self.door.applied(PATIENCE_S), "Envoy did not take the state"
 
     async def open(self) -> None:
-        await asyncio.wait_for(self.channel.channel_ready(), 20)
+        await asyncio.wait_for(self.channel.channel_ready(), PATIENCE_S)
 
     async def generate(
         self, model: str, prompt: str = "hello", **options: Any
     ) -> inference_pb2.GenerateResponse:
         request = inference_pb2.GenerateRequest(model=model, prompt=prompt)
-        return await self.stub.Generate(request, **{"timeout": 10, **options})
+        return await self.stub.Generate(request, **{"timeout": PATIENCE_S, **options})
 
     async def status(self, model: str, prompt: str = "hello", **options: Any) -> grpc.StatusCode:
         try:

@@ -1,6 +1,9 @@
 """A tiny replica: the gRPC inference API behind the deployment's secret and REST behind the attempt's key, with faults
 that the prompt asks for.
 
+`stay:NAME` is a request that the replica of this name keeps for ever and any other one answers at once: whoever has
+been answered was sent to another replica.
+
 Run as a program it prints its port, so that a test can kill it: `python -m
 tests.integration.front_door_replica NAME SECRET`.
 """
@@ -99,6 +102,8 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
             await context.abort(grpc.StatusCode[argument], f"as asked, at {self.name}")
         if word == "wait":
             await asyncio.sleep(float(argument))
+        if word == "stay" and argument == self.name:
+            await asyncio.Event().wait()
         if word == "die":
             os._exit(1)
         remaining = context.time_remaining()
@@ -178,6 +183,8 @@ class TinyEngine:
             return await self._halves(request, int(argument))
         if word == "wait":
             await asyncio.sleep(float(argument))
+        if word == "stay" and argument == self._replica.name:
+            await asyncio.Event().wait()
         if word == "cut" and request.transport is not None:
             request.transport.abort()
         if body.get("stream"):

@@ -17,7 +17,7 @@ from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
-from tests.integration.front_door_kit import House, endpoint, route, texts, until
+from tests.integration.front_door_kit import PATIENCE_S, House, endpoint, route, texts, until
 from tests.integration.front_door_replica import Replica
 
 ASKED = 40
@@ -151,7 +151,7 @@ async def test_requests_wait_until_it_is_loaded(monkeypatch: pytest.MonkeyPatch)
         house.prospect = Prospect("0 of 1 ready replicas have it; m-1: 1 adapter not loaded yet: x")
         await house.serve(adapted((a, ""), adapters="x", max_held=64))
         await all_up(house, m="a")
-        waiting = [asyncio.create_task(house.generate("x", timeout=20)) for _ in range(20)]
+        waiting = [asyncio.create_task(house.generate("x", timeout=PATIENCE_S)) for _ in range(20)]
         over_rest = [asyncio.create_task(rest(house, "x")) for _ in range(20)]
         await until(lambda: house.door.held == {"m": 40}, what="all wait")
         # They wait in a line of their own: the model's requests do not notice.
@@ -171,7 +171,7 @@ async def test_an_adapter_that_is_not_wanted_any_more_ends_the_waiting(
         a = await house.replica("a")
         await house.serve(adapted((a, ""), adapters="x", max_held=64))
         await all_up(house, m="a")
-        waiting = asyncio.create_task(house.status("x", timeout=20))
+        waiting = asyncio.create_task(house.status("x", timeout=PATIENCE_S))
         await until(lambda: house.door.held == {"m": 1}, what="it waits")
         await house.serve(adapted((a, ""), adapters="", max_held=64))
         assert await waiting is grpc.StatusCode.UNAVAILABLE
@@ -209,7 +209,7 @@ async def test_clients_cannot_choose_an_adapter_by_header() -> None:
         answers = {(await house.generate("m", metadata=forged)).id for _ in range(ASKED)}
         assert answers == {"a", "b"}
         await house.door.set_state(RoutingState((adapted(adapters="x"),)))
-        assert await house.door.applied(5)
+        assert await house.door.applied(PATIENCE_S)
         house.explained.clear()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await house.generate("m", metadata=forged)

@@ -15,7 +15,7 @@ import pytest
 from penstock.core.routing import Endpoint, Route
 from penstock.core.spec import Admission, Routing
 from penstock.v1 import inference_pb2 as pb
-from tests.integration.front_door_kit import House, route, texts, until
+from tests.integration.front_door_kit import PATIENCE_S, House, route, texts, until
 from tests.integration.front_door_replica import Replica
 
 HEADER = "x-session-id"
@@ -39,9 +39,7 @@ async def start(house: House, names: Iterable[str]) -> list[Replica]:
 async def ask(house: House, session: str = "", prompt: str = "x") -> str:
     """By REST; the replica that answered."""
     headers = {HEADER: session} if session else {}
-    answer = await house.rest.post(
-        "/v1/completions", json={"model": "m", "prompt": prompt}, headers=headers, timeout=20
-    )
+    answer = await house.rest.post("/v1/completions", json={"model": "m", "prompt": prompt}, headers=headers)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
 
@@ -74,7 +72,7 @@ async def used(house: House, *names: str) -> None:
     async def are() -> bool:
         return set((await placed(house, 64)).values()) == set(names)
 
-    await until(are, 20, f"{names} are in use")
+    await until(are, what=f"{names} are in use")
 
 
 def moved(before: Placed, after: Placed, less: str = "") -> float:
@@ -168,7 +166,7 @@ async def test_an_overloaded_replica_is_passed_over(record_property: Record) -> 
 
 
 def _stream(house: House, session: str) -> Any:
-    request = pb.StreamGenerateRequest(model="m", prompt="2:60")
+    request = pb.StreamGenerateRequest(model="m", prompt="2:600")
     return house.stub.StreamGenerate(request, metadata=((HEADER, session),))
 
 
@@ -205,7 +203,7 @@ async def used_by_prompts(house: House) -> None:
         found = await all_of(64, lambda number: ask(house, prompt=f"{number:03}" * 300))
         return len(set(found)) == 4
 
-    await until(are, 20, "all four are in use")
+    await until(are, what="all four are in use")
 
 
 async def _conversation(house: House, way: str, common: str, number: int) -> str:
@@ -242,7 +240,7 @@ async def test_long_bodies_and_chats_are_looked_at_and_short_prompts_are_not() -
                 pb.Message(role=pb.ROLE_SYSTEM, content=[pb.ContentPart(text=begins[:700])]),
                 pb.Message(role=pb.ROLE_USER, content=[image, end]),
             ]
-            answer = await house.stub.Chat(pb.ChatRequest(model="m", messages=messages), timeout=10)
+            answer = await house.stub.Chat(pb.ChatRequest(model="m", messages=messages), timeout=PATIENCE_S)
             return answer.id
 
         for number in range(5):

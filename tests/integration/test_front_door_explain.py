@@ -19,7 +19,7 @@ from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.served import Explain, Served
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
-from tests.integration.front_door_kit import route
+from tests.integration.front_door_kit import PATIENCE_S, route
 
 
 @asynccontextmanager
@@ -60,7 +60,8 @@ async def test_it_says_which_deployment_has_none_and_why(tmp_path: Path) -> None
         assert (await complaint(stub, deployment="gone")).startswith("NOT_FOUND: model 'gone' does not exist")
 
 
-async def test_many_requests_cost_one_question(tmp_path: Path) -> None:
+async def test_many_requests_cost_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_module, "REASON_KEPT_S", PATIENCE_S)  # However long they take.
     asked = []
 
     async def explain(deployment: str, adapter: str) -> Prospect:

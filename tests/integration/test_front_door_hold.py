@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
 from penstock.v1 import inference_pb2
-from tests.integration.front_door_kit import House, route, seen, until
+from tests.integration.front_door_kit import HELD_S, PATIENCE_S, House, route, seen, until
 
 START = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
 QUEUED = Prospect(
@@ -58,18 +59,18 @@ def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, i
 
 
 async def first(stream: AsyncIterator[Any]) -> Any:
-    return await asyncio.wait_for(anext(stream), 10)
+    return await asyncio.wait_for(anext(stream), PATIENCE_S)
 
 
 async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_answered() -> None:
     async with House() as house:
         house.prospect = QUEUED
         killed, port = await house.replica_process("killed")
-        await house.serve(holding("m", port))
+        await house.serve(holding("m", port, max_hold_s=HELD_S))
         await until(lambda: _answered_by(house, "killed"))
 
         async def ask(number: int) -> str:
-            return (await house.generate("m", f"wait:{number % 10 * 0.01}", timeout=60)).id
+            return (await house.generate("m", f"wait:{number % 10 * 0.01}", timeout=HELD_S)).id
 
         async def stream(number: int) -> str:
             chunks = [chunk async for chunk in house.stream("m", 3, 0.01) if not chunk.HasField("waiting")]
@@ -77,8 +78,8 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
             return chunks[0].id
 
         # Some are with the replica when it dies, some come before anybody has noticed, and the others later.
-        early = [asyncio.create_task(house.generate("m", "wait:5", timeout=60)) for _ in range(20)]
-        await asyncio.wait(early, timeout=0.2)
+        early = [asyncio.create_task(house.generate("m", "stay:killed", timeout=HELD_S)) for _ in range(20)]
+        await until(lambda: _has(house, port, 20), what="the replica has some")
         killed.kill()
         await killed.wait()
         tasks = [asyncio.create_task(ask(number)) for number in range(40)]
@@ -86,12 +87,12 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
         tasks += [asyncio.create_task(ask(number)) for number in range(40)]
         tasks += [asyncio.create_task(stream(number)) for number in range(100)]
         await until(lambda: house.door.held.get("m") == 200, what="all are held")
-        await house.door.set_state(RoutingState((holding("m"),)))
+        await house.door.set_state(RoutingState((holding("m", max_hold_s=HELD_S),)))
         assert not [task for task in [*early, *tasks] if task.done()]
 
         _, new_port = await house.replica_process("new")
         began = time.monotonic()
-        await house.door.set_state(RoutingState((holding("m", new_port),)))
+        await house.door.set_state(RoutingState((holding("m", new_port, max_hold_s=HELD_S),)))
         answers = [answer.id for answer in await asyncio.gather(*early)] + await asyncio.gather(*tasks)
         print(f"200 held requests were answered in {time.monotonic() - began:.1f} s")
         assert answers == ["new"] * 200
@@ -102,22 +103,20 @@ async def test_all_that_the_only_replica_had_are_answered_where_few_may_be_in_fl
     """Each of them is sent again, and none is told that too many are in flight."""
 
     def few(*ports: int) -> Route:
-        return replace(route("m", *ports), admission=Admission(max_in_flight=64, max_held=64, max_hold_s=60))
+        return replace(
+            route("m", *ports), admission=Admission(max_in_flight=64, max_held=64, max_hold_s=HELD_S)
+        )
 
     async with House() as house:
         house.prospect = QUEUED
         killed, port = await house.replica_process("killed")
         await house.serve(few(port))
         await until(lambda: _answered_by(house, "killed"))
-        early = [asyncio.create_task(house.generate("m", "wait:5", timeout=60)) for _ in range(40)]
-
-        async def has_all() -> bool:
-            return await house.active_at(port) == 40
-
-        await until(has_all, 4, what="the replica has all")
+        early = [asyncio.create_task(house.generate("m", "stay:killed", timeout=HELD_S)) for _ in range(40)]
+        await until(lambda: _has(house, port, 40), what="the replica has all")
         killed.kill()
         await killed.wait()
-        late = [asyncio.create_task(house.generate("m", "wait:0.01", timeout=60)) for _ in range(20)]
+        late = [asyncio.create_task(house.generate("m", "wait:0.01", timeout=HELD_S)) for _ in range(20)]
 
         def all_held() -> bool:
             ended = [task for task in (*early, *late) if task.done()]
@@ -134,7 +133,7 @@ async def test_a_stream_hears_how_it_stands_and_others_just_wait() -> None:
     async with House() as house:
         house.prospect = QUEUED
         await house.serve(holding("m"))
-        unary = asyncio.create_task(house.generate("m"))
+        unary = asyncio.create_task(house.generate("m", timeout=PATIENCE_S))
         await until(lambda: house.door.held.get("m") == 1)
         stream = aiter(house.stream("m", 2, 0.01))
         waiting = (await first(stream)).waiting
@@ -143,8 +142,11 @@ async def test_a_stream_hears_how_it_stands_and_others_just_wait() -> None:
         assert waiting.estimated_start.ToDatetime(UTC) == START
 
         house.prospect = Prospect("0 of 1 ready: job 71 starts", job=Job(71, "n", "c", JobState.RUNNING))
-        waiting = (await first(stream)).waiting
-        assert (waiting.job_state, waiting.pending_reason) == ("RUNNING", "")
+        # What is not new is told again where this process was held up.
+        async with asyncio.timeout(PATIENCE_S):
+            while waiting.job_state != "RUNNING":
+                waiting = (await first(stream)).waiting
+        assert waiting.pending_reason == ""
         assert not waiting.HasField("estimated_start")
 
         a = await house.replica("a")
@@ -155,18 +157,20 @@ async def test_a_stream_hears_how_it_stands_and_others_just_wait() -> None:
         assert answer.id == "a"
         sent = seen(answer)["metadata"]
         assert sent["x-penstock-deployment-secret"] == a.secret
-        assert seen(answer)["deadline_s"] < 10, "the client's deadline, less what it waited"
+        assert seen(answer)["deadline_s"] < PATIENCE_S, "the client's deadline, less what it waited"
 
 
 async def test_what_cannot_be_had_in_time_is_refused_at_once() -> None:
     async with House() as house:
         await house.serve(holding("m", max_hold_s=60))
         house.prospect = Prospect("0 of 1 ready: queued, estimated start 14:05", wait_s=90)
-        error = await refusal(house.generate("m"))
+        error = await refusal(house.generate("m", timeout=50))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert error.details() == (
+        # Less what the way took.
+        assert re.fullmatch(
             "deployment 'm' has no ready replica: 0 of 1 ready: queued, estimated start 14:05; that is 90 s from now,"
-            " and the request could be held for 10 s (the request's own deadline)"
+            r" and the request could be held for [2-5]\d s \(the request's own deadline\)",
+            str(error.details()),
         )
         info, retry_after_s = details(error)
         assert (info.reason, retry_after_s) == ("NO_READY_REPLICA", 90)
@@ -201,7 +205,7 @@ async def test_hope_that_is_lost_while_waiting_ends_it_and_so_does_time() -> Non
         await house.serve(holding("m", max_hold_s=1), holding("n"))
         began = time.monotonic()
         error = await refusal(house.generate("m"))
-        assert 0.9 < time.monotonic() - began < 3
+        assert time.monotonic() - began > 0.9
         assert str(error.details()).endswith("; the request was held for 1 s (spec.admission.max_hold_s)")
 
         stream = aiter(house.stream("n", 1, 0))
@@ -311,6 +315,10 @@ async def test_a_replica_that_is_lost_again_is_waited_for_again() -> None:
         a = await house.replica("a")
         await house.door.set_state(RoutingState((holding("m", a.port),)))
         assert (await asked).id == "a"
+
+
+async def _has(house: House, port: int, requests: int) -> bool:
+    return await house.active_at(port) == requests
 
 
 async def _answered_by(house: House, who: str) -> bool:

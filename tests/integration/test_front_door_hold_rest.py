@@ -18,7 +18,7 @@ from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
 from penstock.v1 import inference_pb2
-from tests.integration.front_door_kit import House, endpoint, route, until
+from tests.integration.front_door_kit import HELD_S, House, endpoint, route, until
 from tests.integration.front_door_replica import Replica
 from tests.integration.test_front_door_hold import QUEUED
 
@@ -45,13 +45,13 @@ def no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def post(house: House, prompt: str = "x", **more: Any) -> httpx.Response:
     return await house.rest.post(
-        "/v1/completions", json={"model": "m", "prompt": prompt, **more}, timeout=120
+        "/v1/completions", json={"model": "m", "prompt": prompt, **more}, timeout=HELD_S
     )
 
 
 async def lines(house: House, prompt: str = "3:0.001") -> AsyncGenerator[str]:
     body = {"model": "m", "prompt": prompt, "stream": True}
-    async with house.rest.stream("POST", "/v1/completions", json=body, timeout=120) as response:
+    async with house.rest.stream("POST", "/v1/completions", json=body, timeout=HELD_S) as response:
         assert response.status_code == 200, (await response.aread()).decode()
         assert response.headers["content-type"] == "text/event-stream"
         async for line in response.aiter_lines():
@@ -69,7 +69,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
     async with House() as house:
         house.prospect = QUEUED
         killed, port, engine_port = await house.rest_process("killed")
-        only = replace(holding("m"), endpoints=(endpoint(port, engine_port=engine_port),))
+        only = replace(holding("m", max_hold_s=HELD_S), endpoints=(endpoint(port, engine_port=engine_port),))
         await house.serve(only)
         await until(lambda: _answered_by(house, "killed"))
 
@@ -81,8 +81,12 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
         async def stream() -> list[str]:
             return [line async for line in lines(house) if not line.startswith(": waiting")]
 
-        early = [asyncio.create_task(post(house, "wait:5")) for _ in range(20)]
-        await asyncio.wait(early, timeout=0.3)
+        early = [asyncio.create_task(post(house, "stay:killed")) for _ in range(20)]
+
+        async def has_them() -> bool:
+            return await house.active_at(engine_port) == 20
+
+        await until(has_them, what="the replica has some")
         killed.kill()
         await killed.wait()
         unary = [asyncio.create_task(ask()) for _ in range(80)]
@@ -93,12 +97,14 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
             assert not ended, [task.exception() or task.result() for task in ended][:1]
             return house.door.held.get("m") == 200
 
-        await until(all_held, 60, what="all are held")
-        await house.door.set_state(RoutingState((holding("m"),)))
+        await until(all_held, what="all are held")
+        await house.door.set_state(RoutingState((holding("m", max_hold_s=HELD_S),)))
 
-        _, port, engine_port = await house.rest_process("new")
+        _, port, new_engine_port = await house.rest_process("new")
         began = time.monotonic()
-        again = replace(holding("m"), endpoints=(endpoint(port, engine_port=engine_port),))
+        again = replace(
+            holding("m", max_hold_s=HELD_S), endpoints=(endpoint(port, engine_port=new_engine_port),)
+        )
         await house.door.set_state(RoutingState((again,)))
         assert [answer.status_code for answer in await asyncio.gather(*early)] == [200] * 20
         assert await asyncio.gather(*unary) == ["new"] * 80
@@ -138,8 +144,10 @@ async def test_what_was_asked_arrives_as_it_was_and_so_does_the_answer() -> None
         assert sent["x-tenant"] == "kept"
         assert "authorization" not in sent
 
+        # Held from when Envoy sends nothing to the replica any more, which a refusal shows.
+        await house.door.set_state(RoutingState((route("m"),)))
+        await until(lambda: _refused(house))
         await house.door.set_state(RoutingState((holding("m"),)))
-        await until(lambda: _refused_or_held(house))
         asked = asyncio.create_task(post(house, "fail:422"))
         await until(lambda: house.door.held.get("m") == 1)
         await house.door.set_state(RoutingState((holding("m", a),)))
@@ -287,10 +295,5 @@ async def _answered_by(house: House, who: str) -> bool:
     return answer.status_code == 200 and answer.json()["id"] == who
 
 
-async def _refused_or_held(house: House) -> bool:
-    """Whether nobody answers any more."""
-    try:
-        await house.rest.post("/v1/completions", json={"model": "m", "prompt": "x"}, timeout=0.2)
-    except httpx.ReadTimeout:
-        return True
-    return False
+async def _refused(house: House) -> bool:
+    return (await post(house)).status_code == 503

@@ -43,6 +43,6 @@ def test_packed_on_the_node_of_another_one(laid: Penstock) -> None:
         laid.cluster.run("scontrol", "update", "nodename=node1", "state=resume")
     laid.cli("scale", NAME, "--replicas", "2")
     laid.wait_ready(NAME, 2)
-    wait_until(lambda: on_nodes(laid).total() == 2, 30, lambda: laid.cli("why", NAME).stdout)
+    wait_until(lambda: on_nodes(laid).total() == 2, 60, lambda: laid.cli("why", NAME).stdout)
     assert on_nodes(laid) == {"node2": 2}
     assert "on node2, beside replicas of it" in laid.cli("events", NAME).stdout

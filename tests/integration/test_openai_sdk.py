@@ -74,7 +74,7 @@ class Door:
         return openai.AsyncOpenAI(base_url=self.url, api_key="sk-anything", **{"max_retries": 0, **options})
 
     async def running(self) -> int:
-        _, text = await self.engine.http.get("/metrics", 5)
+        _, text = await self.engine.http.get("/metrics", 60)
         lines = [line for line in text.decode().splitlines() if line.startswith("vllm:num_requests_running{")]
         return int(float(lines[0].rpartition(" ")[2]))
 
@@ -97,7 +97,7 @@ def door(request: pytest.FixtureRequest) -> Iterator[Door]:
         stack.callback(lambda: background.run(house.__aexit__(None, None, None), 60))
         routes = [route("none")]
         for name, (engine, _) in (("m", started), ("e", embedding)):
-            agent = background.run(house.replica(name), 20)
+            agent = background.run(house.replica(name), 60)
             assert engine.door is not None
             engine.door.expect(engine_key(SECRET, f"a{agent.port}"))
             engine.door.open()
@@ -305,7 +305,7 @@ async def test_a_stream_that_is_closed_frees_the_engine(door: Door) -> None:
         await anext(aiter(stream))
         assert await door.running() == 1
         await stream.close()
-        await until("the slot is free", door.running, lambda running: running == 0, 5)
+        await until("the slot is free", door.running, lambda running: running == 0)
 
 
 async def test_a_time_out_frees_the_engine(door: Door) -> None:
@@ -314,7 +314,7 @@ async def test_a_time_out_frees_the_engine(door: Door) -> None:
             await client.completions.create(
                 model="m", prompt="x", max_tokens=1900, extra_body={"ignore_eos": True, "n": 8}
             )
-        await until("the slot is free", door.running, lambda running: running == 0, 5)
+        await until("the slot is free", door.running, lambda running: running == 0)
 
 
 def test_responses(door: Door) -> None:

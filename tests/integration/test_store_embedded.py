@@ -224,12 +224,16 @@ def test_two_starts_at_once_are_one_server(folder: Path, server: EmbeddedServer)
     assert len(urls) == 3
     assert set(urls) == {server.start()}
     data = str(folder / "postgres" / "data")
-    postmasters = [
-        process.pid
-        for process in psutil.process_iter(["name", "cmdline"])
-        if process.info["name"] == "postgres" and data in (process.info["cmdline"] or [])
-    ]
-    assert postmasters == [server.pid]
+
+    def is_one_server() -> bool:
+        postmasters = [
+            process.pid
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"] == "postgres" and data in (process.info["cmdline"] or [])
+        ]
+        return postmasters == [server.pid]
+
+    wait_until(is_one_server)  # A process that it has just forked has its command line for a moment.
 
 
 def test_an_initdb_that_was_cut_short_is_begun_anew(folder: Path, server: EmbeddedServer) -> None:

@@ -85,7 +85,7 @@ def test_a_real_model_answers_from_a_job(
         assert "tokens of prompt" in done.stderr
         assert "vLLM" in penstock.cli("logs", "smollm2-1").stdout
         penstock.cli("delete", "smollm2", "--wait")
-    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 60, "no job is left")
 
 
 @pytest.mark.real_engine
@@ -106,11 +106,11 @@ def test_a_real_model_embeds_and_ranks_from_a_job(penstock: Penstock, engine_env
         with penstock.channel() as channel:
             stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
             request = pb.RerankRequest(model="minilm", query=kitten, documents=[truck, cat])
-            ranked = stub.Rerank(request, timeout=30).documents
+            ranked = stub.Rerank(request, timeout=120).documents
         assert [document.index for document in ranked] == [1, 0]
         assert ranked[0].score == pytest.approx(near, abs=0.01)
         penstock.cli("delete", "minilm", "--wait")
-    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 60, "no job is left")
 
 
 @pytest.mark.real_engine
@@ -136,7 +136,7 @@ def test_an_adapter_is_added_to_a_real_model_as_it_runs(
         penstock.wait_ready("tiny", 1, READY_WITHIN_S)
         jobs = penstock.cluster.run("squeue", "-h", "-o", "%i")
         bare = wait_until(
-            lambda: text if not (text := says("tiny")).isdigit() else "", 20, "the model answers"
+            lambda: text if not (text := says("tiny")).isdigit() else "", 60, "the model answers"
         )
         apply("org/loud")
         # It waits until the replica has loaded it.
@@ -144,11 +144,11 @@ def test_an_adapter_is_added_to_a_real_model_as_it_runs(
         assert says("tiny") == bare
         assert "org/loud" in penstock.cli("models").stdout
         apply()
-        wait_until(lambda: says("org/loud") == "404", 20, "it is no model any more")
+        wait_until(lambda: says("org/loud") == "404", 60, "it is no model any more")
         wait_until(
-            lambda: "'org/loud' is unloaded" in penstock.cli("logs", "tiny-1").stdout, 20, "it is unloaded"
+            lambda: "'org/loud' is unloaded" in penstock.cli("logs", "tiny-1").stdout, 60, "it is unloaded"
         )
         assert says("tiny") == bare
         assert penstock.cluster.run("squeue", "-h", "-o", "%i") == jobs
         penstock.cli("delete", "tiny", "--wait")
-    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 30, "no job is left")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h").strip(), 60, "no job is left")

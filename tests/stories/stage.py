@@ -51,7 +51,7 @@ from penstock.testing.slurm import FakeSlurm
 
 INSTALLATION = "story"
 BEGIN = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)
-LEASE_WITHIN_S = 10
+LEASE_WITHIN_S = 60
 WIDTH = 118
 
 SPEC = Spec(

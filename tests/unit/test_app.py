@@ -178,7 +178,7 @@ async def test_the_embedded_server_is_stopped_last(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(migrate, "current", lambda url: "head")
     server = _Server()
     async with app._embedded(server):  # type: ignore[arg-type]
-        assert await asyncio.to_thread(server.started_again.wait, 10)
+        assert await asyncio.to_thread(server.started_again.wait, 60)
     # Left while it was being started again.
     assert server.calls.count("stopped") == 1
     assert server.calls[-1] == "stopped"
@@ -192,7 +192,7 @@ async def test_a_child_that_cannot_be_started_ends_nobody(
     steady = Child("steady", ["sleep", "60"])
     with caplog.at_level(logging.INFO):
         running = asyncio.create_task(Supervisor(tmp_path, [missing, steady]).run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while caplog.text.count("missing: cannot be started") < 2 or "steady: started" not in caplog.text:
                 assert not running.done()
                 await asyncio.sleep(0.01)

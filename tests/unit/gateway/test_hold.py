@@ -61,7 +61,7 @@ async def test_a_line_waits_until_a_replica_answers_whatever_asking_for_it_raise
     hold = holding(route(), False, RuntimeError("a bug"), True)
     with hold.enter(route(), UNKNOWN, 5, math.inf, 0) as held:
         assert hold.room.held == {"m": 1}
-        await asyncio.wait_for(called(held), 10)
+        await asyncio.wait_for(called(held), 60)
         held.answered()
         assert hold.room.held == {}
     assert "a bug" in caplog.text

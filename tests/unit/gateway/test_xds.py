@@ -64,7 +64,7 @@ class PretendedEnvoy:
         self._requests.put_nowait(request)
 
     async def next(self) -> DiscoveryResponse:
-        return await asyncio.wait_for(self._responses.get(), 5)
+        return await asyncio.wait_for(self._responses.get(), 60)
 
     async def nothing(self) -> bool:
         """Nothing more is sent once everything that was asked has been handled."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +61,7 @@ async def running(kept: AdapterKeeper) -> AsyncIterator[None]:
 
 
 async def until(kept: AdapterKeeper, *names: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not set(names) <= set(kept.names):
             await asyncio.sleep(0.005)
 
@@ -70,9 +69,8 @@ async def until(kept: AdapterKeeper, *names: str) -> None:
 async def test_slow_ones_are_left_to_the_time_after(tmp_path: Path) -> None:
     engine = SlowEngine()
     kept = keeper(engine, lora(tmp_path / "quick"), *(lora(tmp_path / f"slow-{n}") for n in range(5)))
-    begun = time.monotonic()
-    await kept.load_all(1.0)
-    assert time.monotonic() - begun < 5
+    async with asyncio.timeout(60):
+        await kept.load_all(3.0)  # Time for the quick one on a machine with hiccups, too.
     assert set(kept.names) == {"quick"}
     assert engine.tried == ["quick", "slow-0"]
     # It went through after all: that is found, not told as a failure.
@@ -88,7 +86,7 @@ async def test_the_wait_is_bounded_where_the_start_may_take_long(
 ) -> None:
     monkeypatch.setattr(adapter_keeper, "FIRST_LOADS_S", 0.2)
     kept = keeper(SlowEngine(), lora(tmp_path / "slow"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await kept.load_all(1800)
     assert set(kept.names) == set()
 
@@ -96,7 +94,7 @@ async def test_the_wait_is_bounded_where_the_start_may_take_long(
 async def test_a_folder_that_does_not_answer_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_keeper, "LOOK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(adapter_keeper, "LOOK_TIMEOUT_S", 3.0)
     monkeypatch.setattr(adapter_keeper, "RETRY_FIRST_S", 0.01)
     hung, good = lora(tmp_path / "hung"), lora(tmp_path / "good")
     file = tmp_path / "hung" / "adapter_config.json"
@@ -106,9 +104,9 @@ async def test_a_folder_that_does_not_answer_holds_up_no_other(
     writer = os.open(file, os.O_RDWR)
     try:
         kept = keeper(SlowEngine(), hung, good)
-        await kept.load_all(20)
+        await kept.load_all(60)
         told = {one.name: (one.loaded, one.message) for one in kept.standings()}
-        message = f"{tmp_path}/hung could not be read within 1 s"
+        message = f"{tmp_path}/hung could not be read within 3 s"
         assert told == {"hung": (False, message), "good": (True, "")}
         file.unlink()
         file.write_text(json.dumps({"r": 8}))

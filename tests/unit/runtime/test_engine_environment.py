@@ -7,7 +7,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,11 +61,9 @@ def test_the_weights_file_is_safetensors(tmp_path: Path) -> None:
 def test_a_second_call_makes_nothing(tmp_path: Path) -> None:
     folder = made(tmp_path)
     before = (folder / "model.safetensors").stat()
-    begun = time.monotonic()
     result = subprocess.run(
         command(tmp_path, "--progress"), capture_output=True, text=True, timeout=60, check=True
     )
-    assert time.monotonic() - begun < 5  # itself 0.1 s
     assert result.stderr == ""
     assert result.stdout == f"{PART}\t{folder}\n"
     assert (folder / "model.safetensors").stat() == before

@@ -110,11 +110,11 @@ async def test_the_stand_ins_ranks() -> None:
     await asyncio.sleep(0)
     assert not head.complete.is_set()
     second = asyncio.create_task(standin_ranks.work("127.0.0.1", port, 2, stops[1]))
-    await asyncio.wait_for(head.complete.wait(), 5)
+    await asyncio.wait_for(head.complete.wait(), 60)
     assert not lost.is_set()
     stops[1].set()
-    assert await asyncio.wait_for(second, 5) == 0
-    await asyncio.wait_for(lost.wait(), 5)
+    assert await asyncio.wait_for(second, 60) == 0
+    await asyncio.wait_for(lost.wait(), 60)
     stops[0].set()
-    assert await asyncio.wait_for(first, 5) == 0
+    assert await asyncio.wait_for(first, 60) == 0
     server.close()

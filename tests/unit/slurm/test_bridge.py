@@ -22,7 +22,7 @@ from penstock.slurm.port import SlurmUnavailable, SubmissionUnknown
 from penstock.slurm.pyslurm import SERVER, PySlurm
 from penstock.testing.slurm import anybody
 
-WITHIN_S = 20
+WITHIN_S = 60
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\n", work_dir="/w", output="/w/out")
 
 GREETING = "import json, sys, os, time\nprint(json.dumps({'pyslurm': '1'}), flush=True)\n"

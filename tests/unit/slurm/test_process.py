@@ -16,7 +16,7 @@ import pytest
 from penstock.slurm import process
 from penstock.slurm.process import CommandFailed, NotStarted
 
-WITHIN_S = 20
+WITHIN_S = 60
 PARENT = """
 import asyncio, os, sys
 from penstock.slurm import process
