@@ -53,6 +53,7 @@ MAKE_TIMEOUT_S = 1200
 START_TIMEOUT_S = 600.0
 """vLLM alone on two cores is healthy after 60 s; beside four others that work it took four times that."""
 STANDIN_TIMEOUT_S = 60.0
+"""It is up in a fraction of a second; this only ends a hang."""
 VLLM_ARGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048")
 VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -202,7 +203,7 @@ def start_in_background(
             pytest.fail(f"{error}\n{_text(started.output)}", pytrace=False)
         yield started, background
     finally:
-        background.run(started.engine.stop(0), 30)
+        background.run(started.engine.stop(0), 60)
         background.close()
 
 

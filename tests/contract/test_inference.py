@@ -162,7 +162,7 @@ async def generating(
 ) -> AsyncIterator[Ready]:
     args: tuple[str, ...] = TOOLS_ARGS
     if request.param == "standin":
-        args = (*TOOLS_ARGS, "--max-model-len", "2048", "--tokens-per-second", "400")
+        args = (*TOOLS_ARGS, "--max-model-len", "2048", "--tokens-per-second", "200")
     folder = tmp_path_factory.mktemp("agent")
     adapters = [{"name": ADAPTER, "path": str(make_tiny_lora(folder / "lora"))}]
     async with ready(request, folder, *args, task="generate", model="tiny_llama", adapters=adapters) as found:
@@ -457,15 +457,15 @@ class TestGenerating:
             else:
                 request = chat(pb.StreamChatRequest(), sampling=long)
                 call = stub.StreamChat(request, metadata=METADATA, timeout=1 if end == "deadline" else None)
-                await call.read()
-                assert await generating.process.running() == 1
                 if end == "cancel":
+                    await call.read()
+                    assert await generating.process.running() == 1
                     call.cancel()
                 else:
                     assert await failed_code(rest_of(call)) == "DEADLINE_EXCEEDED"
             left = time.monotonic()
             while await generating.process.running():
-                assert time.monotonic() < left + 5
+                assert time.monotonic() < left + 8, "the stand-in would take two seconds more"
 
     async def test_an_engine_that_dies_counts_what_it_made(self, generating: Ready) -> None:
         call = generating.stub.StreamChat(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -27,8 +28,8 @@ DEPLOYMENT_SECRET = "the-deployments-secret"
 ENGINE_KEY = "the-engines-key"
 METADATA = (("x-penstock-deployment-secret", DEPLOYMENT_SECRET),)
 
-# A wait that takes this long has failed.
-PATIENCE_S = 20.0
+# A wait that takes this long has failed: what takes a second alone takes ten beside others.
+PATIENCE_S = 60.0
 
 
 async def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
@@ -132,7 +133,7 @@ def attempt_folder(home: Path, port: int, **changes: Any) -> Path:
         "environment": {},
         "model": {},
         "model_names": ["smollm2", "chatty"],
-        "startup_timeout_s": 20,
+        "startup_timeout_s": PATIENCE_S,
         "drain_timeout_s": 10,
         "gpus": 0,
         "nodes": 1,
@@ -195,7 +196,7 @@ class AgentProcess:
 
     async def running(self) -> int:
         """How many requests the engine says are running."""
-        _, text = await self.engine.get("/metrics", 5)
+        _, text = await self.engine.get("/metrics", PATIENCE_S)
         lines = [line for line in text.decode().splitlines() if line.startswith("vllm:num_requests_running{")]
         return int(float(lines[0].rpartition(" ")[2]))
 
@@ -208,8 +209,20 @@ def environment(pid: int) -> dict[str, str]:
 
 def children(pid: int) -> list[int]:
     """The child processes of `pid`."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # Threads end.
+            found += map(int, task.read_text().split())
+    return found
+
+
+def environments() -> list[str]:
+    """What each living process was started with, as far as it may be read."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return found
 
 
 @asynccontextmanager
@@ -233,10 +246,8 @@ async def agent(folder: Path) -> AsyncIterator[AgentProcess]:
             process.kill()
             await process.wait()
             for child in left:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, 9)
-                except ProcessLookupError:
-                    pass
 
 
 @asynccontextmanager
@@ -264,7 +275,7 @@ async def health(port: int, metadata: tuple[tuple[str, str], ...] = ()) -> str:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=5)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=PATIENCE_S)
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

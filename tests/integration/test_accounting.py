@@ -75,7 +75,7 @@ def test_what_slurmctld_forgot_is_told_from_the_accounts(cluster: Cluster) -> No
             return cluster.run("sacct", "-nXP", f"--jobs={job}", "--format=State,JobName").strip()
 
         # slurmctld tells of starts every 5 s and of ends at once: until then a short job has its end, and no name.
-        wait_until(lambda: row().startswith("FAILED|penstock-lost-"), 30, lambda: f"job {job}: {row()!r}")
+        wait_until(lambda: row().startswith("FAILED|penstock-lost-"), 60, lambda: f"job {job}: {row()!r}")
         cluster.stop_controller()
         shutil.rmtree(cluster.root / "state")
         (cluster.root / "state").mkdir(mode=0o700)

@@ -88,7 +88,7 @@ def base(penstock: Penstock, folder: Path) -> Iterator[Path]:
 
 
 def test_an_adapter_is_a_model_of_its_own_from_the_start(penstock: Penstock, base: Path) -> None:
-    wait_until(lambda: says(penstock, "base") == SPEAKS, 10, "the model answers")
+    wait_until(lambda: says(penstock, "base") == SPEAKS, 60, "the model answers")
     assert says(penstock, "org/first") == SHOUTS
     assert models(penstock) == {"base": (2, ""), "org/first": (2, "base")}
     cards = httpx.get(f"http://{penstock.server}/v1/models", timeout=10).json()["data"]
@@ -102,22 +102,22 @@ def test_one_is_added_moved_and_removed_without_a_restart(penstock: Penstock, ba
     # Nobody has it yet: both requests wait until somebody has.
     assert says(penstock, "late") == SHOUTS
     loaded = [[("org/first", True), ("late", True)]] * 2
-    wait_until(lambda: standings(penstock) == loaded, 20, "both have both")
+    wait_until(lambda: standings(penstock) == loaded, 60, "both have both")
     described = penstock.cli("describe", "base").stdout
     assert "2/2" in described
     assert str(late) in described
     wait_until(
-        lambda: "2 adapters on 2 ready replicas" in penstock.cli("describe", "base").stdout, 20, "it says so"
+        lambda: "2 adapters on 2 ready replicas" in penstock.cli("describe", "base").stdout, 60, "it says so"
     )
     moved = lora(base.parent / "moved")
     penstock.apply(manifest({"org/first": base, "late": moved}))
     assert says(penstock, "late") == SHOUTS
-    wait_until(lambda: str(moved) in penstock.cli("describe", "base").stdout, 20, "it is shown")
+    wait_until(lambda: str(moved) in penstock.cli("describe", "base").stdout, 60, "it is shown")
     penstock.apply(manifest({"org/first": base}))
-    wait_until(lambda: says(penstock, "late")[0].startswith("NOT_FOUND"), 5, "it is no model any more")
+    wait_until(lambda: says(penstock, "late")[0].startswith("NOT_FOUND"), 60, "it is no model any more")
     assert asked(penstock, "late").status_code == 404
     assert says(penstock, "org/first") == SHOUTS
-    wait_until(lambda: standings(penstock) == [[("org/first", True)]] * 2, 20, "it is unloaded")
+    wait_until(lambda: standings(penstock) == [[("org/first", True)]] * 2, 60, "it is unloaded")
     assert penstock.cluster.run("squeue", "-h", "-o", "%i").split() == jobs
     assert penstock.get("deployments", "base")["status"]["current_revision"] == "1"
 
@@ -126,7 +126,7 @@ def test_a_path_that_is_not_there_is_told_and_harms_nobody(penstock: Penstock, b
     missing = base.parent / "missing"
     penstock.apply(manifest({"org/first": base, "missing": missing}))
     why = f"{missing} has no adapter_config.json with a rank (No such file or directory)"
-    wait_until(lambda: why in penstock.cli("why", "base").stdout, 30, "it says so")
+    wait_until(lambda: why in penstock.cli("why", "base").stdout, 60, "it says so")
     events = penstock.cli("events", "base").stdout
     assert "AdapterFailed" in events
     by_grpc, by_rest = says(penstock, "missing")

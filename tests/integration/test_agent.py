@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import pytest
 
 from penstock.v1 import inference_pb2 as pb
 from penstock_runtime.in_engine.penstock_engine_door import KEY_HEADER
+from penstock_runtime.ports import HeldPort
 from tests.integration.agent_kit import (
     ATTEMPT,
     ATTEMPT_SECRET,
     ENGINE_KEY,
     METADATA,
+    PATIENCE_S,
     FakeControl,
     agent,
     attempt_folder,
@@ -29,6 +32,7 @@ from tests.integration.agent_kit import (
     client,
     control_plane,
     environment,
+    environments,
     failed,
     health,
     ready_agent,
@@ -38,10 +42,21 @@ from tests.integration.agent_kit import (
     until,
 )
 
+LINGERS_S = 100.0
+"""How long a dead engine's process lives on: longer than anything is waited for."""
+
 
 @pytest.fixture
 def control() -> FakeControl:
     return FakeControl()
+
+
+@pytest.fixture
+def held() -> Iterator[HeldPort]:
+    """A port where nobody listens but who is told its number."""
+    port = HeldPort("127.0.0.1")
+    yield port
+    port.close()
 
 
 def gone(pid: int) -> bool:
@@ -62,7 +77,7 @@ async def test_from_start_to_a_streamed_answer(tmp_path: Path, control: FakeCont
         assert control.phases() == ["STARTING", "READY"]
         ready = control.last("READY")
         assert ready is not None
-        assert 0.3 < ready.ready_after_s < 20
+        assert 0.3 < ready.ready_after_s < PATIENCE_S
         # The proof of readiness is a token that this engine made.
         assert ready.load.generation_tokens_total == 1
 
@@ -212,7 +227,9 @@ async def test_the_engine_lets_in_its_agent_and_its_gateways_only(
 async def test_a_drain_lets_rest_finish_and_takes_no_more_of_it(tmp_path: Path, control: FakeControl) -> None:
     engine = standin("--tokens-per-second", "40", "--answer-tokens", "60")
     control.drain_may_end.set()
-    async with ready_agent(tmp_path, control, engine=engine) as (process, _):
+    async with ready_agent(tmp_path, control, engine=engine, drain_timeout_s=PATIENCE_S) as (process, _):
+        # It goes on until all of the drain is seen.
+        await process.engine.post("/standin/faults", {"hang_after_tokens": 5})
         base = f"http://127.0.0.1:{process.engine_port}"
         asked = {"model": "smollm2", "prompt": "a b", "stream": True, "max_tokens": 100}
         async with httpx.AsyncClient(base_url=base, headers={KEY_HEADER: ENGINE_KEY}) as client:
@@ -225,11 +242,13 @@ async def test_a_drain_lets_rest_finish_and_takes_no_more_of_it(tmp_path: Path, 
                 await until(lambda: control.drains, "Drain")
 
                 async def refused() -> bool:
-                    answer = await client.post("/v1/completions", json={**asked, "stream": False})
+                    short = {**asked, "stream": False, "max_tokens": 1}
+                    answer = await client.post("/v1/completions", json=short)
                     return answer.status_code == 503 and answer.headers["x-penstock-answered-by"] == "door"
 
                 while not await refused():
                     pass
+                await process.engine.post("/standin/faults", {"hang_after_tokens": None})
                 rest = [line async for line in lines]
         assert rest[-2:] == ["data: [DONE]", ""]
         assert await process.ended() == 0
@@ -239,17 +258,21 @@ async def test_a_drain_lets_rest_finish_and_takes_no_more_of_it(tmp_path: Path, 
 async def test_a_client_who_leaves_frees_his_slot(tmp_path: Path, control: FakeControl) -> None:
     engine = standin("--tokens-per-second", "50", "--answer-tokens", "100000", "--max-model-len", "1000000")
     async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
-        took_s = []
+        took_s, asking_s = [], []
         for _ in range(5):
             call = stub.StreamChat(chat(max_tokens=100_000), metadata=METADATA)
             await call.read()
             assert await process.running() == 1
+            asked = time.monotonic()
+            assert await process.running() == 1
             left = time.monotonic()
             call.cancel()
             while await process.running():
-                assert time.monotonic() < left + 5
+                assert time.monotonic() < left + PATIENCE_S
             took_s.append(time.monotonic() - left)
-        assert sorted(took_s)[2] < 0.1, took_s
+            asking_s.append(left - asked)
+        # Busy cores are slow to answer, too.
+        assert sorted(took_s)[2] < 0.1 + 5 * sorted(asking_s)[2], (took_s, asking_s)
 
 
 async def test_a_deadline_frees_the_slot_too(tmp_path: Path, control: FakeControl) -> None:
@@ -258,18 +281,19 @@ async def test_a_deadline_frees_the_slot_too(tmp_path: Path, control: FakeContro
         call = stub.StreamChat(chat(max_tokens=9), metadata=METADATA, timeout=0.5)
         status, _ = await failed(call)
         assert status == "DEADLINE_EXCEEDED"
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE_S
         while await process.running():
             assert time.monotonic() < end
 
 
 async def test_a_slow_client_gets_everything(tmp_path: Path, control: FakeControl) -> None:
     engine = standin("--answer-tokens", "30000", "--max-model-len", "1000000")
-    async with ready_agent(tmp_path, control, engine=engine) as (_, stub):
+    async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
         call = stub.StreamChat(chat("w", max_tokens=30_000), metadata=METADATA)
         chunks: list[Any] = [await call.read()]
-        # Nothing is read for a while: what arrives meanwhile fills the transport, and then the pending chunk.
-        await asyncio.sleep(0.3)
+        # Nothing is read until all is made: what arrives fills the transport, and then the pending chunk.
+        while await process.running():
+            await asyncio.sleep(0.01)
         chunks += await rest_of(call)
         assert text_of(chunks) == " ".join(f"w:{i}" for i in range(30_000))
         assert chunks[-1].usage.completion_tokens == 30_000
@@ -306,7 +330,7 @@ async def test_an_engine_that_dies_fails_its_streams_and_the_job(
 async def test_a_dead_engine_is_given_up_though_its_process_lives_on(
     tmp_path: Path, control: FakeControl
 ) -> None:
-    engine = standin("--tokens-per-second", "100", "--exit-linger-s", "60")
+    engine = standin("--tokens-per-second", "100", "--exit-linger-s", str(LINGERS_S))
     async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
         pid = process.engine_pid
         await process.engine.post("/standin/faults", {"die_after_tokens": 1})
@@ -314,7 +338,7 @@ async def test_a_dead_engine_is_given_up_though_its_process_lives_on(
         died = time.monotonic()
         assert status == "UNAVAILABLE", details
         report = await until(lambda: control.last("FAILED"), "FAILED")
-        assert time.monotonic() - died < 2
+        assert time.monotonic() - died < LINGERS_S / 2, "long before its process ends"
         assert "the engine is dead" in report.message
         assert "EngineCore encountered an issue" in report.last_words
         assert await process.ended() == 70
@@ -356,8 +380,10 @@ async def test_one_request_that_fails_harms_no_other(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 async def test_a_signal_drains(tmp_path: Path, control: FakeControl, number: signal.Signals) -> None:
     engine = standin("--tokens-per-second", "40", "--answer-tokens", "80")
-    async with ready_agent(tmp_path, control, engine=engine) as (process, stub):
+    async with ready_agent(tmp_path, control, engine=engine, drain_timeout_s=PATIENCE_S) as (process, stub):
         pid, port = process.engine_pid, control.registered[0].port
+        # It goes on until all of the drain is seen.
+        await process.engine.post("/standin/faults", {"hang_after_tokens": 5})
         call = stub.StreamChat(chat("w", max_tokens=80), metadata=METADATA)
         chunks: list[Any] = [await call.read()]
         process.signal(number)
@@ -378,6 +404,7 @@ async def test_a_signal_drains(tmp_path: Path, control: FakeControl, number: sig
             except grpc.aio.AioRpcError as error:
                 details = f"{error.code().name}: {error.details()}"
         assert details == "UNAVAILABLE: replica smollm2-1 is leaving; another one can take this request"
+        await process.engine.post("/standin/faults", {"hang_after_tokens": None})
         chunks += await rest_of(call)
         assert text_of(chunks) == " ".join(f"w:{i}" for i in range(80))
         assert await call.code() is grpc.StatusCode.OK
@@ -413,7 +440,8 @@ async def test_what_a_drain_cannot_wait_for_is_cut(tmp_path: Path, control: Fake
         asked = time.monotonic()
         process.signal(signal.SIGTERM)
         status, details = await failed(call)
-        assert 0.9 < time.monotonic() - asked < 3
+        # It would have gone on for eight minutes.
+        assert 0.9 < time.monotonic() - asked < PATIENCE_S
         assert status == "UNAVAILABLE"
         assert "had to leave after 1 s (drain_timeout_s)" in details
         assert "tokens had been made" in details
@@ -442,22 +470,21 @@ async def test_a_signal_before_it_is_ready_ends_it_at_once(tmp_path: Path, contr
             await until(lambda: control.last("STARTING"), "STARTING")
             pid = process.engine_pid
             process.signal(signal.SIGTERM)
-            assert await process.ended(5) == 0
+            assert await process.ended(30) == 0, "long before the engine would be ready"
             assert control.phases() == ["STARTING", "ENDED"]
             assert gone(pid)
 
 
 async def test_an_engine_that_never_becomes_ready(tmp_path: Path, control: FakeControl) -> None:
     async with control_plane(control) as port:
-        engine = standin("--start-delay-s", "60")
+        engine = standin("--start-delay-s", "600") | {"env": {"STARTED_BY": str(tmp_path)}}
         async with agent(attempt_folder(tmp_path, port, engine=engine, startup_timeout_s=1.5)) as process:
             await until(lambda: control.last("STARTING"), "STARTING")
-            pid = process.engine_pid
             assert await process.ended() == 70
             report = control.last("FAILED")
             assert report is not None
             assert "not ready within 1.5 s" in report.message
-            assert gone(pid)
+            assert not [one for one in environments() if f"STARTED_BY={tmp_path}\0" in one]
 
 
 async def test_an_engine_that_ends_while_it_starts(tmp_path: Path, control: FakeControl) -> None:
@@ -512,22 +539,22 @@ async def test_a_model_or_an_image_that_is_not_there(
             assert said in report.message
 
 
-async def test_a_control_plane_that_comes_later(tmp_path: Path, control: FakeControl) -> None:
-    async with control_plane(FakeControl()) as port:
-        pass
-    async with agent(attempt_folder(tmp_path, port)) as process:
+async def test_a_control_plane_that_comes_later(tmp_path: Path, control: FakeControl, held: HeldPort) -> None:
+    async with agent(attempt_folder(tmp_path, held.number)) as process:
         await until(lambda: "cannot register yet" in process.log, "a try to register")
         await until(lambda: "first token" in process.log, "the engine's first token")
         assert "READY" not in control.phases()
-        async with control_plane(control, port):
+        async with control_plane(control, held.number):
             await until(lambda: control.last("READY"), "READY")
             async with client(control.registered[0].port) as stub:
                 assert [chunk async for chunk in stub.StreamChat(chat(), metadata=METADATA)]
 
 
-async def test_a_control_plane_that_goes_and_returns(tmp_path: Path, control: FakeControl) -> None:
+async def test_a_control_plane_that_goes_and_returns(
+    tmp_path: Path, control: FakeControl, held: HeldPort
+) -> None:
     first = FakeControl()
-    async with control_plane(first) as port:
+    async with control_plane(first, held.number) as port:
         context = agent(attempt_folder(tmp_path, port))
         process = await context.__aenter__()
         await until(lambda: first.last("READY"), "READY")
@@ -542,12 +569,10 @@ async def test_a_control_plane_that_goes_and_returns(tmp_path: Path, control: Fa
 
 
 async def test_the_second_front_door_is_asked_when_the_first_is_down(
-    tmp_path: Path, control: FakeControl
+    tmp_path: Path, control: FakeControl, held: HeldPort
 ) -> None:
-    async with control_plane(FakeControl()) as closed:
-        pass
     async with control_plane(control) as port:
-        folder = attempt_folder(tmp_path, port, control=[f"127.0.0.1:{closed}", f"127.0.0.1:{port}"])
+        folder = attempt_folder(tmp_path, port, control=[f"127.0.0.1:{held.number}", f"127.0.0.1:{port}"])
         async with agent(folder):
             await until(lambda: control.last("READY"), "READY")
 

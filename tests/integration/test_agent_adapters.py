@@ -81,7 +81,13 @@ async def test_what_is_wanted_is_followed_while_it_runs(tmp_path: Path, control:
         begun: list[Any] = [await long.read()]
         # Other weights under a name: at once it is not said to be loaded any more.
         control.adapters = {"x": c, "y": b}
-        await until(lambda: control.standings()["x"] == (str(c), False, ""), "x is on its way")
+        on_its_way = (str(c), False)
+        await until(
+            lambda: any(
+                (one.path, one.loaded) == on_its_way for told in control.reports for one in told.adapters
+            ),
+            "x is on its way",
+        )
         await until(lambda: control.standings()["x"] == (str(c), True, ""), "x is loaded from c")
         assert (await process.engine.get("/v1/models", 5))[1].count(str(c).encode()) == 1
         control.adapters = {"x": c}

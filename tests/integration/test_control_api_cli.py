@@ -419,10 +419,11 @@ class TestWait:
     async def test_the_time_is_up(self, penstock: Penstock, api: ControlApi) -> None:
         await applied(penstock, "a")
         await self.make_ready(api, status=ConditionStatus.FALSE)
-        done = await penstock("wait", "a", "--timeout", "1s")
+        # Time enough to hear how it stands.
+        done = await penstock("wait", "a", "--timeout", "5s")
         assert (done.exit_code, done.stderr) == (
             4,
-            "error: deployment/a is not ready after 1 s: 1 of 1 ready\n",
+            "error: deployment/a is not ready after 5 s: 1 of 1 ready\n",
         )
 
     async def test_for_what_is_not_there(self, penstock: Penstock) -> None:

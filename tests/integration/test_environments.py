@@ -117,14 +117,14 @@ def served_and_drained(penstock: Penstock, name: str, wanted: str, *, nodes: int
         token = penstock.get("replicas", f"{name}-1")["attempt"]["token"]
         os.kill(running_now[0].pid, signal.SIGKILL)
         wait_until(
-            lambda: penstock.get("replicas", f"{name}-1")["attempt"]["token"] != token, 30, "it is replaced"
+            lambda: penstock.get("replicas", f"{name}-1")["attempt"]["token"] != token, 60, "it is replaced"
         )
         penstock.wait_ready(name, 1)
         last = engines(name)
         assert len(last) == nodes
     finally:
         penstock.cli("delete", name, "--wait")
-    _, alive = psutil.wait_procs([*running_now, *last], timeout=20)
+    _, alive = psutil.wait_procs([*running_now, *last], timeout=60)
     assert not alive
     return environments
 
@@ -147,9 +147,9 @@ def test_a_module_that_is_not_there_is_told(penstock: Penstock, site: Path) -> N
     penstock.apply(manifest("no-module", site, "{module: {load: [no-such/1]}}"))
     try:
         said = "penstock: module load no-such/1 failed"
-        wait_until(lambda: said in penstock.cli("logs", "no-module-1", check=False).stdout, 30, said)
+        wait_until(lambda: said in penstock.cli("logs", "no-module-1", check=False).stdout, 60, said)
         wait_until(
-            lambda: "exit code 78" in penstock.cli("why", "no-module").stdout, 30, "the exit code is told"
+            lambda: "exit code 78" in penstock.cli("why", "no-module").stdout, 60, "the exit code is told"
         )
     finally:
         penstock.cli("delete", "no-module", "--wait")

@@ -45,7 +45,7 @@ from penstock.testing.slurm import FakeSlurm, SubmitFault
 from tests.stored import a_replica_of, an_attempt_of
 from tests.worlds import NOW
 
-LEASE_WITHIN_S = 10
+LEASE_WITHIN_S = 60
 
 
 class Floor:
@@ -124,18 +124,24 @@ async def floor(database: Database, tmp_path: Path) -> AsyncIterator[Floor]:
 async def test_a_group_takes_two_transactions(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
     intents = await floor.intents(2 * GROUP + 3)
     begun = 0
-    transaction = Database.transaction
+    transaction, ask = Database.transaction, Lease._ask
+    renewals = set[asyncio.Task[Any] | None]()
 
     def counted(self: Database) -> Any:
         nonlocal begun
-        begun += 1
+        # The lease is renewed beside them.
+        begun += asyncio.current_task() not in renewals
         return transaction(self)
 
+    async def renewing(self: Lease, number: int | None) -> int | None:
+        renewals.add(asyncio.current_task())
+        return await ask(self, number)
+
     monkeypatch.setattr(Database, "transaction", counted)
+    monkeypatch.setattr(Lease, "_ask", renewing)
     await floor.carry_out(intents)
     monkeypatch.undo()
-    # The lease is renewed beside them, once at most.
-    assert begun in (6, 7)
+    assert begun == 6
     rows = await floor.rows()
     submitted = {row.submission.name: row.job_id for row in floor.slurm.jobs()}
     assert {f"penstock-a-{token}": row.job_id for token, row in rows.items()} == submitted
@@ -198,7 +204,8 @@ async def test_a_file_server_that_hangs_holds_nothing_but_submissions(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To read a pipe that nobody writes to hangs as a file of a dead server does."""
-    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 0.5)
+    # What does not hang answers by then, on a busy machine too.
+    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 3.0)
     intents = await floor.intents(GROUP + 1)
     running = await floor.slurm.submit(job("token0"))
     drain = Intent(intents[0].decision_id, 0, Drain("", "token0", running, "penstock-a-token0"), "token0")
@@ -206,21 +213,21 @@ async def test_a_file_server_that_hangs_holds_nothing_but_submissions(
     floor.slurm.advance()
     (floor.folder / "token2").mkdir()
     os.mkfifo(floor.folder / "token2" / "secret")
-    hang = f"the folder {floor.folder} does not answer for 0.5 s; look at its file server"
+    hang = f"the folder {floor.folder} does not answer for 3 s; look at its file server"
 
-    ended = await asyncio.wait_for(floor.carry_out([*intents, drain]), 10)
+    ended = await asyncio.wait_for(floor.carry_out([*intents, drain]), 60)
     assert ended == [Result.DONE, *[Result.VAIN] * GROUP, Result.DONE], "the other group was through before"
     assert len(floor.slurm.jobs()) == 2
     held = threading.active_count()
     for _ in range(20):  # The ticks of twenty seconds.
-        assert set(await asyncio.wait_for(floor.carry_out(intents[:GROUP]), 10)) == {Result.VAIN}
+        assert set(await asyncio.wait_for(floor.carry_out(intents[:GROUP]), 60)) == {Result.VAIN}
     assert threading.active_count() <= held, "nobody joins the one that hangs"
     assert (await floor.outcomes())[0] == hang
     rows = await floor.rows()
     assert {rows[intent.token].submitted_at for intent in intents[:GROUP]} == {None}
 
     (floor.folder / "token2" / "secret").write_text("of before\n")  # The server is back.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while Result.VAIN in await floor.carry_out(intents[:1]):
             await asyncio.sleep(0.01)
     (floor.folder / "token2" / "secret").unlink()

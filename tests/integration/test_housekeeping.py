@@ -142,11 +142,12 @@ async def test_a_round_forgets_what_is_old_in_batches(
 async def test_a_file_server_that_hangs_does_not_hold_the_round(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 0.2)
+    # What does not hang answers by then, on a busy machine too.
+    monkeypatch.setattr(file_calls, "ANSWER_WITHIN_S", 3.0)
     back, forget = threading.Event(), Folders.forget
 
     def hang(self: Folders, token: str) -> None:
-        back.wait(60)
+        back.wait(200)
         forget(self, token)
 
     monkeypatch.setattr(Folders, "forget", hang)
@@ -154,14 +155,14 @@ async def test_a_file_server_that_hangs_does_not_hold_the_round(
     folders.prepare("token", {}, "secret")
     os.utime(folders.path("token"), (0, 0))
     keeper = Housekeeping(database, folders, lambda: NOW, timedelta(days=30))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await keeper.run()
         await keeper.run()
-    told = f"the folder {tmp_path} does not answer for 0.2 s; look at its file server"
+    told = f"the folder {tmp_path} does not answer for 3 s; look at its file server"
     assert sum(told in line for line in caplog.messages) == 3, "when it fell silent, and in each round"
     assert sum(thread.name == "shared-files" for thread in threading.enumerate()) == 1
     back.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while folders.path("token").exists():
             await keeper.run()
             await asyncio.sleep(0.01)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from penstock.controller.lease import Lease
+from penstock.controller.lease import TTL_S, Lease
 from penstock.store.clock import elapsed
 from penstock.store.database import Database, driver_url
 from penstock.store.errors import LeaseLost
 from penstock.store.queries import leases
+from tests.stalls import Stalls
 
 FAIL_OVER_S = 15.0
 
@@ -52,13 +53,14 @@ async def test_a_killed_holder_is_succeeded_in_time(database: Database, database
     )
     try:
         assert holder.stdout is not None
-        assert await asyncio.wait_for(holder.stdout.readline(), 30) == b"taken\n"
+        assert await asyncio.wait_for(holder.stdout.readline(), 60) == b"taken\n"
         async with running(Lease(database, "second")) as taken:
             await asyncio.sleep(0)  # It asks before the first one dies.
             holder.kill()
             died_at = time.monotonic()
-            await asyncio.wait_for(taken.wait(), FAIL_OVER_S)
-            assert time.monotonic() - died_at < FAIL_OVER_S
+            with Stalls() as stalls:
+                await asyncio.wait_for(taken.wait(), 60)
+            assert time.monotonic() - died_at < FAIL_OVER_S + stalls.total_s
             async with database.snapshot() as conn:
                 assert await leases.holder(conn, leases.CONTROLLER) == ("second", 2)
     finally:
@@ -69,11 +71,11 @@ async def test_a_killed_holder_is_succeeded_in_time(database: Database, database
 
 async def test_a_clean_stop_hands_over_at_once(database: Database) -> None:
     async with running(Lease(database, "first")) as taken:
-        await asyncio.wait_for(taken.wait(), 10)
+        await asyncio.wait_for(taken.wait(), 60)
     began = time.monotonic()
     async with running(Lease(database, "second")) as taken:
-        await asyncio.wait_for(taken.wait(), 10)
-    assert time.monotonic() - began < 5
+        await asyncio.wait_for(taken.wait(), 60)
+    assert time.monotonic() - began < TTL_S, "it need not expire"
 
 
 async def test_a_lease_that_the_databases_clock_left_in_the_future_is_succeeded(database: Database) -> None:
@@ -87,9 +89,9 @@ async def test_a_lease_that_the_databases_clock_left_in_the_future_is_succeeded(
     async with database.transaction() as conn:
         assert await leases.renew(conn, leases.CONTROLLER, "first", 1, 3600), "it lives"
     await second.hold(asyncio.Event())
-    waited_s += 8
+    waited_s += 4
     await second.hold(asyncio.Event())
-    assert not second.held, "its end moved 8 s ago"
+    assert not second.held, "its end moved 4 s ago"
     waited_s += 8
     await second.hold(asyncio.Event())
     async with database.transaction() as conn:
@@ -187,18 +189,35 @@ async def test_a_renewal_that_hangs_does_not_cost_the_lease(
     monkeypatch.setattr("penstock.controller.lease.MARGIN_S", 0.8)
     line = Line(database_url, tmp_path)
     async with line.open():
-        through = Database(line.url)
-        lease = Lease(through, "first")
+        for holder in ("first", "second", "third"):
+            with Stalls() as stalls:
+                held = await outlives_a_cut(database, line, holder)
+            # So short a lease is lost by right while the machine stands still.
+            if held or not stalls.total_s:
+                break
+    assert held
+
+
+async def outlives_a_cut(database: Database, line: Line, holder: str) -> bool:
+    """Whether it holds its one term for six seconds after its connection died."""
+    through = Database(line.url)
+    try:
+        lease = Lease(through, holder)
         async with running(lease) as taken:
-            await asyncio.wait_for(taken.wait(), 10)
+            await asyncio.wait_for(taken.wait(), 60)
+            term = lease.term
             line.cut()
             before, until = line.connections, elapsed() + 6
             while elapsed() < until:
-                assert lease.held
+                if term is None or lease.term is not term:
+                    return False
                 await asyncio.sleep(0.05)
+            assert term is not None
             assert line.connections > before
             async with database.snapshot() as conn:
-                assert await leases.holder(conn, leases.CONTROLLER) == ("first", 1)
+                assert await leases.holder(conn, leases.CONTROLLER) == (holder, term.number)
+            return True
+    finally:
         await through.close()
 
 
