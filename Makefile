@@ -68,6 +68,10 @@ sim: env ## Play the simulation: fresh seeds until stopped (SECONDS=...: for so 
 sim-day: env ## Play a day of 50 deployments: walltime, drains, a maintenance, preemptions (some minutes)
 	@PENSTOCK_DAY=1 $(PYTEST) -n 0 -s -k test_a_day tests/simulation/test_day.py
 
+.PHONY: sim-year
+sim-year: env ## Play a year of one controller, a line a month: neither rows nor memory may grow (10 minutes)
+	@PENSTOCK_YEAR=1 $(PYTEST) -n 0 -s -k test_a_year tests/simulation/test_long_run.py
+
 .PHONY: fuzz
 fuzz: env ## Fuzz both REST APIs and the gRPC port (SECONDS=600 each; SEED=...: that seed again)
 	@deploy/dev/system-packages.sh test

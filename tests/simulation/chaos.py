@@ -28,7 +28,6 @@ from penstock.testing.jobs import FakeJob
 from tests.simulation.rules import Violation
 from tests.simulation.world import CALM, INSTALLATION, NODES, SPEC, STORMY, Process, Risk, World
 
-NAMES = ("chat", "code")
 SPOT = Placement(partition="spot", time_limit="8h", time_limit_s=28_800)
 SETTLE_TICKS = 150
 """With faults off everything is as wanted after at most so many passes, five seconds apart: the longest back-off,
@@ -385,7 +384,7 @@ async def names(world: World, where: str = "true") -> list[str]:
 
 
 async def apply(world: World) -> None:
-    name = world.random.choice(NAMES)
+    name = world.random.choice(world.names)
     count = world.random.randint(0, 3)
     surge, unavailable = world.random.choice((("1", "0"), ("2", "1"), ("0", "1"), ("50%", "0"), ("0", "0")))
     (strategy,) = world.random.choices(list(RolloutStrategy), weights=world.risk.strategies)

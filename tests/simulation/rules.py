@@ -165,6 +165,13 @@ class Rules:
         self._restored = True
         self._refused.clear()
 
+    def forget(self, tokens: set[str]) -> None:
+        """Of attempts but these nobody will ask again."""
+        self._excused &= tokens
+        self._refused &= tokens
+        self.failed &= tokens
+        self._replica_of = {token: uid for token, uid in self._replica_of.items() if token in tokens}
+
     # At every turn ---------------------------------------------------------------------------------------------
 
     def jobs(self) -> None:

@@ -398,6 +398,8 @@ class World:
         """What lies in the attempts' folders, by token."""
         self.ghosts: list[Agent] = []
         self.lines: list[str] = []
+        self.names: tuple[str, ...] = ("chat", "code")
+        """What people call the deployments that they make."""
         self.steps = 0
         self.slice_s, self.beat_s = SLICE_S, 10.0
         """How finely time passes, and how often agents report: a long story takes larger steps."""
@@ -498,6 +500,16 @@ class World:
         self.now += timedelta(seconds=seconds - SLICE_S)
         await self.pass_time(SLICE_S)
         await self.pass_time(SLICE_S)  # The lease, lost by the leap itself, is taken again.
+
+    def forget(self) -> None:
+        """Drops the story so far, and what is known of attempts whose jobs Slurm has forgotten. Everything rests."""
+        self._taken &= {job.submission.name for job in self.slurm.jobs()}
+        tokens = {name.rpartition("-")[2] for name in self._taken}
+        for token in self.secrets.keys() - tokens:
+            del self.secrets[token]
+        self.rules.forget(tokens)
+        self.slurm.purge()
+        self.lines.clear()
 
     @property
     def _gateway_beats(self) -> bool:

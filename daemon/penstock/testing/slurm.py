@@ -325,6 +325,10 @@ class FakeSlurm:
             self.lose(job_id)
         self._next_id = 1
 
+    def purge(self) -> None:
+        """slurmdbd forgets what it knew, as a site lets it do with what is old."""
+        self._history.clear()
+
     def hold(self, job_id: int, reason: str = "JobHeldAdmin") -> None:
         """Keep a waiting job waiting for this reason, until `release`."""
         self.advance()
