@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from penstock.core.sentences import count
 from penstock.store import migrate
 from penstock.store.database import Database, conninfo
 from penstock.store.embedded import EmbeddedServer
@@ -114,7 +115,7 @@ async def _main(url: str) -> int:
         except Violation as violation:
             print(violation)
             return 1
-    print(f"{seeds} seeds, {steps} steps: no rule was broken")
+    print(f"{count(seeds, 'seed')}, {steps} steps: no rule was broken")
     return 0
 
 

@@ -13,7 +13,7 @@ from penstock.core.decisions import EndAttempt, Reason, RemoveReplica
 from penstock.core.jobs import Job, JobState
 from penstock.core.model import Attempt, Phase, ReplicaState
 from penstock.core.placements import named
-from penstock.core.scene import LEFT, Outlook, Scene
+from penstock.core.scene import LEFT_CANCELLED, Outlook, Scene
 from penstock.core.sentences import clock, job_end
 from penstock.core.slurm_words import STATES, Blame, waits_for
 from penstock.core.waiting import NEVER_WITHDRAWN, patience_is_over
@@ -117,7 +117,7 @@ def end_attempt(
                 next_attempt_at = scene.now
         blamed = blame is Blame.NODE or (blame is Blame.REVISION and not served)
         if scene.respects and _cancelled_by_somebody(attempt, job) and not given_up:
-            then = f"; {LEFT}"
+            then = f"; {LEFT_CANCELLED}"
         elif not scene.deployment.paused:
             at_once = next_attempt_at <= scene.now
             then = f"; next attempt {'at once' if at_once else clock(next_attempt_at, scene.now)}"

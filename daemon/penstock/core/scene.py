@@ -19,7 +19,12 @@ from penstock.core.spec import OutsideChanges, Spec
 from penstock.core.suspects import Suspect
 from penstock.core.walltime import NO_BOUNDS, Bounds, with_own_drain
 
-LEFT = "it stays so until somebody changes that (spec.outside_changes)"
+LEFT_CANCELLED = (
+    "it stays so until the deployment is restarted or changed, or the replica drained:"
+    " spec.outside_changes is respect"
+)
+"""Of a job that somebody cancelled: what ends it."""
+LEFT_HELD = "it stays so until it is released: spec.outside_changes is respect"
 
 
 @dataclass(frozen=True, slots=True)

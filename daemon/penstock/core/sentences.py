@@ -44,9 +44,12 @@ def estimate(at: datetime, now: datetime) -> str:
 def queue_wait(job: Job, now: datetime) -> str:
     """Why a job waits, as Slurm says it: `queued in Slurm as job 7, Resources, estimated start 14:03`.
 
-    An estimate that has passed says nothing any more and is left out.
+    An estimate that has passed says nothing any more and is left out. A job that ran before, and was requeued by
+    Slurm or by somebody, is said to have been: it is in the queue although nothing was submitted.
     """
     parts = [f"queued in Slurm as job {job.job_id}", job.reason or "no reason given yet"]
+    if job.restarts:
+        parts[0] += f", requeued {count(job.restarts, 'time')}"
     if job.started_at is not None and job.started_at > now:
         parts.append(f"estimated start {estimate(job.started_at, now)}")
     return ", ".join(parts)

@@ -13,7 +13,7 @@ from penstock.core.decisions import Adopt, Reason, RemoveReplica, Resubmit, Subm
 from penstock.core.endings import end_attempt, stays_cancelled
 from penstock.core.model import Attempt, ReplicaState
 from penstock.core.placements import named
-from penstock.core.scene import LEFT, Outlook, Scene
+from penstock.core.scene import LEFT_CANCELLED, Outlook, Scene
 from penstock.core.sentences import clock
 from penstock.core.suspects import NAMED, told
 
@@ -33,7 +33,9 @@ def without_attempt(scene: Scene) -> Outlook:
         message = "nothing is submitted while the deployment is paused"
         return scene.decide(Reason.PAUSED, ReplicaState.WAITING, message)
     if last is not None and stays_cancelled(scene, last):
-        return scene.decide(Reason.CANCELLED_OUTSIDE, ReplicaState.WAITING, f"{last.end_message}; {LEFT}")
+        return scene.decide(
+            Reason.CANCELLED_OUTSIDE, ReplicaState.WAITING, f"{last.end_message}; {LEFT_CANCELLED}"
+        )
     if replica.next_attempt_at is not None and now < replica.next_attempt_at:
         if replica.failures == 0:
             how = f"{last.end_message}; " if last is not None and last.end_message else ""

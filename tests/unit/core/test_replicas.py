@@ -450,7 +450,7 @@ ROWS = [
         again,
         R.QUEUED,
         S.QUEUED,
-        "queued in Slurm as job 7, BeginTime",
+        "queued in Slurm as job 7, requeued 1 time, BeginTime",
     ),
     Row(
         "runs again, and the agent's words are of the run before",
@@ -1086,7 +1086,10 @@ def test_each_halt_of_a_job_is_waited_for_by_itself() -> None:
 def test_a_cancelled_job_stays_so_where_that_is_respected() -> None:
     gone = job(J.CANCELLED)
     outlook = plan_replica(Scene(NOW, RESPECTING, known(RUNNING), gone, 10, None))
-    stays = "somebody cancelled job 7; it stays so until somebody changes that (spec.outside_changes)"
+    stays = (
+        "somebody cancelled job 7; it stays so until the deployment is restarted or changed, or the replica drained:"
+        " spec.outside_changes is respect"
+    )
     assert (outlook.decision.reason, outlook.state, outlook.message) == (
         R.CANCELLED_OUTSIDE,
         S.WAITING,

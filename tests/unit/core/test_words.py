@@ -145,6 +145,8 @@ def test_queue_wait() -> None:
     waiting = job(JobState.PENDING, reason="Resources", started_at=at(185))
     assert queue_wait(waiting, NOW) == "queued in Slurm as job 7, Resources, estimated start 14:03"
     assert queue_wait(waiting, at(185)) == "queued in Slurm as job 7, Resources"
+    again = job(JobState.PENDING, reason="BeginTime", restarts=2)
+    assert queue_wait(again, NOW) == "queued in Slurm as job 7, requeued 2 times, BeginTime"
 
 
 @pytest.mark.parametrize(
