@@ -16,6 +16,7 @@ from penstock.core.model import (
     TOKEN_LENGTH,
     Attempt,
     Deployment,
+    Heard,
     Listing,
     Observation,
     Phase,
@@ -153,6 +154,6 @@ def world(
         "replicas": tuple(replicas),
         "slurm": slurm,
         "message_timeout_s": 10,
-        "reports_open_since": at(-3600),
+        "heard": Heard(at(-3600), NOW),
     }
     return Observation(**facts | changes)

@@ -59,8 +59,6 @@ from penstock.supervisor import Child, Supervisor, only_one
 log = logging.getLogger("penstock")
 
 DATABASE_RETRY_S = 1.0
-BEAT_EVERY_S = 10.0
-"""A gateway's sign of life: a third of the gap after which silence is no agent's fault."""
 EMBEDDED_LOOK_S = 1.0
 """Between two looks whether the embedded PostgreSQL runs: a file is read and a pid asked for."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -190,15 +188,17 @@ async def _need_listener(door: FrontDoor, settings: Settings) -> None:
 async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseClock) -> None:
     """Says that agents' reports can be heard here, and keeps Envoy's log bounded."""
     identity = f"{socket.gethostname()}/{door_settings.state_folder}"
-    trouble = ""
+    trouble, came = "", True
     while True:
         try:
             async with db.transaction() as connection:
-                await members.beat(connection, "gateway", identity, door_settings.listen)
+                await members.beat(connection, members.GATEWAY, identity, door_settings.listen, came=came)
                 await clock.sync(connection)
+            came = False
         except Exception as error:
             if not is_outage(error):
                 raise
+            came = True  # What an agent said meanwhile could not be written down.
         before, trouble = trouble, ""
         try:
             envoy.bound_log(door_settings)
@@ -206,7 +206,7 @@ async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseC
             trouble = str(error)
         if trouble != before:
             log.warning("Envoy's log: %s", trouble or "bounded again")
-        await asyncio.sleep(BEAT_EVERY_S)
+        await asyncio.sleep(members.BEAT_INTERVAL_S)
 
 
 async def _routing_state(db: Database) -> Any:

@@ -29,9 +29,9 @@ TOO_LATE = frozenset(
 """The deployment is gone or going."""
 
 
-def spec(replicas: int, *, speed: int = 20, node: str = "") -> spec_pb2.DeploymentSpec:
+def spec(replicas: int, *, speed: int = 20, drain_s: int = 2, node: str = "") -> spec_pb2.DeploymentSpec:
     """A deployment of the stand-in; another `speed` is another revision."""
-    made = spec_pb2.DeploymentSpec(replicas=replicas, drain_timeout_s=2)
+    made = spec_pb2.DeploymentSpec(replicas=replicas, drain_timeout_s=drain_s)
     made.model.path = "/dev/null"
     made.engine.name = "standin"
     made.engine.args.extend(["--tokens-per-second", str(speed)])

@@ -38,7 +38,7 @@ from tests.chaos.driver import Driver, spec
 from tests.chaos.faults import PlaneFaults, SlurmFaults
 from tests.chaos.outages import Outages
 from tests.chaos.postgresql import PostgreSQL
-from tests.chaos.streams import Streams
+from tests.chaos.streams import DEADLINE_S, Streams
 from tests.chaos.watch import Watch
 from tests.chaos.worker import Worker
 from tests.penstocks import ROOT, Penstock, running, wait_until
@@ -187,7 +187,8 @@ class Run:
         self.streams = [Streams(penstock.server, STABLE, number, seed) for number in range(2)]
 
     def run(self, at_most_s: float, *, each_once: bool) -> None:
-        self.driver.apply(STABLE, spec(STABLE_REPLICAS, node=STABLE_NODE))
+        # Slurm drains its node, too, and then a successor takes over: what it streams may end.
+        self.driver.apply(STABLE, spec(STABLE_REPLICAS, drain_s=DEADLINE_S, node=STABLE_NODE))
         wait_until(lambda: self._ready(STABLE) == STABLE_REPLICAS, READY_WITHIN_S, self._say)
         faults: list[Worker] = [self.slurm, self.planes, self.controllers]
         everyone: list[Worker] = [self.watch, *self.streams, self.driver, *faults]

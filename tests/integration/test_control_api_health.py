@@ -106,7 +106,7 @@ async def test_a_slurm_that_hangs_is_told_of_within_ten_seconds(
 
 
 async def test_a_front_door_that_is_shut_is_told_of(api: ControlApi) -> None:
-    await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600")
+    await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600", came=True)
     await until(lambda: _is(api, INFERENCE, SERVING))
     api.front_door_trouble = "no Envoy is connected"
     system = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
@@ -167,7 +167,7 @@ async def test_a_node_that_fails_replicas_is_told_with_the_cluster(api: ControlA
 
 
 async def test_the_system_names_its_parts(api: ControlApi) -> None:
-    await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600")
+    await api.stored(members.beat, members.GATEWAY, "g", "127.0.0.1:8600", came=True)
     without = await ClusterServiceStub(api.channel).GetSystem(cluster_pb2.GetSystemRequest())
     assert [(part.status, part.message) for part in without.conditions if part.type == "Controller"] == [
         (

@@ -20,6 +20,7 @@ from penstock.core.model import (
     Condition,
     ConditionStatus,
     Deployment,
+    Heard,
     Phase,
     Replica,
     ReplicaState,
@@ -1056,36 +1057,47 @@ class TestLeases:
 
 
 class TestMembers:
-    async def test_open_since_the_earliest_that_is_present(self, database: Database) -> None:
+    async def test_heard_since_the_earliest_that_is_present(self, database: Database) -> None:
         async with database.transaction() as conn:
-            assert await members.reports_open_since(conn) is None
+            assert await members.heard(conn) is None
         async with database.transaction() as conn:
-            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:1")
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:1", came=True)
         async with database.transaction() as conn:
-            await members.beat(conn, members.GATEWAY, "g2", "127.0.0.1:2")
-            await members.beat(conn, "controller", "c1", "")
+            await members.beat(conn, members.GATEWAY, "g2", "127.0.0.1:2", came=True)
+            await members.beat(conn, "controller", "c1", "", came=True)
         async with database.transaction() as conn:
-            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3")
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3", came=False)
         async with database.transaction() as conn:
             first, second = await members.list_present(conn, members.GATEWAY)
             assert (first.address, second.address) == ("127.0.0.1:3", "127.0.0.1:2")
             assert first.open_since < second.open_since < first.seen_at
-            assert await members.reports_open_since(conn) == first.open_since
+            assert await members.heard(conn) == Heard(first.open_since, first.seen_at)
             await conn.exec_driver_sql(
                 "UPDATE members SET seen_at = seen_at - interval '31 s', open_since = open_since - interval '1 h'"
                 " WHERE id = 'g1'"
             )
-            assert await members.reports_open_since(conn) == second.open_since
-            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3")
+            assert await members.heard(conn) == Heard(second.open_since, second.seen_at)
+            await members.beat(conn, members.GATEWAY, "g1", "127.0.0.1:3", came=False)
             first, second = await members.list_present(conn, members.GATEWAY)
             assert first.open_since > second.open_since
 
+    async def test_nobody_heard_while_all_were_away(self, database: Database) -> None:
+        """However short that was: each time it may be what an agent tried to say that was lost."""
+        for name, came in (("g1", True), ("g1", False), ("g1", True), ("g2", True)):
+            async with database.transaction() as conn:
+                await members.beat(conn, members.GATEWAY, name, "", came=came)
+                present = {one.id: one for one in await members.list_present(conn, members.GATEWAY)}
+                heard = await members.heard(conn)
+                assert heard is not None
+                assert heard.until == present[name].seen_at
+                assert (heard.since == heard.until) == came
+
     async def test_the_long_gone_are_forgotten(self, conn: AsyncConnection) -> None:
-        await members.beat(conn, members.GATEWAY, "g1", "")
+        await members.beat(conn, members.GATEWAY, "g1", "", came=True)
         await conn.exec_driver_sql(
             "UPDATE members SET open_since = now() - interval '2 h', seen_at = now() - interval '2 h'"
         )
-        await members.beat(conn, members.GATEWAY, "g2", "")
+        await members.beat(conn, members.GATEWAY, "g2", "", came=True)
         assert (await conn.exec_driver_sql("SELECT id FROM members")).scalars().all() == ["g2"]
 
 

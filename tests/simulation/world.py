@@ -409,7 +409,7 @@ class World:
         self._born = 0
         self._taken: set[str] = set()
         """Names of the jobs that controllers submitted."""
-        self._open_since = self._database_down_since = self._backed_up_at = BEGIN
+        self._open_since = self._backed_up_at = BEGIN
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -758,9 +758,7 @@ class World:
 
     def database_goes(self, *, up: bool) -> None:
         self.say(f"the database is {'up' if up else 'down'}")
-        if not up and not self.database_down:
-            self._database_down_since = self.now
-        if up and self._age_s(self._database_down_since) > MAY_BE_A_GAP_S:
+        if up:
             self._open_since = self.now
         self.database_down = not up
 

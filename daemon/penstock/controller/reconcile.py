@@ -143,7 +143,7 @@ class Reconciler:
     async def _observe(self, seen: Listing | Unknown) -> Observation:
         async with self._db.snapshot() as connection:
             stored = await self._world.load(connection)
-            reports_open_since = await members.reports_open_since(connection)
+            heard = await members.heard(connection)
             failed = await attempts.failures(connection, self._clock() - WINDOW)
             now = self._clock()
             if self._read_starts_at is None or now >= self._read_starts_at:
@@ -161,7 +161,7 @@ class Reconciler:
             replicas=stored.replicas,
             slurm=seen,
             message_timeout_s=self._observer.message_timeout_s or self._message_timeout_s,
-            reports_open_since=reports_open_since,
+            heard=heard,
             failures=failures_of(failed),
             starts=self._starts,
             cluster=self._observer.cluster,

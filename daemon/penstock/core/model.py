@@ -336,6 +336,15 @@ class Vain:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A time in which somebody heard the agents' reports, without a break."""
+
+    since: datetime
+    until: datetime
+    """The last moment of which that is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The world at `now`."""
 
@@ -348,8 +357,8 @@ class Observation:
     slurm: Listing | Unknown
     message_timeout_s: int = MESSAGE_TIMEOUT_S
     """Slurm's MessageTimeout; doubt about a submission lasts longer than this."""
-    reports_open_since: datetime | None = None
-    """Since when somebody could hear the agents' reports without a break; None: nobody can now."""
+    heard: Heard | None = None
+    """When the agents' reports were heard; None: nobody hears them now."""
     failures: tuple[Failure, ...] = ()
     """Of the last hour."""
     starts: Mapping[str, tuple[Start, ...]] = field(default_factory=dict)

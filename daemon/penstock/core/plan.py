@@ -263,7 +263,7 @@ def _plan_deployment(
                 altered=altered.get(replica.uid),
                 message_timeout_s=observation.message_timeout_s,
                 answers_since=listing.answers_since,
-                reports_open_since=observation.reports_open_since,
+                heard=observation.heard,
                 past=None if attempt is None else observation.history.get(attempt.token),
                 held_back=held.get(replica.uid),
                 avoiding=terms.avoiding,

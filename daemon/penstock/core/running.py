@@ -114,10 +114,10 @@ def _give_up(
 
 def _silent_since(scene: Scene, attempt: Attempt) -> datetime | None:
     """Since when the agent is silent, if that is too long. Silence counts only while somebody could have heard it."""
-    if attempt.reported_at is None or scene.reports_open_since is None:
+    if attempt.reported_at is None or scene.heard is None:
         return None
-    since = max(attempt.reported_at, scene.reports_open_since)
+    since = max(attempt.reported_at, scene.heard.since)
     if attempt.running_since is not None:  # While the job was halted its agent was, too.
         since = max(since, attempt.running_since)
     allowed = timedelta(seconds=scene.deployment.spec.probes.report_timeout_s)
-    return since if scene.now - since > allowed else None
+    return since if scene.heard.until - since > allowed else None

@@ -14,7 +14,7 @@ from penstock.core.budget import HeldBack
 from penstock.core.decisions import Action, Decision, Reason
 from penstock.core.estimates import Estimates
 from penstock.core.jobs import Job
-from penstock.core.model import Attempt, Deployment, Replica, ReplicaState
+from penstock.core.model import Attempt, Deployment, Heard, Replica, ReplicaState
 from penstock.core.spec import OutsideChanges, Spec
 from penstock.core.suspects import Suspect
 from penstock.core.walltime import NO_BOUNDS, Bounds, with_own_drain
@@ -54,8 +54,8 @@ class Scene:
     job: Job | None
     """The attempt's job in the listing."""
     message_timeout_s: int
-    reports_open_since: datetime | None
-    """Since when somebody could hear the agents' reports without a break; None: nobody can."""
+    heard: Heard | None
+    """When the agents' reports were heard; None: nobody hears them now."""
     past: Job | None = None
     """What accounting says of the attempt's job, where it has vanished and accounting was asked."""
     held_back: HeldBack | None = None

@@ -35,7 +35,7 @@ async def forecast(
                 for one in await replicas.list_page(conn, deployment=wished.name, limit=MAX_REPLICAS)
             )
             starts = await attempts.starts(conn, wished.uid)
-        open_since = await members.reports_open_since(conn)
+        heard = await members.heard(conn)
         now = deps.clock()
         failures = await recent_failures(conn, now)
     slurm: Listing | Unknown
@@ -50,7 +50,7 @@ async def forecast(
             deployments=(wished,),
             replicas=own,
             slurm=slurm,
-            reports_open_since=open_since,
+            heard=heard,
             failures=failures,
             starts=starts,
             cluster=cluster,

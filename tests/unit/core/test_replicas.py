@@ -21,7 +21,7 @@ from penstock.core.decisions import (
     Submit,
 )
 from penstock.core.jobs import Job, JobState
-from penstock.core.model import Deployment, Phase, Replica, ReplicaState
+from penstock.core.model import Deployment, Heard, Phase, Replica, ReplicaState
 from penstock.core.replicas import jobs_of, plan_replica
 from penstock.core.scene import Scene
 from penstock.core.spec import OutsideChanges
@@ -82,7 +82,8 @@ class Row:
     says: str
     actions: tuple[Action, ...] = ()
     of: Deployment = CHAT
-    reports_open_s: float | None = -3600
+    heard_s: tuple[float, float] | None = (-3600, 0)
+    """Since when, and until when, somebody heard the agents."""
     held_back: HeldBack | None = None
     avoiding: tuple[Suspect, ...] = ()
     past: Job | None = None
@@ -618,7 +619,7 @@ ROWS = [
         R.READY,
         S.READY,
         "takes requests at gpu1:4000 (job 7)",
-        reports_open_s=None,
+        heard_s=None,
     ),
     Row(
         "silent, but ears were opened only lately",
@@ -627,7 +628,16 @@ ROWS = [
         R.READY,
         S.READY,
         "takes requests at gpu1:4000 (job 7)",
-        reports_open_s=-60,
+        heard_s=(-60, 0),
+    ),
+    Row(
+        "silent, but who could have heard it has been gone for a while",
+        served(reported_at=at(-75)),
+        RUNNING,
+        R.READY,
+        S.READY,
+        "takes requests at gpu1:4000 (job 7)",
+        heard_s=(-3600, -15),
     ),
     Row(
         "drains by itself",
@@ -904,14 +914,14 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_each_situation(row: Row) -> None:
-    opened = None if row.reports_open_s is None else at(row.reports_open_s)
+    heard = None if row.heard_s is None else Heard(at(row.heard_s[0]), at(row.heard_s[1]))
     scene = Scene(
         NOW,
         row.of,
         row.replica,
         row.job,
         10,
-        opened,
+        heard,
         held_back=row.held_back,
         avoiding=row.avoiding,
         past=row.past,

@@ -1,4 +1,4 @@
-"""Processes that beat: the gateways, every 10 s.
+"""Processes that beat: the gateways, every 5 s.
 
 What they are for: an agent's silence is believed only for the time in which somebody could have heard it. Times are the
 database's.
@@ -6,21 +6,23 @@ database's.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import ColumnElement, bindparam, case, delete, func, literal_column, select
+from sqlalchemy import Boolean, ColumnElement, bindparam, case, delete, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Interval
 
+from penstock.core.model import Heard
 from penstock.store.records import Member
 from penstock.store.tables import members
 
 GATEWAY = "gateway"
 
-BEAT_INTERVAL_S = 10
+BEAT_INTERVAL_S = 5
+"""By so much later than an agent's silence is it noticed."""
 GAP_S = 30
-"""Three beats missed: it was away, and is back from its next beat on."""
+"""Six beats missed: it is away."""
 FORGET_S = 3600
 """A member unseen for this long is forgotten, so that the table holds processes of today only."""
 
@@ -43,7 +45,11 @@ BEAT = _insert.on_conflict_do_update(
     set_={
         "address": _insert.excluded.address,
         "open_since": case(
-            (members.c.seen_at < func.now() - _seconds(GAP_S), func.now()), else_=members.c.open_since
+            (
+                or_(bindparam("came", type_=Boolean), members.c.seen_at < func.now() - _seconds(GAP_S)),
+                func.now(),
+            ),
+            else_=members.c.open_since,
         ),
         "seen_at": func.greatest(func.now(), members.c.seen_at),
     },
@@ -54,14 +60,12 @@ LIST = (
     .where(members.c.role == bindparam("its_role"), members.c.seen_at > _now - _seconds(GAP_S))
     .order_by(members.c.id)
 )
-REPORTS_OPEN_SINCE = select(func.min(members.c.open_since)).where(
-    members.c.role == GATEWAY, members.c.seen_at > _now - _seconds(GAP_S)
-)
 
 
-async def beat(conn: AsyncConnection, role: str, id_: str, address: str) -> None:
-    """A sign of life. After a gap of more than GAP_S the member counts as newly come."""
-    await conn.execute(BEAT, {"its_role": role, "its_id": id_, "its_address": address})
+async def beat(conn: AsyncConnection, role: str, id_: str, address: str, *, came: bool) -> None:
+    """A sign of life. `came`: the member has just come, or could not do its work since its last beat; after a gap of
+    more than GAP_S it counts as newly come anyway."""
+    await conn.execute(BEAT, {"its_role": role, "its_id": id_, "its_address": address, "came": came})
     await conn.execute(FORGET)
 
 
@@ -71,7 +75,14 @@ async def list_present(conn: AsyncConnection, role: str) -> tuple[Member, ...]:
     return tuple(Member(row.role, row.id, row.address, row.open_since, row.seen_at) for row in found)
 
 
-async def reports_open_since(conn: AsyncConnection) -> datetime | None:
-    """Since when some gateway has been there to hear the agents without a gap; None: none is there now."""
-    since: datetime | None = (await conn.execute(REPORTS_OPEN_SINCE)).scalar_one()
-    return since
+async def heard(conn: AsyncConnection) -> Heard | None:
+    """The last time without a break in which some gateway was there to hear the agents; None: none is there now.
+
+    It ends at a beat: whoever is killed after it hears nothing more, and another comes, as a rule, seconds later.
+    """
+    found: Heard | None = None
+    for one in sorted(await list_present(conn, GATEWAY), key=lambda one: one.open_since):
+        if found is None or one.open_since > found.until:
+            found = Heard(one.open_since, one.seen_at)
+        found = Heard(found.since, max(found.until, one.seen_at))
+    return found
