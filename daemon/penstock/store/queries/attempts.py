@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, or_, select, update
+from sqlalchemy import bindparam, column, delete, func, or_, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import Text
+from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.decisions import RecordJob
 from penstock.core.estimates import SAMPLES, Start, start_of
@@ -86,9 +86,21 @@ MARK_SIGNALLED = notify.telling(_LIVE.values(signalled_at=bindparam("now")))
 MARK_CANCELLED = notify.telling(_LIVE.values(cancelled_at=bindparam("now")))
 RECORD = _LIVE
 _TAKES_JOB = _LIVE.where(or_(attempts.c.job_id.is_(None), attempts.c.job_id == bindparam("its_id")))
-_KNOWN_AS_JOB = _TAKES_JOB.values(job_id=bindparam("its_id"), missing_since=None)
-RECORD_JOB_ID = notify.telling(_KNOWN_AS_JOB)
-RECORD_JOB_IDS = _KNOWN_AS_JOB
+RECORD_JOB_ID = notify.telling(_TAKES_JOB.values(job_id=bindparam("its_id"), missing_since=None))
+_given = (
+    func.unnest(bindparam("tokens", type_=ARRAY(Text)), bindparam("job_ids", type_=ARRAY(BigInteger)))
+    .table_valued(column("token", Text), column("job_id", BigInteger))
+    .render_derived(name="given")
+)
+RECORD_JOB_IDS = notify.telling(
+    update(attempts)
+    .where(
+        attempts.c.token == _given.c.token,
+        attempts.c.ended_at.is_(None),
+        or_(attempts.c.job_id.is_(None), attempts.c.job_id == _given.c.job_id),
+    )
+    .values(job_id=_given.c.job_id, missing_since=None)
+)
 RECORD_JOBS = _LIVE.values(
     job=bindparam("its_job", type_=attempts.c.job.type),
     running_since=bindparam("since", type_=attempts.c.running_since.type),
@@ -237,10 +249,10 @@ async def record_job_id(conn: AsyncConnection, token: str, job_id: int, job: Job
 
 
 async def record_job_ids(conn: AsyncConnection, taken: Sequence[tuple[str, int]]) -> None:
-    """The same for many attempts (token, job id), in one statement and one word to the others."""
+    """The same for many attempts (token, job id), each given once, in one statement."""
     if taken:
-        await conn.execute(RECORD_JOB_IDS, [{"at": token, "its_id": job_id} for token, job_id in taken])
-        await notify.changed_attempts(conn, [token for token, _ in taken])
+        tokens, job_ids = zip(*taken, strict=True)
+        await conn.execute(RECORD_JOB_IDS, {"tokens": list(tokens), "job_ids": list(job_ids)})
 
 
 async def record_jobs(conn: AsyncConnection, seen: Sequence[RecordJob]) -> None:
