@@ -322,6 +322,17 @@ async def test_pages_of_named_origins_may_use_models(path: str) -> None:
             assert "retry-after" in answer.headers["access-control-expose-headers"]
 
 
+@pytest.mark.parametrize("method", ["Chat", "ListModels"])
+async def test_json_sent_to_a_grpc_call_is_told_where_json_is_taken(method: str) -> None:
+    async with House() as house:
+        await house.serve()
+        async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
+            answer = await client.post(f"/penstock.v1.InferenceService/{method}", json={"model": "none"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (415, "unsupported_media_type")
+        assert "the OpenAI API under /v1" in error["message"]
+
+
 async def test_an_answer_of_a_replica_may_be_read_by_the_page() -> None:
     async with House(cors_origins=("*",)) as house:
         a = await house.replica("a")

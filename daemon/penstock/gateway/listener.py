@@ -99,8 +99,8 @@ def _first_look(settings: FrontDoorSettings) -> str:
 function envoy_on_request(request)
   local headers = request:headers()
   local path = headers:get(":path") or ""
+  local is_grpc = string.find(headers:get("content-type") or "", "^application/grpc")
   if string.sub(path, 1, {len(INFERENCE)}) ~= "{INFERENCE}" then
-    local is_grpc = string.find(headers:get("content-type") or "", "^application/grpc")
     if is_grpc and not string.find(path, "^/[^/]+/[^/]+$") then
       headers:replace(":path", "{_NOWHERE}")
     end
@@ -108,6 +108,10 @@ function envoy_on_request(request)
   end
   if headers:get(":method") ~= "POST" then
     headers:replace(":path", "{_NOWHERE}")
+    return
+  end
+  if not is_grpc then  -- Read as a message's, the first bytes of JSON would be a length of gigabytes.
+    request:respond({{[":status"] = "415"}}, "")
     return
   end
   for chunk in request:bodyChunks() do

@@ -162,6 +162,12 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             code_pb2.DEADLINE_EXCEEDED,
             limit="request_timeout_s",
         ),
+        _Answer(
+            _status_is(415),
+            "gRPC's calls take application/grpc or application/grpc-web; for JSON there is the OpenAI API under /v1",
+            "unsupported_media_type",
+            415,
+        ),
         _Answer(_status_is(403), FOREIGN_PAGE, "foreign_page", 403, code_pb2.PERMISSION_DENIED),
         _Answer(
             _status_is(404),
