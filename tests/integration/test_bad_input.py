@@ -171,7 +171,7 @@ RPC = [
     Rpc("wrong length", framed(_generate(), length=1 << 20), INVALID, "Did not receive enough data"),
     Rpc("no protobuf", framed(b"\x07\xff\xff"), INVALID, "is not a penstock.v1.GenerateRequest"),
     Rpc("no protobuf, control", framed(b"\x0a\xff\xff"), INVALID, "is not a penstock.v1.", LIST),
-    Rpc("missing model", framed(b""), grpc.StatusCode.NOT_FOUND, "the field `model` is empty"),
+    Rpc("missing model", framed(b""), INVALID, "the field `model` is empty", fields=("model",)),
     Rpc("unknown model", framed(b"\x0a\x01n"), grpc.StatusCode.NOT_FOUND, "model 'n' does not exist"),
     Rpc(
         "invalid UTF-8 prompt",

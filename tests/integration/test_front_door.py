@@ -78,7 +78,7 @@ async def test_headers_of_the_front_door_cannot_be_sent_by_clients() -> None:
         returned = [*(await call.initial_metadata()), *(await call.trailing_metadata())]
         assert SECRET not in [value for _, value in returned]
         # Without a model in the message, the header a client sends names none either.
-        assert await house.status("", metadata=forged) == grpc.StatusCode.NOT_FOUND
+        assert await house.status("", metadata=forged) == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_no_ready_replica_is_unavailable_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,9 @@ async def test_an_unknown_model_is_not_found_with_those_that_exist() -> None:
         async def complaint(model: str) -> str:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await house.generate(model)
-            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+            assert caught.value.code() == (
+                grpc.StatusCode.NOT_FOUND if model else grpc.StatusCode.INVALID_ARGUMENT
+            )
             return str(caught.value.details())
 
         shown = ", ".join(f"m{number:02}" for number in range(20))

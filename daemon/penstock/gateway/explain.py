@@ -93,10 +93,16 @@ class ExplainHandler(grpc.GenericRpcHandler):
             model = model_of(request)
         except DecodeError:
             await _end(context, code_pb2.INVALID_ARGUMENT, f"the message is not a {request_type.full_name}")
+        sentence = self._served.unknown(model)
+        if not model:
+            info = error_details_pb2.ErrorInfo(reason="BAD_VALUE", domain=ERROR_DOMAIN)
+            empty = error_details_pb2.BadRequest.FieldViolation(field="model", description=sentence)
+            bad = error_details_pb2.BadRequest(field_violations=[empty])
+            await _end(context, code_pb2.INVALID_ARGUMENT, sentence, info, bad)
         await _end(
             context,
             code_pb2.NOT_FOUND,
-            self._served.unknown(model),
+            sentence,
             error_details_pb2.ErrorInfo(
                 reason="MODEL_NOT_FOUND",
                 domain=ERROR_DOMAIN,
