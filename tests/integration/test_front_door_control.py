@@ -108,6 +108,7 @@ async def test_errors_are_google_rpcs_status_as_json() -> None:
             assert bad.json().keys() == {"code", "message"}
         nothing = await client.get("/apis/v1/nothing")
         assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
+        assert "GET /apis/v1/openapi.json" in nothing.json()["message"]
 
 
 async def test_each_api_gives_its_openapi_document() -> None:

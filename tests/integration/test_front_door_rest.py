@@ -218,6 +218,23 @@ async def test_requests_that_are_no_requests(bad_house: tuple[House, Replica]) -
     await until(large_passes, what="15 MiB pass")
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(b"what is this?\r\n\r\n", 400), (b"GET /v1/models HTTP/1.0\r\nhost: a\r\n\r\n", 426)],
+    ids=["no HTTP", "HTTP/1.0"],
+)
+async def test_bytes_that_are_no_request_are_the_clients_fault(sent: bytes, status: int) -> None:
+    async with House() as house:
+        await house.serve()
+        host, _, port = house.settings.listen.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        head, body = (await asyncio.wait_for(reader.read(), PATIENCE_S)).split(b"\r\n\r\n", 1)
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
 async def test_models_are_listed_with_every_name() -> None:
     async with House() as house:
         await house.serve(route("m", names=["org/M-1B"]), route("n"))

@@ -35,6 +35,7 @@ _SAID_TOO_LARGE = {
 }
 CONTROL_REST = "/apis/"
 """The paths of the contract's http annotations begin so; once transcoded, Envoy has them in a header."""
+_NO_SUCH_CONTROL_PATH = "no such path at this port; GET /apis/v1/openapi.json has those that there are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
     mappers = [
         _for_control(400, code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"),
         _for_control(403, code_pb2.PERMISSION_DENIED, FOREIGN_PAGE),
-        _for_control(404, code_pb2.UNIMPLEMENTED, "no such path at this port"),
+        _for_control(404, code_pb2.UNIMPLEMENTED, _NO_SUCH_CONTROL_PATH),
     ]
     for answer in _answers(settings):
         mappers += [_for_grpc(answer), _for_rest(answer)]
@@ -79,14 +80,10 @@ def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
             "body_format_override": {"text_format_source": {"inline_string": unreadable}},
         }
     )
-    mappers.append(
-        {
-            "filter": _not_grpc(),
-            "body_format_override": {
-                "json_format": openai.error(500, "%LOCAL_REPLY_BODY% (HTTP %RESPONSE_CODE%)", "front_door")
-            },
-        }
-    )
+    # What is no HTTP, or one of long ago, is the client's own fault.
+    for status, which in ((400, _both(_not_grpc(), _status_is(499, "LE"))), (500, _not_grpc())):
+        said = openai.error(status, "%LOCAL_REPLY_BODY% (HTTP %RESPONSE_CODE%)", "front_door")
+        mappers.append({"filter": which, "body_format_override": {"json_format": said}})
     return {"mappers": mappers}
 
 
@@ -269,6 +266,6 @@ def _flag(*flags: str) -> dict[str, Any]:
     return {"response_flag_filter": {"flags": list(flags)}}
 
 
-def _status_is(status: int) -> dict[str, Any]:
-    comparison = {"op": "EQ", "value": {"default_value": status, "runtime_key": "penstock.unused"}}
+def _status_is(status: int, op: str = "EQ") -> dict[str, Any]:
+    comparison = {"op": op, "value": {"default_value": status, "runtime_key": "penstock.unused"}}
     return {"status_code_filter": {"comparison": comparison}}
