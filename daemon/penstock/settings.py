@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     """The attempts' folders; the compute nodes must see it under the same path. Unset: `attempts` under
     state_dir."""
     database_url: str | None = Field(default=None, repr=False)
-    """`postgresql+psycopg://user@host/name`. Unset: an embedded PostgreSQL under state_dir."""
+    """`postgresql://user@host/name`. Unset: an embedded PostgreSQL under state_dir."""
     listen: str = "127.0.0.1:8600"
     """The front door: IP:port. Whoever reaches it can run code as Penstock's user, by a deployment of their
     own, so it is loopback by default."""
