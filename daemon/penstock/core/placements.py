@@ -52,11 +52,25 @@ def named(spec: Spec, replica: Replica, index: int) -> str:
     if len(listed) == 1 and not replica.burst:
         return ""
     index = min(index, len(listed) - 1)
-    one = listed[index]
-    words = {"partition": one.partition, "QOS": one.qos, "account": one.account, "constraint": one.constraint}
-    said = ", ".join(f"{word} {value}" for word, value in words.items() if value)
+    said = _asked(listed[index])
     kind = "burst placement" if replica.burst else "placement"
     return f"{kind} {index + 1} of {len(listed)}" + f" ({said})" * bool(said)
+
+
+def described(spec: Spec, replica: Replica, index: int) -> str:
+    """As `named`; where there is no choice, what the one placement asks for, such as `partition gpu`."""
+    return named(spec, replica, index) or _asked(placement_of(spec, replica, index))
+
+
+def _asked(one: Placement) -> str:
+    words = {
+        "partition": one.partition,
+        "QOS": one.qos,
+        "account": one.account,
+        "constraint": one.constraint,
+        "reservation": one.reservation,
+    }
+    return ", ".join(f"{word} {value}" for word, value in words.items() if value)
 
 
 def misplaced(

@@ -12,7 +12,7 @@ from penstock.core.budget import HeldBack
 from penstock.core.decisions import Adopt, Reason, RemoveReplica, Resubmit, Submit
 from penstock.core.endings import end_attempt, stays_cancelled
 from penstock.core.model import Attempt, ReplicaState
-from penstock.core.placements import named
+from penstock.core.placements import described, named
 from penstock.core.scene import LEFT_CANCELLED, Outlook, Scene
 from penstock.core.sentences import clock
 from penstock.core.suspects import NAMED, told
@@ -76,7 +76,7 @@ def unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     job = scene.job
     # Slurm keeps some submissions that it refused for a while, as failed jobs; a live one outweighs its refusal.
     if attempt.refusal and (job is None or job.ended):
-        message = f"Slurm refused attempt {attempt.number}: {attempt.refusal}"
+        message = f"Slurm refused attempt {attempt.number}{_to(scene, attempt)}: {attempt.refusal}"
         return end_attempt(
             scene, attempt, None, Reason.SUBMISSION_REFUSED, message, failed=not scene.replica.leaving
         )
@@ -111,6 +111,15 @@ def unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     message += told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
     resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds, beside)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
+
+
+def _to(scene: Scene, attempt: Attempt) -> str:
+    """Where it was to run: Slurm's refusals name neither a partition nor a constraint. The spec of a revision that is
+    not the current one is not known here."""
+    if scene.replica.revision != scene.deployment.revision:
+        return ""
+    where = described(scene.deployment.spec, scene.replica, attempt.placement)
+    return f" to {where}" * bool(where)
 
 
 def _doubtful_until(scene: Scene, attempt: Attempt) -> datetime:

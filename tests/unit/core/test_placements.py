@@ -292,3 +292,24 @@ def test_what_serves_nobody_and_is_misplaced_goes_at_once() -> None:
     assert counts.decision is not None
     assert counts.decision.actions == (Leave("r3"),)
     assert counts.leaving == {"r3"}
+
+
+@pytest.mark.parametrize(
+    ("placements", "revision", "to"),
+    [
+        ((Placement(),), 1, ""),
+        ((Placement(partition="gpu", constraint="a100"),), 1, " to partition gpu, constraint a100"),
+        ((Placement(reservation="course"),), 1, " to reservation course"),
+        ((FIRST, SECOND), 1, " to placement 2 of 2 (QOS long)"),
+        ((FIRST, SECOND), 2, ""),
+    ],
+    ids=["the cluster's own", "the only one", "a reservation", "one of two", "of a revision before"],
+)
+def test_a_refusal_says_where_it_was_to_run(
+    placements: tuple[Placement, ...], revision: int, to: str
+) -> None:
+    of = deployment()
+    spec = replace(of.spec, placement=placements[0], fallbacks=placements[1:])
+    one = replica(its=attempt(job_id=None, refusal="Invalid feature", placement=1), state=S.SUBMITTING)
+    outlook = plan_replica(Scene(NOW, replace(of, spec=spec, revision=revision), one, None, 10, None))
+    assert outlook.message == f"Slurm refused attempt 1{to}: Invalid feature; next attempt 14:00:10"
