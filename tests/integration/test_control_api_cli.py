@@ -480,6 +480,8 @@ class TestTell:
 
     async def test_nothing_was_decided(self, penstock: Penstock) -> None:
         assert (await penstock("events")).stderr == "no decisions found\n"
+        assert (await penstock("events", "a")).stderr == "no decisions found about a\n"
+        assert (await penstock("events", "a", "--replica", "a-1")).stderr == "no decisions found about a-1\n"
         assert (await penstock("why", "a")).stderr == "error: there is no deployment 'a'\n"
 
     async def test_logs_are_bytes(self, penstock: Penstock, api: ControlApi) -> None:

@@ -146,7 +146,8 @@ def events(
             if shown or follow:
                 _events(shown, widths)
             else:
-                say("no decisions found", stderr=True)
+                about = f" about {replica or name}" if replica or name else ""
+                say(f"no decisions found{about}", stderr=True)
         elif shown or not follow:
             data(shown, output, is_list=True)
         if not follow:
