@@ -101,9 +101,19 @@ async def play_until(
     return seeds, steps
 
 
-async def _main(url: str) -> int:
-    seed, seconds = os.environ.get("SEED", ""), os.environ.get("SECONDS_TO_PLAY", "")
-    until = time.monotonic() + float(seconds) if seconds else float("inf")
+def _seconds(given: str) -> float:
+    """How long to play; nothing given: until it is stopped."""
+    try:
+        seconds = float(given or "inf")
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        sys.exit(f"SECONDS={given} cannot be played; a number above 0 is accepted, such as 600")
+    return seconds
+
+
+async def _main(url: str, seed: str, seconds: float) -> int:
+    until = time.monotonic() + seconds
     async with ground(url) as field:
         try:
             if seed:
@@ -121,6 +131,7 @@ async def _main(url: str) -> int:
 
 def main() -> int:
     """A server of its own, and seeds as the environment says."""
+    seed, seconds = os.environ.get("SEED", ""), _seconds(os.environ.get("SECONDS_TO_PLAY", ""))
     logging.disable(logging.CRITICAL)  # The story tells it.
     with tempfile.TemporaryDirectory(prefix="penstock-sim-") as name:
         folder = Path(name)
@@ -129,7 +140,7 @@ def main() -> int:
         try:
             url = Databases(server.start()).make("simulation")
             migrate.upgrade(url)
-            return asyncio.run(_main(url))
+            return asyncio.run(_main(url, seed, seconds))
         finally:
             server.stop()
 

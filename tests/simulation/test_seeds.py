@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.simulation import seeds as playing
 from tests.simulation.seeds import Ground, play_until
 from tests.simulation.world import STORMY
 
@@ -45,3 +46,12 @@ async def test_a_seed_is_one_story(field: Ground) -> None:
     second = await field.play("twice")
     assert first.lines == second.lines
     assert len(first.lines) > 30
+
+
+@pytest.mark.parametrize("given", ["abc", "0", "-1", "nan"])
+def test_a_time_that_cannot_be_played_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("SECONDS_TO_PLAY", given)
+    with pytest.raises(SystemExit, match=f"SECONDS={given} cannot be played"):
+        playing.main()
