@@ -15,6 +15,7 @@ import grpc
 
 from penstock.client import methods, requests
 from penstock.client.answers import Answer
+from penstock.client.errors import closed
 from penstock.client.messages import Conversation, Tool
 from penstock.client.methods import Method, RequestT, ResponseT
 from penstock.client.requests import ChatOptions, GenerateOptions
@@ -42,7 +43,7 @@ class AsyncClient:
     ) -> None:
         self._timeout = timeout
         self._retry = retry or Retry()
-        self._address = address
+        self._address = methods.address(address)
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
 
@@ -56,8 +57,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels what runs."""
-        if self._channel is not None:
-            await self._channel.close()
+        # One that was never used as well: what is asked of it later is to find it closed.
+        await self._open().close()
 
     def _open(self) -> grpc.aio.Channel:
         # Made by the first call, because it belongs to the event loop that runs then.
@@ -135,12 +136,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> pb.EmbedResponse:
         """One embedding for each text, in order."""
-        request = pb.EmbedRequest(
-            model=model,
-            inputs=requests.several(inputs),
-            dimensions=dimensions,
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.embed(model, inputs, dimensions, engine_options)
         return await self._ask(methods.EMBED, request, timeout)
 
     async def score(
@@ -153,12 +149,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> pb.ScoreResponse:
         """How well each document fits the query, in order."""
-        request = pb.ScoreRequest(
-            model=model,
-            query=query,
-            documents=requests.several(documents),
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.score(model, query, documents, engine_options)
         return await self._ask(methods.SCORE, request, timeout)
 
     async def rerank(
@@ -172,13 +163,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> pb.RerankResponse:
         """The documents' positions, best first."""
-        request = pb.RerankRequest(
-            model=model,
-            query=query,
-            documents=requests.several(documents),
-            top_n=top_n,
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.rerank(model, query, documents, top_n, engine_options)
         return await self._ask(methods.RERANK, request, timeout)
 
     async def tokenize(
@@ -196,7 +181,7 @@ class AsyncClient:
 
     async def detokenize(self, model: str, tokens: Sequence[int], *, timeout: float | None = None) -> str:
         """The text of tokens."""
-        request = pb.DetokenizeRequest(model=model, tokens=tokens)
+        request = requests.detokenize(model, tokens)
         return (await self._ask(methods.DETOKENIZE, request, timeout)).text
 
     async def models(self, *, timeout: float | None = None) -> list[pb.ServedModel]:
@@ -215,6 +200,8 @@ class AsyncClient:
                 return await send(request, timeout=attempts.left_s())
             except grpc.RpcError as error:
                 wait_s = attempts.after(error, generates=method.generates)
+            except grpc.aio.UsageError as error:  # All that gRPC raises over a channel that is closed.
+                raise closed() from error
             await asyncio.sleep(wait_s)
 
     async def _stream(
@@ -230,7 +217,10 @@ class AsyncClient:
         )
         received: list[str] | None = None
         while True:
-            call = send(request, timeout=attempts.left_s())
+            try:
+                call = send(request, timeout=attempts.left_s())
+            except grpc.aio.UsageError as error:  # As above.
+                raise closed() from error
             try:
                 async for response in call:
                     if response.HasField("waiting"):

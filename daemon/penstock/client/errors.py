@@ -1,7 +1,7 @@
 """How a call fails, one exception for each kind, made from the status and the google.rpc details that came with it.
 
 docs/inference.md lists the statuses and the reasons. A request that cannot even be written down fails with the same
-InvalidRequest as one that the server refuses.
+InvalidRequest as one that the server refuses, and one on a closed client as one that closing it has cancelled.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class DeadlineExceeded(PenstockError):
 
 
 class Cancelled(PenstockError):
-    """The call was cancelled, by the server, or by closing a `Client`; with asyncio the latter is a CancelledError."""
+    """The call was cancelled by the server, or by closing a `Client` (an `AsyncClient` then ends what runs with a
+    CancelledError), or it came after that."""
 
 
 class ServerError(PenstockError):
@@ -123,6 +124,11 @@ def invalid(field: str, sentence: str) -> InvalidRequest:
         grpc.StatusCode.INVALID_ARGUMENT,
         fields=(FieldViolation(field, sentence),),
     )
+
+
+def closed() -> Cancelled:
+    """What a call on a closed client fails with."""
+    return Cancelled("the client is closed", grpc.StatusCode.CANCELLED)
 
 
 def error_of(error: grpc.RpcError) -> PenstockError:

@@ -7,12 +7,14 @@ counts as absent, as in dumps of OpenAI's own types.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct
 
 from penstock.client.errors import invalid
+from penstock.client.fields import listed, made, mapping, utf8
 from penstock.v1 import inference_pb2 as pb
 
 Conversation: TypeAlias = "str | Sequence[pb.Message | Mapping[str, Any]]"
@@ -35,10 +37,10 @@ _ROLES = {
 def conversation(messages: Conversation) -> list[pb.Message]:
     """Raises InvalidRequest for what has no place in the contract."""
     if isinstance(messages, str):
-        return [pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=messages)])]
+        return [pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=utf8(messages, "messages"))])]
     return [
         each if isinstance(each, pb.Message) else _message(each, f"messages[{index}]")
-        for index, each in enumerate(messages)
+        for index, each in enumerate(listed(messages, "messages"))
     ]
 
 
@@ -46,7 +48,7 @@ def tools(given: Iterable[Tool]) -> list[pb.Tool]:
     """Each {"type": "function", "function": {name, description, parameters, strict}}, or its inner part alone."""
     return [
         each if isinstance(each, pb.Tool) else _tool(each, f"tools[{index}]")
-        for index, each in enumerate(given)
+        for index, each in enumerate(listed(given, "tools"))
     ]
 
 
@@ -55,7 +57,7 @@ def tool_choice(given: ToolChoice | None) -> pb.ToolChoice | None:
     if given is None or isinstance(given, pb.ToolChoice):
         return given
     if isinstance(given, str):
-        return pb.ToolChoice(mode=given)
+        return pb.ToolChoice(mode=utf8(given, "tool_choice"))
     function = _function(given, "tool_choice")
     _only(function, {"name"}, "tool_choice.function")
     return pb.ToolChoice(name=_text(function, "name", "tool_choice.function"))
@@ -63,21 +65,19 @@ def tool_choice(given: ToolChoice | None) -> pb.ToolChoice | None:
 
 def struct(given: Mapping[str, Any], path: str) -> Struct:
     """JSON as protobuf has it. Raises InvalidRequest for what it would change: whole numbers beyond 2**53."""
-    made = Struct()
+    written = Struct()
     try:
         _exact(given, path)
-        made.update(dict(given))
-    except (TypeError, ValueError) as error:
+        written.update(dict(given))
+    except (TypeError, ValueError, RecursionError) as error:
         raise invalid(path, f"must be JSON: {error}") from error
-    return made
+    return written
 
 
 def json_text(given: Mapping[str, Any], path: str) -> str:
     """JSON as it is, its order and its numbers. Raises InvalidRequest for what JSON has not."""
-    if not isinstance(given, Mapping):
-        raise invalid(path, f"must be a dict, not {type(given).__name__}")
     try:
-        return json.dumps(dict(given), allow_nan=False)
+        return json.dumps(dict(mapping(given, path)), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise invalid(path, f"must be JSON: {error}") from error
 
@@ -93,18 +93,20 @@ def _exact(given: Any, path: str) -> None:
             _exact(value, f"{path}[{index}]")
 
 
-def _message(given: Mapping[str, Any], path: str) -> pb.Message:
-    _only(given, {"role", "content", "tool_calls", "tool_call_id"}, path)
+def _message(given: Any, path: str) -> pb.Message:
+    _only(mapping(given, path), {"role", "content", "tool_calls", "tool_call_id"}, path)
     role = given.get("role")
-    if role not in _ROLES:
-        raise invalid(f"{path}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise invalid(f"{path}.role", f"must be one of {', '.join(_ROLES)}, not {reprlib.repr(role)}")
     content, calls = given.get("content"), given.get("tool_calls") or ()
-    return pb.Message(
+    return made(
+        pb.Message,
+        path,
         role=_ROLES[role],
         content=_content(content, f"{path}.content"),
         tool_calls=[
             each if isinstance(each, pb.ToolCall) else _call(each, index, f"{path}.tool_calls[{index}]")
-            for index, each in enumerate(calls)
+            for index, each in enumerate(listed(calls, f"{path}.tool_calls"))
         ],
         tool_call_id=given.get("tool_call_id") or "",
     )
@@ -114,9 +116,9 @@ def _content(content: Any, path: str) -> list[pb.ContentPart]:
     if content is None:
         return []
     if isinstance(content, str):
-        return [pb.ContentPart(text=content)]
+        return [pb.ContentPart(text=utf8(content, path))]
     if not isinstance(content, (list, tuple)):
-        raise invalid(path, f"must be a text or a list of parts, not {type(content).__name__}")
+        raise invalid(path, f"must be a text or a list of parts, not {reprlib.repr(content)}")
     return [
         each if isinstance(each, pb.ContentPart) else _part(each, f"{path}[{index}]")
         for index, each in enumerate(content)
@@ -124,9 +126,7 @@ def _content(content: Any, path: str) -> list[pb.ContentPart]:
 
 
 def _part(given: Any, path: str) -> pb.ContentPart:
-    if not isinstance(given, Mapping):
-        raise invalid(path, f"must be a dict, not {type(given).__name__}")
-    match given.get("type"):
+    match mapping(given, path).get("type"):
         case "text":
             _only(given, {"type", "text"}, path)
             return pb.ContentPart(text=_text(given, "text", path))
@@ -138,14 +138,16 @@ def _part(given: Any, path: str) -> pb.ContentPart:
             _only(image, {"url"}, f"{path}.image_url")
             return pb.ContentPart(image_url=_text(image, "url", f"{path}.image_url"))
         case other:
-            raise invalid(f"{path}.type", f"must be text or image_url, not {other!r}")
+            raise invalid(f"{path}.type", f"must be text or image_url, not {reprlib.repr(other)}")
 
 
-def _call(given: Mapping[str, Any], index: int, path: str) -> pb.ToolCall:
-    _only(given, {"id", "type", "index", "function"}, path)
+def _call(given: Any, index: int, path: str) -> pb.ToolCall:
+    _only(mapping(given, path), {"id", "type", "index", "function"}, path)
     function = _function(given, path)
     _only(function, {"name", "arguments"}, f"{path}.function")
-    return pb.ToolCall(
+    return made(
+        pb.ToolCall,
+        path,
         index=index,
         id=given.get("id") or "",
         name=_text(function, "name", f"{path}.function"),
@@ -153,15 +155,15 @@ def _call(given: Mapping[str, Any], index: int, path: str) -> pb.ToolCall:
     )
 
 
-def _tool(given: Mapping[str, Any], path: str) -> pb.Tool:
-    if not isinstance(given, Mapping):
-        raise invalid(path, f"must be a dict, not {type(given).__name__}")
-    if "function" in given or "type" in given:
+def _tool(given: Any, path: str) -> pb.Tool:
+    if "function" in mapping(given, path) or "type" in given:
         _only(given, {"type", "function"}, path)
         given, path = _function(given, path), f"{path}.function"
     _only(given, {"name", "description", "parameters", "strict"}, path)
     parameters = given.get("parameters")
-    return pb.Tool(
+    return made(
+        pb.Tool,
+        path,
         name=_text(given, "name", path),
         description=given.get("description") or "",
         # As text, for a Struct keeps no order, and models read it in order.
@@ -170,23 +172,17 @@ def _tool(given: Mapping[str, Any], path: str) -> pb.Tool:
     )
 
 
-def _function(given: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    if given.get("type", "function") != "function":
-        raise invalid(f"{path}.type", f"must be function, not {given['type']!r}")
-    function = given.get("function")
-    if not isinstance(function, Mapping):
-        raise invalid(f"{path}.function", f"must be a dict, not {type(function).__name__}")
-    return function
+def _function(given: Any, path: str) -> Mapping[str, Any]:
+    if mapping(given, path).get("type", "function") != "function":
+        raise invalid(f"{path}.type", f"must be function, not {reprlib.repr(given['type'])}")
+    return mapping(given.get("function"), f"{path}.function")
 
 
 def _text(given: Mapping[str, Any], key: str, path: str) -> str:
-    value = given.get(key)
-    if not isinstance(value, str):
-        raise invalid(f"{path}.{key}", f"must be text, not {json.dumps(value, default=repr)}")
-    return value
+    return utf8(given.get(key), f"{path}.{key}")
 
 
 def _only(given: Mapping[str, Any], accepted: set[str], path: str) -> None:
-    unknown = sorted(key for key, value in given.items() if key not in accepted and value is not None)
+    unknown = sorted(str(key) for key, value in given.items() if key not in accepted and value is not None)
     if unknown:
         raise invalid(f"{path}.{unknown[0]}", f"is not accepted; there are {', '.join(sorted(accepted))}")

@@ -5,11 +5,13 @@ The generated stubs are typed for asyncio alone; a path and a message class serv
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from penstock.client.errors import invalid
 from penstock.v1 import inference_pb2 as pb
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -40,6 +42,13 @@ class Method(Generic[RequestT, ResponseT]):
     def path(self) -> str:
         """As gRPC has it."""
         return f"/{_SERVICE}/{self.name}"
+
+
+def address(given: object) -> str:
+    """The same. Raises InvalidRequest for what gRPC cannot even try."""
+    if not isinstance(given, str) or not given or not given.isprintable():
+        raise invalid("address", f"must be text, as host:port, not {reprlib.repr(given)}")
+    return given
 
 
 CHAT = Method("Chat", pb.ChatRequest, pb.ChatResponse, generates=True)

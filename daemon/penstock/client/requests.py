@@ -1,6 +1,7 @@
 """The clients' arguments, written as the contract's requests. Pure.
 
-Values pass as they are: what they may be is the contract's to say, and the server's to check.
+Values pass as they are: what they may be is the contract's to say, and the server's to check. Only what no field of a
+request can hold is refused here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 
 from penstock.client import messages
 from penstock.client.errors import invalid
+from penstock.client.fields import listed, made, utf8
 from penstock.client.messages import Conversation, Tool, ToolChoice
 from penstock.v1 import inference_pb2 as pb
 
@@ -60,7 +62,8 @@ def chat(
     kind: type[ChatRequestT], model: str, conversation: Conversation, options: ChatOptions
 ) -> ChatRequestT:
     """A request for a chat, whole or streamed."""
-    return kind(
+    return made(
+        kind,
         model=model,
         messages=messages.conversation(conversation),
         sampling=_sampling(options),
@@ -75,7 +78,8 @@ def generate(
     kind: type[GenerateRequestT], model: str, prompt: str, options: GenerateOptions
 ) -> GenerateRequestT:
     """A request to go on from a text, whole or streamed."""
-    return kind(
+    return made(
+        kind,
         model=model,
         prompt=prompt,
         sampling=_sampling(options),
@@ -88,14 +92,63 @@ def tokenize(
     model: str, text: str | Conversation, tools: Sequence[Tool], add_special_tokens: bool | None
 ) -> pb.TokenizeRequest:
     """A request for the tokens of a text, or of a conversation."""
-    request = pb.TokenizeRequest(
-        model=model, tools=messages.tools(tools), add_special_tokens=add_special_tokens
+    asked = {"text": text} if isinstance(text, str) else {"messages": messages.conversation(text)}
+    return made(
+        pb.TokenizeRequest,
+        model=model,
+        tools=messages.tools(tools),
+        add_special_tokens=add_special_tokens,
+        **asked,
     )
-    if isinstance(text, str):
-        request.text = text
-    else:
-        request.messages.extend(messages.conversation(text))
-    return request
+
+
+def detokenize(model: str, tokens: Sequence[int]) -> pb.DetokenizeRequest:
+    """A request for the text of tokens."""
+    return made(pb.DetokenizeRequest, model=model, tokens=listed(tokens, "tokens"))
+
+
+def embed(
+    model: str, inputs: str | Sequence[str], dimensions: int | None, options: Mapping[str, Any] | None
+) -> pb.EmbedRequest:
+    """A request for embeddings. `options`: the engine's own."""
+    return made(
+        pb.EmbedRequest,
+        model=model,
+        inputs=several(inputs, "inputs"),
+        dimensions=dimensions,
+        engine_options=engine_options(options),
+    )
+
+
+def score(
+    model: str, query: str, documents: str | Sequence[str], options: Mapping[str, Any] | None
+) -> pb.ScoreRequest:
+    """A request for how well documents fit a query."""
+    return made(
+        pb.ScoreRequest,
+        model=model,
+        query=query,
+        documents=several(documents, "documents"),
+        engine_options=engine_options(options),
+    )
+
+
+def rerank(
+    model: str,
+    query: str,
+    documents: str | Sequence[str],
+    top_n: int | None,
+    options: Mapping[str, Any] | None,
+) -> pb.RerankRequest:
+    """A request for the documents' order."""
+    return made(
+        pb.RerankRequest,
+        model=model,
+        query=query,
+        documents=several(documents, "documents"),
+        top_n=top_n,
+        engine_options=engine_options(options),
+    )
 
 
 def engine_options(given: Mapping[str, Any] | None) -> Any:
@@ -103,9 +156,11 @@ def engine_options(given: Mapping[str, Any] | None) -> Any:
     return None if given is None else messages.struct(given, "engine_options")
 
 
-def several(texts: str | Sequence[str]) -> list[str]:
+def several(texts: str | Sequence[str], path: str) -> list[str]:
     """One text is a list of one: taken as a sequence it would be its letters."""
-    return [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        return [utf8(texts, path)]
+    return [utf8(each, f"{path}[{index}]") for index, each in enumerate(listed(texts, path))]
 
 
 def _sampling(options: GenerateOptions) -> pb.SamplingParameters | None:
@@ -113,11 +168,11 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters | None:
         key: value for key, value in options.items() if key not in _OTHERS and value is not None
     }
     if "stop" in given:
-        given["stop"] = several(given["stop"])
+        given["stop"] = several(given["stop"], "stop")
     unknown = sorted(given.keys() - pb.SamplingParameters.DESCRIPTOR.fields_by_name.keys())
     if unknown:
         raise invalid(unknown[0], "is no option; what only the engine knows goes into engine_options")
-    return pb.SamplingParameters(**given) if given else None
+    return made(pb.SamplingParameters, **given) if given else None
 
 
 def _output(options: GenerateOptions) -> pb.OutputFormat | None:
@@ -128,12 +183,12 @@ def _output(options: GenerateOptions) -> pb.OutputFormat | None:
         return None
     if (schema := options.get("json_schema")) is not None:
         # As text, because a Struct loses the order of the properties.
-        return pb.OutputFormat(
-            json_schema_text=schema if isinstance(schema, str) else messages.json_text(schema, "json_schema")
-        )
+        text = schema if isinstance(schema, str) else messages.json_text(schema, "json_schema")
+        return pb.OutputFormat(json_schema_text=utf8(text, "json_schema"))
     if (choices := options.get("choice")) is not None:
-        return pb.OutputFormat(choice=pb.Choices(choices=several(choices)))
-    return pb.OutputFormat(
+        return pb.OutputFormat(choice=pb.Choices(choices=several(choices, "choice")))
+    return made(
+        pb.OutputFormat,
         regex=options.get("regex"),
         grammar=options.get("grammar"),
         json_object=options.get("json_object") or None,

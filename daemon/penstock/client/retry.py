@@ -15,18 +15,29 @@ ended it. Before that, a request is sent again where that can help and costs nob
 
 from __future__ import annotations
 
+import math
 import random
+import reprlib
 import time
 from dataclasses import dataclass
 
 import grpc
 
-from penstock.client.errors import Overloaded, PenstockError, Unavailable, error_of
+from penstock.client.errors import (
+    InvalidRequest,
+    Overloaded,
+    PenstockError,
+    Unavailable,
+    error_of,
+    invalid,
+)
 
 NO_REPLICA_HAD_IT = frozenset({"NO_READY_REPLICA", "UNREACHABLE"})
 A_REPLICA_ENDED = frozenset({"ENGINE_GONE", "REPLICA_ENDED"})
 MOST_LATER = 0.25
 """Those who were all told the same time come again spread over this part of it more."""
+FOREVER_S = 1e9
+"""30 years. What ends after that has no end: gRPC takes times that are longer still for ones that are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,7 @@ class Attempts:
 
     def __init__(self, retry: Retry, timeout_s: float | None) -> None:
         self._retry = retry
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline = _deadline(timeout_s)
         self._failed = 0
 
     def left_s(self) -> float | None:
@@ -91,6 +102,22 @@ class Attempts:
         if asked_s > retry.longest_s:
             return None
         return max(backoff_s, asked_s * random.uniform(1, 1 + MOST_LATER))
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    if timeout_s is None:
+        return None
+    try:
+        until = time.monotonic() + timeout_s
+    except (TypeError, OverflowError) as error:
+        raise _no_time(timeout_s) from error
+    if math.isnan(until):
+        raise _no_time(timeout_s)
+    return until if until < FOREVER_S else None
+
+
+def _no_time(timeout_s: object) -> InvalidRequest:
+    return invalid("timeout", f"must be a number of seconds, or None, not {reprlib.repr(timeout_s)}")
 
 
 def may_repeat(failure: PenstockError, generates: bool) -> bool:

@@ -15,6 +15,7 @@ import grpc
 
 from penstock.client import methods, requests
 from penstock.client.answers import Answer
+from penstock.client.errors import closed
 from penstock.client.messages import Conversation, Tool
 from penstock.client.methods import Method, RequestT, ResponseT
 from penstock.client.requests import ChatOptions, GenerateOptions
@@ -40,6 +41,7 @@ class Client:
         retry: Retry | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
+        methods.address(address)
         self._timeout = timeout
         self._retry = retry or Retry()
         self._channel = (
@@ -126,12 +128,7 @@ class Client:
         timeout: float | None = None,
     ) -> pb.EmbedResponse:
         """One embedding for each text, in order."""
-        request = pb.EmbedRequest(
-            model=model,
-            inputs=requests.several(inputs),
-            dimensions=dimensions,
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.embed(model, inputs, dimensions, engine_options)
         return self._ask(methods.EMBED, request, timeout)
 
     def score(
@@ -144,12 +141,7 @@ class Client:
         timeout: float | None = None,
     ) -> pb.ScoreResponse:
         """How well each document fits the query, in order."""
-        request = pb.ScoreRequest(
-            model=model,
-            query=query,
-            documents=requests.several(documents),
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.score(model, query, documents, engine_options)
         return self._ask(methods.SCORE, request, timeout)
 
     def rerank(
@@ -163,13 +155,7 @@ class Client:
         timeout: float | None = None,
     ) -> pb.RerankResponse:
         """The documents' positions, best first."""
-        request = pb.RerankRequest(
-            model=model,
-            query=query,
-            documents=requests.several(documents),
-            top_n=top_n,
-            engine_options=requests.engine_options(engine_options),
-        )
+        request = requests.rerank(model, query, documents, top_n, engine_options)
         return self._ask(methods.RERANK, request, timeout)
 
     def tokenize(
@@ -187,7 +173,7 @@ class Client:
 
     def detokenize(self, model: str, tokens: Sequence[int], *, timeout: float | None = None) -> str:
         """The text of tokens."""
-        request = pb.DetokenizeRequest(model=model, tokens=tokens)
+        request = requests.detokenize(model, tokens)
         return (self._ask(methods.DETOKENIZE, request, timeout)).text
 
     def models(self, *, timeout: float | None = None) -> list[pb.ServedModel]:
@@ -206,6 +192,8 @@ class Client:
                 return send(request, timeout=attempts.left_s())
             except grpc.RpcError as error:
                 wait_s = attempts.after(error, generates=method.generates)
+            except ValueError as error:  # All that gRPC raises over a channel that is closed.
+                raise closed() from error
             time.sleep(wait_s)
 
     def _stream(
@@ -221,7 +209,10 @@ class Client:
         )
         received: list[str] | None = None
         while True:
-            call = send(request, timeout=attempts.left_s())
+            try:
+                call = send(request, timeout=attempts.left_s())
+            except ValueError as error:  # As above.
+                raise closed() from error
             try:
                 for response in call:
                     if response.HasField("waiting"):

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from datetime import timedelta
 from typing import Any
 
+import grpc
 import pytest
 
-from penstock.client import Answer, AsyncClient, Client, InvalidRequest
+from penstock.client import Answer, AsyncClient, Cancelled, Client, InvalidRequest
 from penstock.client import requests as written
 from penstock.client.messages import conversation
 from penstock.v1 import inference_pb2 as pb
 from tests.unit.client.playing import Scene, stage
 
+HALF = "x\ud800"
+"""Half of a pair of surrogates: a str, and no text that UTF-8 has."""
+ENDLESS: dict[str, Any] = {}
+ENDLESS["itself"] = ENDLESS
 WEATHER = {"name": "weather", "description": "of a town", "parameters": {"type": "object"}}
 
 
@@ -54,6 +60,15 @@ def test_messages_of_openais_shape() -> None:
         ({"role": "user", "content": [{"type": "audio"}]}, "messages[0].content[0].type"),
         ({"role": "user", "content": ["x"]}, "messages[0].content[0]"),
         ({"role": "user", "content": "x", "name": "Ann"}, "messages[0].name"),
+        ("hello", "messages[0]"),
+        ({"role": ["user"], "content": "x"}, "messages[0].role"),
+        ({"role": "user", "content": "x", 5: 1}, "messages[0].5"),
+        ({"role": "user", "content": HALF}, "messages[0].content"),
+        ({"role": "user", "content": [{"type": "text", "text": HALF}]}, "messages[0].content[0].text"),
+        ({"role": "user", "content": [{"type": "text", "text": {(1, 2): 3}}]}, "messages[0].content[0].text"),
+        ({"role": "tool", "content": "x", "tool_call_id": 5}, "messages[0].tool_call_id"),
+        ({"role": "assistant", "tool_calls": 5}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": ["f"]}, "messages[0].tool_calls[0]"),
         (
             {
                 "role": "user",
@@ -64,7 +79,7 @@ def test_messages_of_openais_shape() -> None:
         ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls[0].function"),
     ],
 )
-def test_what_has_no_place_is_refused_by_name(message: dict[str, Any], field: str) -> None:
+def test_what_has_no_place_is_refused_by_name(message: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         conversation([message])
     assert [each.field for each in raised.value.fields] == [field]
@@ -112,12 +127,118 @@ def test_a_whole_chat_request() -> None:
             "tools[0].parameters",
         ),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": 5}, "tools"),
+        ({"tools": ["weather"]}, "tools[0]"),
+        ({"tools": [{"name": "f", "strict": "yes"}]}, "tools[0].strict"),
+        ({"tool_choice": 5}, "tool_choice"),
+        ({"tool_choice": HALF}, "tool_choice"),
+        ({"logprobs": True}, "logprobs"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"seed": 2**70}, "seed"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["a", HALF]}, "stop[1]"),
+        ({"json_schema": HALF}, "json_schema"),
+        ({"json_schema": 5}, "json_schema"),
+        ({"choice": ["a", None]}, "choice[1]"),
+        ({"regex": HALF}, "regex"),
+        ({"json_object": "yes"}, "json_object"),
+        ({"engine_options": 5}, "engine_options"),
+        ({"engine_options": {"x": HALF}}, "engine_options"),
+        ({"engine_options": ENDLESS}, "engine_options"),
     ],
 )
 def test_options_that_cannot_be(options: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         written.chat(pb.ChatRequest, "m", "hello", options)
     assert [each.field for each in raised.value.fields] == [field]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "said"),
+    [
+        (
+            "chat",
+            (HALF, "hello"),
+            "model: must be text that UTF-8 has: surrogates not allowed, at character 1",
+        ),
+        ("chat", (5, "hello"), "model: must be text, not 5"),
+        (
+            "chat",
+            ("m", HALF),
+            "messages: must be text that UTF-8 has: surrogates not allowed, at character 1",
+        ),
+        ("chat", ("m", 5), "messages: must be a list, not 5"),
+        ("generate", ("m", 5), "prompt: must be text, not 5"),
+        ("embed", ("m", ["a", 5]), "inputs[1]: must be text, not 5"),
+        ("embed", ("m", None), "inputs: must be a list, not None"),
+        ("score", ("m", "q", [b"a"]), "documents[0]: must be text, not b'a'"),
+        ("rerank", ("m", ["q"], "a"), "query: must be text, not ['q']"),
+        (
+            "tokenize",
+            ("m", HALF),
+            "text: must be text that UTF-8 has: surrogates not allowed, at character 1",
+        ),
+        ("detokenize", ("m", [1, 2.5]), "tokens[1]: must be a whole number of 64 bits, not 2.5"),
+        ("detokenize", ("m", 7), "tokens: must be a list, not 7"),
+    ],
+)
+async def test_arguments_that_no_request_can_hold_are_refused_by_name(
+    call: str, given: tuple[Any, ...], said: str
+) -> None:
+    """By both clients alike, before anything is sent."""
+    with Client("127.0.0.1:1") as client, pytest.raises(InvalidRequest) as raised:
+        getattr(client, call)(*given)
+    assert (str(raised.value), raised.value.code) == (said, grpc.StatusCode.INVALID_ARGUMENT)
+    async with AsyncClient("127.0.0.1:1") as other:
+        with pytest.raises(InvalidRequest) as raised:
+            await getattr(other, call)(*given)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("address", [None, 8600, "", HALF])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_an_address_that_is_none(client: Any, address: Any) -> None:
+    with pytest.raises(InvalidRequest, match="^address: must be text, as host:port, not "):
+        client(address)
+
+
+@pytest.mark.parametrize("timeout", ["5", timedelta(seconds=5), float("nan"), 10**400])
+async def test_a_timeout_that_is_no_time(timeout: Any) -> None:
+    said = "^timeout: must be a number of seconds, or None, not "
+    with Client("127.0.0.1:1") as client, pytest.raises(InvalidRequest, match=said):
+        client.models(timeout=timeout)
+    async with AsyncClient("127.0.0.1:1") as other:
+        with pytest.raises(InvalidRequest, match=said):
+            await other.models(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 1e8])
+async def test_a_timeout_that_never_comes_is_none(timeout: float) -> None:
+    listed = Scene([pb.ListModelsResponse(models=[pb.ServedModel(name="m")])])
+    async with stage(listed) as played, AsyncClient(played.address, timeout=timeout) as client:
+        assert len(await client.models()) == 1
+        with Client(played.address, timeout=timeout) as other:
+            assert len(await asyncio.to_thread(other.models)) == 1
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_a_call_on_a_closed_client_is_cancelled(used: bool) -> None:
+    listed = Scene([pb.ListModelsResponse(models=[pb.ServedModel(name="m")])])
+    async with stage(listed) as played:
+        client, other = Client(played.address), AsyncClient(played.address)
+        if used:
+            assert len(await asyncio.to_thread(client.models)) == len(await other.models()) == 1
+        for _ in range(2):
+            client.close()
+            await other.close()
+        for call in (client.models, lambda: next(client.stream_generate("m", "x"))):
+            with pytest.raises(Cancelled, match="^the client is closed$"):
+                call()
+        for asked in (other.models(), anext(other.stream_generate("m", "x"))):
+            with pytest.raises(Cancelled, match="^the client is closed$"):
+                await asked
+        assert len(played.requests) == 2 * used
 
 
 def test_a_tools_parameters_arrive_in_their_order() -> None:
