@@ -103,7 +103,8 @@ def slurm() -> str:
             f"|---|---|---|---|---|\n{states}\n",
             "An end that Penstock did not ask for is counted against:\n",
             f"| whom | ends |\n|---|---|\n{blamed}\n",
-            f"Three of these ends within an hour on one node, and new submissions avoid it: {accusing}.\n",
+            f"Three of these ends within an hour on one node, and new submissions avoid it: {accusing}. Where all"
+            " of them are one deployment's, and Slurm blames the node for none, only that deployment avoids it.\n",
             "Only what is counted against the revision makes the replica back off and uses its budget of failures; a"
             " revision whose attempts end well is not held up by a cluster that preempts. A replica that was ready when"
             " its time limit came, or its script ended with 0, is no failure either.\n",

@@ -236,7 +236,7 @@ def _plan_deployment(
         index = replica.placement if attempt is None else attempt.placement
         if (replica.burst, index) not in at_placements:
             spec = placed(deployment.spec, replica, index)
-            avoiding = avoided(spec, suspected, observation.cluster) if may_submit else ()
+            avoiding = avoided(spec, suspected, observation.cluster, deployment.name) if may_submit else ()
             at_placements[replica.burst, index] = _Terms(
                 avoiding=avoiding,
                 occupied=(company if together else crowded)(

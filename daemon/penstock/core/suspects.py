@@ -1,9 +1,11 @@
 """Nodes on which attempts fail again and again: who is suspected, and which of them a submission stays away from.
 
 A suspicion is counted from the recorded failures of the last hour, whichever deployments they were of, and ends as they
-grow old. It is bounded on all sides. A revision that fails on many nodes is broken itself and accuses none. Only so few
-nodes are left out that the job has room, and never one where a person has chosen the nodes: `nodelist`, a reservation,
-or a constraint that only Slurm can read.
+grow old. It is bounded on all sides. A revision that fails on many nodes is broken itself and accuses none. Where all
+the failures are one deployment's, and Slurm blames the node for none, the node may be as good as any: only that
+deployment stays away, so that a broken model takes no node from others. Only so few nodes are left out that the job has
+room, and never one where a person has chosen the nodes: `nodelist`, a reservation, or a constraint that only Slurm can
+read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from penstock.core.budget import WINDOW
 from penstock.core.jobs import Cluster, Node
 from penstock.core.model import Failure
 from penstock.core.sentences import clock, count
-from penstock.core.slurm_words import ACCUSING_STATES
+from penstock.core.slurm_words import ACCUSING_STATES, STATES, Blame
 from penstock.core.spec import Placement, Spec
 
 FAILURES = 3
@@ -42,13 +44,15 @@ class Suspect:
     deployments: tuple[str, ...]
     until: datetime
     """When too few of the failures will be young enough, unless more come."""
+    only_by: str = ""
+    """The one deployment that stays away, whose failures they all are; empty: all stay away."""
 
     def sentence(self, now: datetime) -> str:
         """Such as `3 attempts of chat failed there within an hour; avoided until 14:50:10`."""
         of = ", ".join(self.deployments[:NAMED]) + (", ..." if len(self.deployments) > NAMED else "")
         return (
             f"{count(self.failures, 'attempt')} of {of} failed there within an hour;"
-            f" avoided until {clock(self.until, now)}"
+            f" avoided{' by its replicas' if self.only_by else ''} until {clock(self.until, now)}"
         )
 
 
@@ -75,6 +79,7 @@ def suspects(failures: Sequence[Failure], now: datetime) -> tuple[Suspect, ...]:
             len(against),
             tuple(sorted({failure.deployment for failure in against})),
             sorted(failure.ended_at for failure in against)[-FAILURES] + WINDOW,
+            only_by=_only_by(against),
         )
         for node, against in accused.items()
         if len(against) >= FAILURES
@@ -82,8 +87,18 @@ def suspects(failures: Sequence[Failure], now: datetime) -> tuple[Suspect, ...]:
     return tuple(sorted(found, key=lambda suspect: (-suspect.failures, suspect.node)))
 
 
-def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tuple[Suspect, ...]:
-    """Those of the suspects that a submission of this spec stays away from."""
+def _only_by(against: Sequence[Failure]) -> str:
+    names = {failure.deployment for failure in against}
+    blamed = any(
+        failure.state is not None and STATES[failure.state].blame is Blame.NODE for failure in against
+    )
+    return "" if blamed or len(names) > 1 else names.pop()
+
+
+def avoided(
+    spec: Spec, found: Sequence[Suspect], cluster: Cluster | None, deployment: str
+) -> tuple[Suspect, ...]:
+    """Those of the suspects that a submission of this spec, for the deployment of this name, stays away from."""
     if not found or cluster is None:
         return ()
     if chosen_by_hand(spec.placement):
@@ -95,6 +110,7 @@ def avoided(spec: Spec, found: Sequence[Suspect], cluster: Cluster | None) -> tu
     for suspect in found:
         if (
             len(left_out) < limit
+            and suspect.only_by in ("", deployment)
             and suspect.node in fitting
             and len(usable - {suspect.node}) >= spec.resources.nodes
         ):

@@ -118,6 +118,15 @@ class TestSuspects:
         assert suspects(here_and_there, NOW) == ()
         assert [one.node for one in suspects([*here_and_there, *failures(3, of="embed")], NOW)] == ["gpu1"]
 
+    def test_one_deployments_failures_keep_no_other_away(self) -> None:
+        (own,) = suspects(failures(3), NOW)
+        assert avoided(SPEC, [own], cluster(2), "chat") == (own,)
+        assert avoided(SPEC, [own], cluster(2), "embed") == ()
+        assert "avoided by its replicas until" in own.sentence(NOW)
+        for more in (failures(1, of="embed"), failures(1, state=JobState.NODE_FAIL)):
+            (of_all,) = suspects([*failures(3), *more], NOW)
+            assert avoided(SPEC, [of_all], cluster(2), "other") == (of_all,)
+
     def test_slurms_own_decisions_accuse_nobody(self) -> None:
         assert suspects(failures(9, state=JobState.PREEMPTED), NOW) == ()
         assert suspects(failures(9, state=None, nodes=()), NOW) == ()
@@ -126,13 +135,13 @@ class TestSuspects:
     @pytest.mark.parametrize(("nodes", "left_out"), [(1, 0), (2, 1), (4, 1), (5, 2), (8, 2), (1000, 16)])
     def test_never_all_of_them(self, nodes: int, left_out: int) -> None:
         found = [suspect(f"gpu{number}") for number in range(1, nodes + 1)]
-        assert len(avoided(SPEC, found, cluster(nodes))) == left_out <= EXCLUDED_MAX
+        assert len(avoided(SPEC, found, cluster(nodes), "chat")) == left_out <= EXCLUDED_MAX
 
     def test_the_job_keeps_its_room(self) -> None:
         wide = replace(SPEC, resources=Resources(nodes=2))
-        assert avoided(wide, [suspect()], cluster(2)) == ()
-        assert avoided(wide, [suspect()], cluster(3)) == (suspect(),)
-        assert avoided(SPEC, [suspect()], cluster(2, state="DOWN")) == ()
+        assert avoided(wide, [suspect()], cluster(2), "chat") == ()
+        assert avoided(wide, [suspect()], cluster(3), "chat") == (suspect(),)
+        assert avoided(SPEC, [suspect()], cluster(2, state="DOWN"), "chat") == ()
 
     @pytest.mark.parametrize(
         "placement",
@@ -146,18 +155,22 @@ class TestSuspects:
         ids=["reservation", "expression", "feature that none has", "another partition", "chosen nodes"],
     )
     def test_where_a_person_has_chosen(self, placement: Placement) -> None:
-        assert avoided(replace(SPEC, placement=placement), [suspect()], cluster(8)) == ()
+        assert avoided(replace(SPEC, placement=placement), [suspect()], cluster(8), "chat") == ()
 
     def test_nodes_that_could_not_run_it_are_not_counted(self) -> None:
-        assert avoided(replace(SPEC, resources=Resources(gpus=8)), [suspect()], cluster(8)) == ()
+        assert avoided(replace(SPEC, resources=Resources(gpus=8)), [suspect()], cluster(8), "chat") == ()
         assert (
-            avoided(replace(SPEC, resources=Resources(gpus=1, gpu_type="h100")), [suspect()], cluster(8))
+            avoided(
+                replace(SPEC, resources=Resources(gpus=1, gpu_type="h100")), [suspect()], cluster(8), "chat"
+            )
             == ()
         )
-        assert avoided(replace(SPEC, resources=Resources(gpus=4, gpu_type="a100")), [suspect()], cluster(8))
+        assert avoided(
+            replace(SPEC, resources=Resources(gpus=4, gpu_type="a100")), [suspect()], cluster(8), "chat"
+        )
 
     def test_not_without_knowing_the_nodes(self) -> None:
-        assert avoided(SPEC, [suspect()], None) == ()
+        assert avoided(SPEC, [suspect()], None, "chat") == ()
 
     def test_many_are_said_in_one_sentence(self) -> None:
         said = told([suspect(f"gpu{number}") for number in range(1, 6)], NOW)
