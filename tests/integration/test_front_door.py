@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import httpx
@@ -230,14 +231,15 @@ async def test_deadline_and_cancellation_reach_the_replica() -> None:
         await soonest(0.1, cancelled)
 
 
-async def over_grpc_web(house: House, **headers: str) -> httpx.Response:
-    """What the model m answers to Generate."""
+async def over_grpc_web(house: House, length: int | None = None, **headers: str) -> httpx.Response:
+    """What the model m answers to Generate. `length`: what the message is said to have, in bytes."""
     message = inference_pb2.GenerateRequest(model="m", prompt="x").SerializeToString()
+    length = len(message) if length is None else length
     async with httpx.AsyncClient(base_url=f"http://{house.settings.listen}") as client:
         return await client.post(
             "/penstock.v1.InferenceService/Generate",
             headers={"content-type": "application/grpc-web+proto", **headers},
-            content=b"\0" + len(message).to_bytes(4, "big") + message,
+            content=b"\0" + length.to_bytes(4, "big") + message,
         )
 
 
@@ -248,6 +250,25 @@ async def test_grpc_web_is_understood() -> None:
         answer = await over_grpc_web(house)
         assert answer.status_code == 200
         assert b"grpc-status:0" in answer.content
+
+
+@pytest.mark.parametrize(
+    ("length", "code", "says"),
+    [
+        (50, grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read"),
+        (17 * MIB, grpc.StatusCode.RESOURCE_EXHAUSTED, "longer than 16 MiB"),
+    ],
+    ids=["cut off", "too long"],
+)
+async def test_over_grpc_web_a_refusal_has_the_status_that_it_has_over_grpc(
+    length: int, code: grpc.StatusCode, says: str
+) -> None:
+    async with House() as house:
+        await house.serve(route("m"))
+        answer = await over_grpc_web(house, length)
+        assert answer.headers["grpc-status"] == str(code.value[0])
+        assert says in unquote(answer.headers["grpc-message"])
+        assert not [name for name in answer.headers if name.startswith("x-penstock")]
 
 
 async def test_a_configuration_that_envoy_refuses_is_counted_and_said(

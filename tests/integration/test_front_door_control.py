@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import pytest
 
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import deployment_pb2_grpc
@@ -109,6 +110,16 @@ async def test_errors_are_google_rpcs_status_as_json() -> None:
         nothing = await client.get("/apis/v1/nothing")
         assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
         assert "GET /apis/v1/openapi.json" in nothing.json()["message"]
+
+
+async def test_a_servers_own_refusal_passes_as_it_is() -> None:
+    """Its status is all that it sends, in the place where Envoy's own answers have theirs."""
+    async with house() as made:
+        stub = deployment_pb2_grpc.DeploymentServiceStub(made.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetDeployment(pb.GetDeploymentRequest(name="none"), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert caught.value.details() == "deployment 'none' does not exist"
 
 
 async def test_each_api_gives_its_openapi_document() -> None:

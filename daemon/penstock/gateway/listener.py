@@ -19,7 +19,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from penstock.gateway import affinity, cors, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
-from penstock.gateway.replies import FIRST_LOOK, TOO_LARGE, local_replies
+from penstock.gateway.replies import FIRST_LOOK, GRPC_STATUS_HEADER, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
     CONTROL_PREFIXES,
     ENGINE_PATH_HEADER,
@@ -157,7 +157,8 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
             affinity.prefix_filter(),
             *filters,
         ]
-    filters.insert(0, _lua("printable_path", _PRINTABLE_PATH))
+    # Responses meet the filters from the last to the first.
+    filters = [_grpc_status_again(), _lua("printable_path", _PRINTABLE_PATH), *filters]
     manager = typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
@@ -221,6 +222,19 @@ def _field_extraction(descriptors: bytes) -> dict[str, Any]:
 
 def _lua(name: str, code: str) -> dict[str, Any]:
     return http_filter(name, "lua.v3.Lua", default_source_code={"inline_string": code})
+
+
+def _grpc_status_again() -> dict[str, Any]:
+    """After the gRPC-Web filter has put another one into an answer of Envoy's own (replies.py)."""
+    put = {
+        "header": {"key": "grpc-status", "value": f"%RESP({GRPC_STATUS_HEADER})%"},
+        "append_action": "OVERWRITE_IF_EXISTS",
+    }
+    return http_filter(
+        "grpc_status_again",
+        "header_mutation.v3.HeaderMutation",
+        mutations={"response_mutations": [{"append": put}, {"remove": GRPC_STATUS_HEADER}]},
+    )
 
 
 def _control_as_rest(descriptors: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
-from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as upstream_mutation_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as filter_mutation_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.http.transform.v3 import transform_pb2
@@ -67,7 +67,7 @@ _TYPES = (
     transcoder_pb2,
     transform_pb2,
     upstream_codec_pb2,
-    upstream_mutation_pb2,
+    filter_mutation_pb2,
 )
 
 

@@ -21,6 +21,9 @@ from penstock.gateway.settings import MIB, FrontDoorSettings
 
 OVERLOAD_RETRY_AFTER_S = 1
 """Requests end all the time; replicas do not come back so soon."""
+GRPC_STATUS_HEADER = "x-penstock-grpc-status"
+"""The gRPC status once more: Envoy's gRPC-Web puts the one that follows from the HTTP status over it, and the listener
+puts it back."""
 ERROR_DOMAIN = "penstock"
 FIRST_LOOK = "penstock.first_look"
 TOO_LARGE = "too_large"
@@ -76,7 +79,7 @@ def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
     mappers.append(
         {
             "filter": _both(_is_grpc(), _status_is(400)),
-            "headers_to_add": _headers({"grpc-status": str(code_pb2.INVALID_ARGUMENT)}),
+            "headers_to_add": _headers(_grpc_status(code_pb2.INVALID_ARGUMENT)),
             "body_format_override": {"text_format_source": {"inline_string": unreadable}},
         }
     )
@@ -189,9 +192,7 @@ def _for_control(status: int, code: int, sentence: str) -> dict[str, Any]:
 
 
 def _for_grpc(answer: _Answer) -> dict[str, Any]:
-    headers = {}
-    if answer.grpc_status is not None:
-        headers["grpc-status"] = str(answer.grpc_status)
+    headers = {} if answer.grpc_status is None else _grpc_status(answer.grpc_status)
     if answer.limit or answer.retry_after_s or not answer.again:
         headers["grpc-status-details-bin"] = _details(answer)
     return {
@@ -216,6 +217,10 @@ def _for_rest(answer: _Answer) -> dict[str, Any]:
         "headers_to_add": _headers(headers),
         "body_format_override": {"json_format": openai.error(answer.status, sentence, answer.code)},
     }
+
+
+def _grpc_status(code: int) -> dict[str, str]:
+    return dict.fromkeys(("grpc-status", GRPC_STATUS_HEADER), str(code))
 
 
 def _details(answer: _Answer) -> str:
