@@ -4,6 +4,7 @@ commands' own files."""
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from typer.core import TyperGroup
 
 from penstock.cli import apply, change, cluster, daemon, get, logs, talk, tell, waiting
 from penstock.cli.connection import DEFAULT_SERVER
-from penstock.cli.failures import Failure
+from penstock.cli.failures import USAGE, Failure
 from penstock.cli.output import say
 from penstock.cli.rollout import rollout
 
@@ -51,6 +52,13 @@ class Commands(TyperGroup):
             for detail in failure.details:
                 say(f"  {detail}", stderr=True)
             raise typer.Exit(failure.code) from failure
+        except (UnicodeEncodeError, UnicodeDecodeError) as error:
+            # Of an argument or of standard input. A terminal of another encoding is not what this is about.
+            if error.encoding != "utf-8":
+                raise
+            given = reprlib.repr(error.object)
+            say(f"error: {given} is no text in UTF-8: {error.reason}", style="red", stderr=True)
+            raise typer.Exit(USAGE) from error
         except BrokenPipeError as error:
             # Whoever read the output has seen enough; what Python has not written yet goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
