@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shlex
 import socket
@@ -50,7 +51,7 @@ from penstock.slurm.choose import choose
 from penstock.slurm.port import Slurm
 from penstock.slurm.script import JobPlan, script
 from penstock.store import migrate
-from penstock.store.clock import DatabaseClock, host_time
+from penstock.store.clock import DatabaseClock, elapsed, host_time
 from penstock.store.database import Database, is_outage
 from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from penstock.store.queries import installation, members, runtime
@@ -59,6 +60,8 @@ from penstock.supervisor import Child, Supervisor, only_one
 log = logging.getLogger("penstock")
 
 DATABASE_RETRY_S = 1.0
+DEAF_AFTER_S = 3 * members.BEAT_INTERVAL_S
+"""Two beats in a row that failed: what agents, who report as often, said meanwhile may be lost."""
 EMBEDDED_LOOK_S = 1.0
 """Between two looks whether the embedded PostgreSQL runs: a file is read and a pid asked for."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -133,7 +136,7 @@ async def run_gateway(settings: Settings) -> None:
                 group.create_task(api.run(on_commit=follower.changed))
                 group.create_task(follower.run())
                 group.create_task(_need_listener(door, settings))
-                group.create_task(_beat(db, door_settings, clock))
+                group.create_task(_beat(db, door, door_settings, clock))
     except* configuration.SettingsError as errors:
         raise errors.exceptions[0] from None
     finally:
@@ -185,20 +188,23 @@ async def _need_listener(door: FrontDoor, settings: Settings) -> None:
         raise configuration.SettingsError(f"listen: the front door cannot be opened: {why}")
 
 
-async def _beat(db: Database, door_settings: FrontDoorSettings, clock: DatabaseClock) -> None:
+async def _beat(
+    db: Database, door: FrontDoor, door_settings: FrontDoorSettings, clock: DatabaseClock
+) -> None:
     """Says that agents' reports can be heard here, and keeps Envoy's log bounded."""
     identity = f"{socket.gethostname()}/{door_settings.state_folder}"
-    trouble, came = "", True
+    trouble, beat_at = "", -math.inf
     while True:
+        # Agents come through Envoy, and what they say is written down.
+        deaf = bool(door.trouble) or elapsed() > beat_at + DEAF_AFTER_S
         try:
             async with db.transaction() as connection:
-                await members.beat(connection, members.GATEWAY, identity, door_settings.listen, came=came)
+                await members.beat(connection, members.GATEWAY, identity, door_settings.listen, came=deaf)
                 await clock.sync(connection)
-            came = False
+            beat_at = elapsed()
         except Exception as error:
             if not is_outage(error):
                 raise
-            came = True  # What an agent said meanwhile could not be written down.
         before, trouble = trouble, ""
         try:
             envoy.bound_log(door_settings)

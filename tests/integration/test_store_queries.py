@@ -909,10 +909,12 @@ async def test_a_late_answer_takes_no_other_jobs_place(conn: AsyncConnection) ->
     assert await attempts.record_job_id(conn, "t", 8)
     assert not await attempts.record_job_id(conn, "t", 7)
     assert not await attempts.record_job_id(conn, "t", 7, Job(7, "n", "c", JobState.RUNNING))
-    await attempts.record_job_ids(conn, [("t", 7)])
-    agent = await runtime.authenticate(conn, "t")
-    assert agent is not None
-    assert agent.attempt.job_id == 8
+    for number, token in enumerate(("u", "v", "w")):
+        await an_attempt(conn, token, f"other{number}")
+    assert await end(conn, "v")
+    await attempts.record_job_ids(conn, [("u", 10), ("t", 7), ("v", 11), ("w", 9)])
+    rows = await conn.exec_driver_sql("SELECT token, job_id FROM attempts")
+    assert {row.token: row.job_id for row in rows} == {"t": 8, "u": 10, "v": None, "w": 9}
 
 
 class TestDecisions:
@@ -1083,14 +1085,38 @@ class TestMembers:
 
     async def test_nobody_heard_while_all_were_away(self, database: Database) -> None:
         """However short that was: each time it may be what an agent tried to say that was lost."""
-        for name, came in (("g1", True), ("g1", False), ("g1", True), ("g2", True)):
+        for came in (True, False, True):
             async with database.transaction() as conn:
-                await members.beat(conn, members.GATEWAY, name, "", came=came)
-                present = {one.id: one for one in await members.list_present(conn, members.GATEWAY)}
-                heard = await members.heard(conn)
-                assert heard is not None
-                assert heard.until == present[name].seen_at
-                assert (heard.since == heard.until) == came
+                await members.beat(conn, members.GATEWAY, "g1", "", came=came)
+                (one,) = await members.list_present(conn, members.GATEWAY)
+                assert await members.heard(conn) == Heard(one.open_since, one.seen_at)
+                assert (one.open_since == one.seen_at) == came
+
+    @pytest.mark.parametrize(("ago_s", "unbroken"), [(4, True), (6, False)])
+    async def test_whoever_comes_soon_after_anothers_beat_makes_no_break(
+        self, conn: AsyncConnection, ago_s: int, unbroken: bool
+    ) -> None:
+        await members.beat(conn, members.GATEWAY, "g1", "", came=True)
+        await conn.exec_driver_sql(
+            f"UPDATE members SET seen_at = now() - interval '{ago_s} s', open_since = now() - interval '1 h'"
+        )
+        await members.beat(conn, members.GATEWAY, "g2", "", came=True)
+        first, second = await members.list_present(conn, members.GATEWAY)
+        assert await members.heard(conn) == Heard((first if unbroken else second).open_since, second.seen_at)
+
+    async def test_when_the_clock_went_back_nobody_has_heard_anything_yet(
+        self, conn: AsyncConnection
+    ) -> None:
+        for name in ("g1", "g2"):
+            await members.beat(conn, members.GATEWAY, name, "", came=True)
+        await conn.exec_driver_sql(
+            "UPDATE members SET seen_at = now() + interval '300 s', open_since = now() - interval '1 d'"
+        )
+        assert await members.heard(conn) is None
+        await members.beat(conn, members.GATEWAY, "g1", "", came=False)
+        heard = await members.heard(conn)
+        assert heard is not None
+        assert heard.since == heard.until < datetime.now(UTC) + timedelta(seconds=60)
 
     async def test_the_long_gone_are_forgotten(self, conn: AsyncConnection) -> None:
         await members.beat(conn, members.GATEWAY, "g1", "", came=True)

@@ -159,13 +159,11 @@ class Lease:
             return number if renewed else None
 
     async def _acquire(self, connection: AsyncConnection) -> int | None:
-        taken = await leases.acquire(connection, LEASE_NAME, self.holder, TTL_S, stale=self._stale())
-        end = await leases.ends_at(connection, LEASE_NAME) if taken is None else None
-        if end is None:
-            self._others_end = None
-        elif self._others_end is None or self._others_end[0] != end:
+        # The end is read first, because the try locks the lease even where it fails.
+        end = await leases.ends_at(connection, LEASE_NAME)
+        if end is not None and (self._others_end is None or self._others_end[0] != end):
             self._others_end = end, self._elapsed_s()
-        return taken
+        return await leases.acquire(connection, LEASE_NAME, self.holder, TTL_S, stale=self._stale())
 
     def _stale(self) -> datetime | None:
         """The end that its holder has not moved for as long as a lease lasts; None: there is none."""

@@ -20,7 +20,7 @@ from penstock.core.suspects import Suspect
 from penstock.core.walltime import NO_BOUNDS, Bounds, with_own_drain
 
 LEFT_CANCELLED = (
-    "it stays so until the deployment is restarted or changed, or the replica drained:"
+    "it stays so until the deployment is restarted or gets another revision, or the replica is drained:"
     " spec.outside_changes is respect"
 )
 """Of a job that somebody cancelled: what ends it."""

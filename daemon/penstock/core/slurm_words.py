@@ -148,7 +148,7 @@ STATES: Mapping[JobState, StateRow] = {
         Kind.ENDED,
         "It was cancelled: by us where that was decided, else by somebody.",
         f"Where it was not ours: repaired: {_ANEW[0].lower()}{_ANEW[1:]} Respected: it stays so until the deployment is"
-        " restarted or changed, or the replica drained.",
+        " restarted or gets another revision, or the replica is drained.",
         "waiting, CancelledOutside",
         Blame.SOMEBODY,
         accuses_node=True,

@@ -124,7 +124,9 @@ class Node(_message.Message):
     gpus: _builtins.int
     gpus_allocated: _builtins.int
     avoided: _builtins.str
-    """Why new replicas stay away from it, and until when; empty: they do not."""
+    """Why new replicas stay away from it, and until when; all of them, unless it says that one deployment's do. Empty: none
+    does.
+    """
     @_builtins.property
     def gpu_types(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """GPU type -> how many; the type is empty where the site names none."""

@@ -1097,8 +1097,8 @@ def test_a_cancelled_job_stays_so_where_that_is_respected() -> None:
     gone = job(J.CANCELLED)
     outlook = plan_replica(Scene(NOW, RESPECTING, known(RUNNING), gone, 10, None))
     stays = (
-        "somebody cancelled job 7; it stays so until the deployment is restarted or changed, or the replica drained:"
-        " spec.outside_changes is respect"
+        "somebody cancelled job 7; it stays so until the deployment is restarted or gets another revision,"
+        " or the replica is drained: spec.outside_changes is respect"
     )
     assert (outlook.decision.reason, outlook.state, outlook.message) == (
         R.CANCELLED_OUTSIDE,

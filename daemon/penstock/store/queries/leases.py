@@ -1,4 +1,4 @@
-"""Leases: who may mutate Slurm, by the database's clock alone.
+"""Leases: who may mutate Slurm, by the database's clock, and by a waiter's own where that one went back.
 
 The rule guarded here (7): a term is held by one process, terms only increase, and an effect is begun only
 under the current one. A holder proves that by `fence` in the transaction that commits the effect's intent;
@@ -75,8 +75,11 @@ HOLDER = select(leases.c.holder, leases.c.term).where(
 async def acquire(
     conn: AsyncConnection, name: str, holder: str, ttl_s: float, *, stale: datetime | None = None
 ) -> int | None:
-    """A new term, if nobody holds the lease (or this very holder did); else None. `holder` is one process,
-    never used again. `stale`: a lease that still ends then is nobody's, whatever the database's clock says."""
+    """A new term, if nobody holds the lease, or this very holder or a stale one does; else None.
+
+    `holder` is one process, never used again. `stale`: a lease that still ends then is nobody's, whatever the
+    database's clock says.
+    """
     taken = await conn.execute(ACQUIRE, {"lease": name, "by": holder, "ttl_s": ttl_s, "stale": stale})
     term: int | None = taken.scalar_one_or_none()
     return term
