@@ -60,18 +60,21 @@ async def until(
         await asyncio.sleep(0.002)
 
 
-async def soonest(within_s: float, measure: Callable[[], Awaitable[float]], tries: int = 5) -> float:
-    """The first of some measurements, in seconds, that is below the bound; fails when none is.
+async def soonest(
+    within_s: float, measure: Callable[[], Awaitable[float]], *, wanted: int = 1, tries: int = 5
+) -> float:
+    """The last of so many wanted measurements, in seconds, that are below the bound; fails when fewer are.
 
     A bound is for what the front door adds. What a busy machine adds comes and goes, so a single measurement says
-    little; what is slow by itself is slow each time.
+    little; what is slow by itself is slow each time. But what waits for a clock's next beat, a health check above all,
+    is quick by luck too: of that more than one is wanted.
     """
     took: list[float] = []
     for _ in range(tries):
         took.append(await measure())
-        if took[-1] < within_s:
+        if sum(one < within_s for one in took) == wanted:
             return took[-1]
-    raise AssertionError(f"never within {within_s} s: {', '.join(f'{one:.2f}' for one in took)}")
+    raise AssertionError(f"not {wanted} times within {within_s} s: {', '.join(f'{one:.3f}' for one in took)}")
 
 
 def endpoint(
@@ -271,12 +274,12 @@ class House:
         except grpc.aio.AioRpcError as error:
             return error.code().name
 
-    async def active_at(self, port: int) -> int:
-        """How many requests the front door has in flight at this port."""
+    async def has(self, port: int, requests: int) -> bool:
+        """Whether the front door has so many requests in flight at this port."""
         transport = httpx.AsyncHTTPTransport(uds=str(self.folder / envoy.ADMIN_SOCKET))
         async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
             clusters = (await client.get("/clusters?format=json")).json()["cluster_statuses"]
-        return sum(
+        active = sum(
             int(stat.get("value", 0))
             for cluster in clusters
             for host in cluster.get("host_statuses", ())
@@ -284,6 +287,7 @@ class House:
             for stat in host["stats"]
             if stat["name"] == "rq_active"
         )
+        return active == requests
 
     def stream(
         self, model: str, count: int, interval_s: float

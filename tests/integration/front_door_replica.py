@@ -2,7 +2,7 @@
 that the prompt asks for.
 
 `stay:NAME` is a request that the replica of this name keeps for ever and any other one answers at once: whoever has
-been answered was sent to another replica.
+been answered was sent to another replica. A stream of `held:COUNT` begins, and goes on and ends once `let_go` is set.
 
 Run as a program it prints its port, so that a test can kill it: `python -m
 tests.integration.front_door_replica NAME SECRET`.
@@ -62,6 +62,7 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
         self.requests = 0
         self.cancelled_at: float | None = None
         self.streaming = asyncio.Event()
+        self.let_go = asyncio.Event()
         self.health = health.aio.HealthServicer()
         self.server = grpc.aio.server(options=OPTIONS, interceptors=(StrangersHealth(secret),))
         self.port = 0
@@ -121,11 +122,12 @@ class Replica(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.StreamGenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
         await self._admit(context)
-        count, interval_s = request.prompt.split(":")
+        word, argument = request.prompt.split(":")
+        held = word == "held"
         try:
-            for index in range(int(count)):
+            for index in range(int(argument if held else word)):
                 if index:
-                    await asyncio.sleep(float(interval_s))
+                    await (self.let_go.wait() if held else asyncio.sleep(float(argument)))
                 choice = inference_pb2.GenerateChoice(text=str(index))
                 yield inference_pb2.StreamGenerateResponse(id=self.name, choices=[choice])
                 self.streaming.set()

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields, replace
+from functools import partial
 
 import grpc
 import pytest
@@ -44,38 +45,39 @@ Record = Callable[[str, object], None]
 
 
 def _report(record: Record, what: str, milliseconds: list[float]) -> float:
-    """p10, p50 and p99, kept in the test report and shown with -s. Returns the first.
-
-    A busy machine makes others wait for a core more often than not, but not all the time: the fastest tenth is the
-    front door's own.
-    """
+    """p10, p50 and p99, kept in the test report and shown with -s. Returns the second, in seconds."""
     p10, p50 = statistics.quantiles(milliseconds, n=10)[0], statistics.median(milliseconds)
     p99 = statistics.quantiles(milliseconds, n=100)[98]
     said = f"p10 {p10:.1f} ms, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
     record(what, said)
     print(f"{what}: {said}, {len(milliseconds)} times")
-    return p10
+    return p50 / 1000
 
 
 async def test_replicas_that_come_and_go_are_followed_at_once(record_property: Record) -> None:
     async with House() as house:
         a, b = await house.replica("a"), await house.replica("b")
         await house.serve(route("m"))
-        came: list[float] = []
-        went: list[float] = []
-        for round_ in range(50):
-            replica = (a, b)[round_ % 2]
-            start = time.monotonic()
-            await house.door.set_state(RoutingState((route("m", replica.port),)))
-            await until(lambda replica=replica: _is(house, replica.name))  # type: ignore[misc]
-            came.append((time.monotonic() - start) * 1000)
-            start = time.monotonic()
-            await house.door.set_state(RoutingState((route("m"),)))
-            await until(lambda: _is(house, "UNAVAILABLE"))
-            went.append((time.monotonic() - start) * 1000)
 
-        assert _report(record_property, "ready to routable", came) < 50
-        assert _report(record_property, "withdrawn to unused", went) < 50
+        async def followed() -> float:
+            came: list[float] = []
+            went: list[float] = []
+            for number in range(50):
+                replica = (a, b)[number % 2]
+                start = time.monotonic()
+                await house.door.set_state(RoutingState((route("m", replica.port),)))
+                await until(partial(_is, house, replica.name))
+                came.append((time.monotonic() - start) * 1000)
+                start = time.monotonic()
+                await house.door.set_state(RoutingState((route("m"),)))
+                await until(lambda: _is(house, "UNAVAILABLE"))
+                went.append((time.monotonic() - start) * 1000)
+            return max(
+                _report(record_property, "ready to routable", came),
+                _report(record_property, "withdrawn to unused", went),
+            )
+
+        await soonest(0.050, followed)
         assert house.door.refusals == 0
 
 
@@ -150,7 +152,7 @@ async def test_a_request_without_an_answer_yet_is_sent_again_when_its_replica_di
         await house.serve(route("m", port))
         await until(lambda: _is(house, "killed"))
         waiting = asyncio.create_task(house.generate("m", "stay:killed"))
-        await until(lambda: _has(house, port, 1), what="the replica has it")
+        await until(lambda: house.has(port, 1), what="the replica has it")
         await house.serve(route("m", port, other.port))
 
         killed.kill()
@@ -211,7 +213,7 @@ async def test_a_replica_that_says_it_is_not_serving_gets_nothing_within_two_sec
             await a.say_not_serving()
             return await until(unused)
 
-        await soonest(2, out_of_use)
+        await soonest(2, out_of_use, wanted=2)
         # What it has it goes on with, whichever of the two it is.
         assert len([chunk async for chunk in stream]) == 299
 
@@ -236,7 +238,7 @@ async def test_a_replica_that_hangs_is_out_of_use_within_two_seconds_and_back_wh
             hung.send_signal(signal.SIGCONT)
             return last - start
 
-        took_s = await soonest(2, out_of_use)
+        took_s = await soonest(2, out_of_use, wanted=2)
         record_property("hung to out of use", f"{took_s * 1000:.0f} ms")
         print(f"hung to out of use: {took_s * 1000:.0f} ms")
         await until(lambda: _is(house, "hung"))
@@ -286,6 +288,10 @@ async def test_streams_survive_the_gateway_and_its_restart(record_property: Reco
 
         reading = asyncio.create_task(read())
         await goes_on()
+        finite = house.stub.StreamGenerate(
+            inference_pb2.StreamGenerateRequest(model="m", prompt="held:5"), timeout=PATIENCE_S * 5
+        )
+        finite_chunks = [await anext(aiter(finite))]
 
         gateway.kill()
         await gateway.wait()
@@ -310,6 +316,11 @@ async def test_streams_survive_the_gateway_and_its_restart(record_property: Reco
         print(f"gateway ready again to new state in use: {took_s * 1000:.0f} ms")
         assert await house.status("n") == grpc.StatusCode.UNAVAILABLE
         await goes_on()
+        a.let_go.set()
+        finite_chunks += [chunk async for chunk in finite]
+        assert texts(finite_chunks) == ["0", "1", "2", "3", "4"]
+        assert {chunk.id for chunk in finite_chunks} == {"a"}
+        assert await finite.code() is grpc.StatusCode.OK
         stream.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
@@ -355,15 +366,17 @@ async def test_the_first_token_comes_hardly_later_than_without_a_front_door(reco
         async with grpc.aio.insecure_channel(f"127.0.0.1:{a.port}", options=BIG) as channel:
             direct_stub = inference_pb2_grpc.InferenceServiceStub(channel)
             secret = (("x-penstock-deployment-secret", a.secret),)
-            direct: list[float] = []
-            through: list[float] = []
-            for _ in range(200):
-                direct.append(await first_token(direct_stub, secret))
-                through.append(await first_token(house.stub))
 
-        without = _report(record_property, "first token, direct", direct)
-        with_door = _report(record_property, "first token, through the front door", through)
-        assert with_door - without < 10
+            async def added() -> float:
+                direct: list[float] = []
+                through: list[float] = []
+                for _ in range(200):
+                    direct.append(await first_token(direct_stub, secret))
+                    through.append(await first_token(house.stub))
+                without_s = _report(record_property, "first token, direct", direct)
+                return _report(record_property, "first token, through the front door", through) - without_s
+
+            await soonest(0.010, added)
 
 
 async def test_a_second_front_door_on_the_same_port_fails_and_says_so(
@@ -382,10 +395,6 @@ async def test_a_second_front_door_on_the_same_port_fails_and_says_so(
             async with first.new_channel() as channel:
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)
                 assert (await stub.Generate(inference_pb2.GenerateRequest(model="m", prompt="x"))).id == "a"
-
-
-async def _has(house: House, port: int, requests: int) -> bool:
-    return await house.active_at(port) == requests
 
 
 async def _is(house: House, who: str, model: str = "m") -> bool:

@@ -23,6 +23,7 @@ from penstock.core.spec import Admission
 from penstock.gateway import hold
 from penstock.v1 import inference_pb2
 from tests.integration.front_door_kit import HELD_S, PATIENCE_S, House, route, seen, until
+from tests.stalls import Stalls
 
 START = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
 QUEUED = Prospect(
@@ -79,7 +80,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
 
         # Some are with the replica when it dies, some come before anybody has noticed, and the others later.
         early = [asyncio.create_task(house.generate("m", "stay:killed", timeout=HELD_S)) for _ in range(20)]
-        await until(lambda: _has(house, port, 20), what="the replica has some")
+        await until(lambda: house.has(port, 20), what="the replica has some")
         killed.kill()
         await killed.wait()
         tasks = [asyncio.create_task(ask(number)) for number in range(40)]
@@ -113,7 +114,7 @@ async def test_all_that_the_only_replica_had_are_answered_where_few_may_be_in_fl
         await house.serve(few(port))
         await until(lambda: _answered_by(house, "killed"))
         early = [asyncio.create_task(house.generate("m", "stay:killed", timeout=HELD_S)) for _ in range(40)]
-        await until(lambda: _has(house, port, 40), what="the replica has all")
+        await until(lambda: house.has(port, 40), what="the replica has all")
         killed.kill()
         await killed.wait()
         late = [asyncio.create_task(house.generate("m", "wait:0.01", timeout=HELD_S)) for _ in range(20)]
@@ -203,9 +204,10 @@ async def test_the_line_is_bounded_and_who_leaves_makes_room() -> None:
 async def test_hope_that_is_lost_while_waiting_ends_it_and_so_does_time() -> None:
     async with House() as house:
         await house.serve(holding("m", max_hold_s=1), holding("n"))
-        began = time.monotonic()
-        error = await refusal(house.generate("m"))
-        assert time.monotonic() - began > 0.9
+        with Stalls() as stalls:
+            began = time.monotonic()
+            error = await refusal(house.generate("m"))
+            assert 0.9 < time.monotonic() - began < 5 + stalls.total_s
         assert str(error.details()).endswith("; the request was held for 1 s (spec.admission.max_hold_s)")
 
         stream = aiter(house.stream("n", 1, 0))
@@ -315,10 +317,6 @@ async def test_a_replica_that_is_lost_again_is_waited_for_again() -> None:
         a = await house.replica("a")
         await house.door.set_state(RoutingState((holding("m", a.port),)))
         assert (await asked).id == "a"
-
-
-async def _has(house: House, port: int, requests: int) -> bool:
-    return await house.active_at(port) == requests
 
 
 async def _answered_by(house: House, who: str) -> bool:

@@ -82,11 +82,7 @@ async def test_200_clients_that_come_while_the_only_replica_restarts_are_all_ans
             return [line async for line in lines(house) if not line.startswith(": waiting")]
 
         early = [asyncio.create_task(post(house, "stay:killed")) for _ in range(20)]
-
-        async def has_them() -> bool:
-            return await house.active_at(engine_port) == 20
-
-        await until(has_them, what="the replica has some")
+        await until(lambda: house.has(engine_port, 20), what="the replica has some")
         killed.kill()
         await killed.wait()
         unary = [asyncio.create_task(ask()) for _ in range(80)]

@@ -430,7 +430,7 @@ async def test_an_agent_that_is_not_serving_keeps_rest_from_its_engine() -> None
             await a.say_not_serving()
             return await until(lambda: _all(house, "b"), what="a is left out")
 
-        await soonest(2, left_out)
+        await soonest(2, left_out, wanted=2)
 
 
 async def test_a_client_who_leaves_is_known_to_the_engine() -> None:
