@@ -5,8 +5,11 @@
     assert took_s < PROMISED_S + stalls.total_s
 
 A machine that others share stops for seconds at times, and everything on it with it. That is no fault of what is
-measured: a thread that sleeps for moments notices, and a bound on a time lets so much more pass. It sees nothing of
-one process that alone gets no processor.
+measured: a thread that sleeps for moments notices, and a bound on a time lets so much more pass.
+
+It is blind twice. It sees nothing of another process that alone gets no processor. And it cannot tell whose fault a
+stall is: a C call of the test's own process that holds the GIL, and cores that are busy with what Penstock itself does,
+count as the machine's. So it suits what Penstock promises while it waits for another, and not how much work it is.
 """
 
 from __future__ import annotations

@@ -216,7 +216,8 @@ async def test_cancelling_a_job_that_will_not_go(lane: Lane) -> None:
     asked_at = datetime.now(UTC)
     await lane.slurm.cancel(job_id, name=wanted.name, may=anybody)
     going = await job_when(lane, wanted.name, lambda job: job.state is not JobState.RUNNING, "is told to go")
-    if datetime.now(UTC) - asked_at < timedelta(seconds=lane.kill_wait_s):  # Else it may be killed by now.
+    quick = datetime.now(UTC) - asked_at < timedelta(seconds=lane.kill_wait_s)
+    if quick:  # Else it may be killed by now.
         assert going.state is JobState.COMPLETING
         assert not going.ended
         assert not going.waiting
@@ -226,6 +227,8 @@ async def test_cancelling_a_job_that_will_not_go(lane: Lane) -> None:
     # Slurm counts whole seconds and may begin in the middle of one.
     assert datetime.now(UTC) - asked_at > timedelta(seconds=lane.kill_wait_s - 1)
     assert "TERM" in lane.signals(wanted)
+    if not quick:
+        pytest.skip(f"how it goes was not seen: looking took longer than KillWait, {lane.kill_wait_s} s")
 
 
 async def test_cancelling_a_waiting_job(lane: Lane) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from penstock_runtime.engine_http import PAUSE_BYTES, Address, EngineError, EngineHttp
+from tests.stalls import Stalls
 
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serve = Callable[[Play], Awaitable[EngineHttp]]
@@ -170,8 +172,11 @@ async def test_leaving_closes_the_connection_at_once(serve: Serve) -> None:
     http = await serve(endless)
     async with contextlib.aclosing(http.stream("/", {})) as events:
         assert await anext(events) == {"n": 0}
-    async with asyncio.timeout(60):
-        await left.wait()
+    with Stalls() as stalls:
+        began = time.monotonic()
+        async with asyncio.timeout(60):
+            await left.wait()
+        assert time.monotonic() - began < 2 + stalls.total_s
 
 
 async def test_what_nobody_reads_stays_with_the_engine(serve: Serve) -> None:
