@@ -27,6 +27,8 @@ MAX_PARTS = 32_768
 sentence: of the 8 million that 16 MiB can hold, most of a minute and all memory. A long conversation has thousands."""
 MAX_BROKEN = 100
 """As many broken rules are told of one message; who breaks more has enough to mend."""
+MAX_NAMED = 5
+"""So many wrong fields does one sentence name."""
 _SMALLEST_PART_BYTES = 2
 """Its field's number, and its length of 0."""
 
@@ -60,6 +62,14 @@ def quoted(value: object) -> str:
         return str(value)
     text = "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in value)
     return f'"{text}"' if len(text) <= 80 else f'"{text[:77]}..."'
+
+
+def in_one_sentence(faults: Sequence[str]) -> str:
+    """What is wrong with one or several fields, each a sentence that names its field."""
+    if len(faults) == 1:
+        return faults[0]
+    more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+    return f"{len(faults)} fields cannot be as they are: {'; '.join(faults[:MAX_NAMED])}{more}"
 
 
 def parse(data: bytes, kind: type[MessageT]) -> MessageT:

@@ -11,16 +11,16 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from openapi_spec_validator import validate
 
 from deploy.dev import openapi_inference
 from deploy.dev.openapi_schemas import Contract, Schema, Schemas
 from deploy.dev.proto import ROOT, STUBS, own_protos, protoc
-from penstock.gateway.listener import REST_SERVICES
+from penstock.gateway.control_bodies import annotated
+from penstock.gateway.control_rest import SERVICES
 
 DOCUMENTS = STUBS
 """Beside the other things that are made of the contract, as they are shipped with them."""
@@ -46,7 +46,7 @@ def control() -> Schema:
     contract = _contract()
     methods = [
         (service, index, method)
-        for service in REST_SERVICES
+        for service in SERVICES
         for index, method in enumerate(contract.services[service].method)
     ]
     schemas = Schemas(contract, _given_by_paths(contract, [method for _, _, method in methods]))
@@ -83,8 +83,7 @@ def control() -> Schema:
             " answers; 64-bit integers are written as strings, and read as numbers too. Errors are google.rpc.Status.",
         },
         "tags": [
-            {"name": service.rpartition(".")[2], **_said(contract.comment(service))}
-            for service in REST_SERVICES
+            {"name": service.rpartition(".")[2], **_said(contract.comment(service))} for service in SERVICES
         ],
         "paths": dict(sorted(paths.items())),
         "components": {
@@ -105,12 +104,11 @@ def _contract() -> Contract:
 
 
 def _rule(method: descriptor_pb2.MethodDescriptorProto) -> tuple[str, str, str]:
-    """(verb, path, body) of its http annotation. The contract uses one binding a method, and no wildcards."""
-    rule: Any = method.options.Extensions[cast(Any, annotations_pb2.http)]
-    verb = rule.WhichOneof("pattern")
-    if verb is None or verb == "custom" or rule.additional_bindings or "=" in getattr(rule, verb):
-        raise SystemExit(f"{method.name}: deploy/dev/openapi.py does not know this kind of http annotation")
-    return verb, getattr(rule, verb), rule.body
+    """(verb, path, body) of its http annotation."""
+    try:
+        return annotated(method.options)
+    except ValueError as error:
+        raise SystemExit(f"{method.name}: {error}") from error
 
 
 def _given_by_paths(

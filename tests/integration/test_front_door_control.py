@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from penstock.gateway.settings import MIB
 from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import deployment_pb2_grpc
 from tests.integration.front_door_kit import House, route
@@ -107,9 +108,9 @@ async def test_errors_are_google_rpcs_status_as_json() -> None:
             assert bad.headers["content-type"] == "application/json"
             assert bad.json()["code"] == 3
             assert bad.json().keys() == {"code", "message"}
-        nothing = await client.get("/apis/v1/nothing")
-        assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
-        assert "GET /apis/v1/openapi.json" in nothing.json()["message"]
+        for nothing in (await client.get("/apis/v1/nothing"), await client.post("/apis/v1/nothing", json={})):
+            assert (nothing.status_code, nothing.json()["code"]) == (404, 12)
+            assert "GET /apis/v1/openapi.json" in nothing.json()["message"]
 
 
 async def test_a_servers_own_refusal_passes_as_it_is() -> None:
@@ -120,6 +121,72 @@ async def test_a_servers_own_refusal_passes_as_it_is() -> None:
             await stub.GetDeployment(pb.GetDeploymentRequest(name="none"), timeout=20)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
         assert caught.value.details() == "deployment 'none' does not exist"
+
+
+NO_REPLICASS = "there is no such field; did you mean replicas?"
+
+
+async def test_a_body_with_a_field_that_is_not_known_is_refused_and_reaches_nobody() -> None:
+    async with house() as made:
+        client = made.rest
+        manifest = {"spec": {"model": {"path": "/m"}, "replicass": 3}}
+        refused = await client.put("/apis/v1/deployments/chat", json=manifest)
+        assert (refused.status_code, refused.headers["content-type"]) == (400, "application/json")
+        violation = {"field": "spec.replicass", "description": NO_REPLICASS, "reason": "BAD_VALUE"}
+        assert refused.json() == {
+            "code": 3,
+            "message": f"spec.replicass: {NO_REPLICASS}",
+            "details": [
+                {"@type": "type.googleapis.com/google.rpc.BadRequest", "field_violations": [violation]}
+            ],
+        }
+        scale = "/apis/v1/deployments/chat:scale"
+        for body, said in (
+            ('{"replicas": 1, "replicas": 2}', "replicas: is given twice"),
+            (
+                '{"replicas": 1, "name": "other"}',
+                'name: must be "chat", as in the request\'s path, not "other"',
+            ),
+            ("{replicas: 1, replicass: 2}", "the body is not JSON: "),
+            ("{'replicas': 1}", "the body is not JSON: "),
+        ):
+            refused = await client.post(scale, content=body)
+            assert (refused.status_code, refused.json()["code"]) == (400, 3)
+            assert refused.json()["message"].startswith(said)
+        rolled_back = await client.post("/apis/v1/deployments/chat:rollback", json={"revison": 3})
+        assert rolled_back.json()["message"] == "revison: there is no such field; did you mean revision?"
+        # Both spellings are the contract's, and a body that is not there has no field.
+        taken = await client.post(scale, json={"replicas": 2, "resourceVersion": "7", "name": "chat"})
+        assert taken.json()["deployment"]["metadata"]["name"] == "chat-2"
+        taken = await client.put("/apis/v1/deployments/chat", json={"spec": {"drainTimeoutS": 7}})
+        assert taken.json()["deployment"]["spec"] == {"drain_timeout_s": 7}
+        assert (await client.post(scale)).status_code == 200
+        assert made.door.refusals == 0
+
+
+async def test_a_body_may_be_as_long_as_a_manifest() -> None:
+    async with house() as made:
+        fits = {"metadata": {"labels": {"a": "x" * (MIB - 100)}}}
+        assert (await made.rest.put("/apis/v1/deployments/chat", json=fits)).status_code == 200
+        large = {"metadata": {"labels": {"a": "x" * MIB}}}
+        refused = await made.rest.put("/apis/v1/deployments/chat", json=large)
+        assert refused.status_code == 413
+        assert refused.json() == {"code": 8, "message": "the request's body is longer than 1 MiB"}
+
+
+async def test_while_the_gateway_is_away_what_it_would_be_asked_about_waits_a_second_and_is_unavailable() -> (
+    None
+):
+    async with house() as made:
+        await made.door.stop()
+        away = await made.rest.post("/apis/v1/deployments/chat:scale", json={"replicas": 4})
+        assert (away.status_code, away.headers["retry-after"]) == (503, "5")
+        assert away.json() == {
+            "code": 14,
+            "message": "nothing that could answer this can be reached now; try again in a few seconds",
+        }
+        # The control API is there, in this test, and needs nobody's word for what has no body.
+        assert (await made.rest.get("/apis/v1/deployments/chat")).status_code == 200
 
 
 async def test_each_api_gives_its_openapi_document() -> None:

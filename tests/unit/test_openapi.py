@@ -12,8 +12,8 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from penstock.gateway import openai
+from penstock.gateway.control_rest import SERVICES
 from penstock.gateway.documents import DOCUMENTS, document
-from penstock.gateway.listener import REST_SERVICES
 from penstock.v1 import cluster_pb2, decision_pb2, deployment_pb2, replica_pb2
 
 CONTROL: Any = json.loads(document("/apis/v1/openapi.json"))
@@ -33,7 +33,7 @@ def test_every_control_method_has_its_operation() -> None:
     services = {
         service.full_name: service for file in files for service in file.DESCRIPTOR.services_by_name.values()
     }
-    methods = {method.name for name in REST_SERVICES for method in services[name].methods}
+    methods = {method.name for name in SERVICES for method in services[name].methods}
     assert operations == methods
 
 

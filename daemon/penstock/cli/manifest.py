@@ -9,7 +9,6 @@ ignored.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from penstock.field_names import GIVEN_TWICE, Given
 from penstock.v1 import deployment_pb2, spec_pb2
 
 API_VERSION = "penstock/v1"
@@ -175,29 +175,19 @@ class _Reader:
     def _fields(
         self, message: Message, pairs: list[tuple[yaml.Node, yaml.Node]], node: yaml.Node, path: str
     ) -> None:
-        known = _known(message.DESCRIPTOR)
-        seen: dict[str, str] = {}
+        given = Given(message.DESCRIPTOR, () if path else ("apiVersion", "kind"))
         for key, value in pairs:
             written = key.value if isinstance(key, yaml.ScalarNode) else ""
-            field = known.get(written)
             here = f"{path}.{written}" if path else str(written)
             if not self._count(key):
                 return
-            if field is None:
-                self._bad(key, here, _unknown(written, message.DESCRIPTOR, top=not path))
-            elif field.name in seen:
-                self._bad(key, here, "is given twice")
-            elif (rival := self._rival(field, seen)) is not None:
+            field = given.take(written)
+            if isinstance(field, str):
+                self._bad(key, here, field)
+            elif (rival := given.rival(field)) is not None:
                 self._bad(key, here, f"cannot be given beside {rival}: only one of them")
             else:
-                seen[field.name] = written
                 self._field(message, field, value, f"{path}.{field.name}" if path else field.name)
-
-    def _rival(self, field: FieldDescriptor, seen: dict[str, str]) -> str | None:
-        oneof = field.containing_oneof
-        if oneof is None:
-            return None
-        return next((seen[other.name] for other in oneof.fields if other.name in seen), None)
 
     def _field(self, message: Message, field: FieldDescriptor, node: yaml.Node, path: str) -> None:
         if not self._count(node) or _is_null(node):
@@ -237,7 +227,7 @@ class _Reader:
             if name is None:
                 self._bad(key, path, f"must have text as its keys, not {_what(key)}")
             elif name in entries:
-                self._bad(key, f'{path}["{name}"]', "is given twice")
+                self._bad(key, f'{path}["{name}"]', GIVEN_TWICE)
             elif (text := _text(value)) is None:
                 self._bad(value, f'{path}["{name}"]', _not_text(value))
             else:
@@ -296,23 +286,6 @@ class _Reader:
 
     def _bad(self, node: yaml.Node, path: str, message: str) -> None:
         self.problems.append(Problem(self.source, _line(node), path, message))
-
-
-def _known(descriptor: Any) -> dict[str, FieldDescriptor]:
-    """Both spellings of each field: `drain_timeout_s` and `drainTimeoutS`."""
-    names = {field.json_name: field for field in descriptor.fields}
-    return names | {field.name: field for field in descriptor.fields}
-
-
-def _unknown(written: str, descriptor: Any, *, top: bool) -> str:
-    names = [*(["apiVersion", "kind"] if top else []), *(field.name for field in descriptor.fields)]
-    snake = re.sub(r"(?<!^)(?=[A-Z])", "_", written).lower()
-    close = difflib.get_close_matches(snake, names, n=1, cutoff=0.6)
-    return (
-        f"there is no such field; did you mean {close[0]}?"
-        if close
-        else f"there is no such field; there are {', '.join(names)}"
-    )
 
 
 def _enum(field: FieldDescriptor) -> dict[str, int]:

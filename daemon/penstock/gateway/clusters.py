@@ -1,4 +1,4 @@
-"""Whom Envoy can speak to: two clusters for each deployment's replicas, one for the control API, two for the gateway.
+"""Whom Envoy can speak to: two clusters for each deployment's replicas, one for the control API, three for the gateway.
 
 gRPC goes to the replicas' agents, REST to the HTTP servers of their engines: other ports, other protocols, and
 so another cluster, with the same replicas in it.
@@ -35,6 +35,9 @@ from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 CONTROL = "control"
 GATEWAY = "gateway"
 GATEWAY_REST = "gateway-rest"
+GATEWAY_QUESTIONS = "gateway-questions"
+"""The gateway's REST server once more, with room of its own: however many requests are held there, what is asked about
+those to the control API is answered."""
 SECRET_HEADER = "x-penstock-deployment-secret"
 ENGINE_KEY_HEADER = "x-penstock-engine-key"
 METADATA = "penstock"
@@ -45,6 +48,14 @@ ADAPTER = "adapter"
 """Its key: on an endpoint the list of the adapters that it has, on a route the one that is asked for."""
 ANSWERED_BY_HEADER = "x-penstock-answered-by"
 """On answers that say nothing against the replica they came from, or did not come from one."""
+
+OWN_RETRY = {
+    "retry_on": "connect-failure,refused-stream,reset-before-request",
+    "num_retries": 5,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
+}
+"""Towards Penstock's own servers: the request was never handled, so it may be sent again; a second later a restarted
+gateway is back."""
 
 # How much of a stream's answer Envoy holds for a client that reads slowly, before it stops reading from the
 # replica.
@@ -181,6 +192,7 @@ def clusters(routes: tuple[Route, ...], settings: FrontDoorSettings) -> list[Clu
         own_cluster(CONTROL, settings.control),
         own_cluster(GATEWAY, settings.gateway),
         own_cluster(GATEWAY_REST, settings.gateway_rest, http2=False),
+        own_cluster(GATEWAY_QUESTIONS, settings.gateway_rest, http2=False),
     ]
     for make in (deployment_cluster, rest_cluster):
         own += [

@@ -14,10 +14,9 @@ import base64
 from functools import lru_cache
 from typing import Any
 
-from google.protobuf import any_pb2, descriptor_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2
 
-from penstock.gateway import affinity, cors, openai
+from penstock.gateway import affinity, control_rest, cors, openai
 from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
 from penstock.gateway.replies import FIRST_LOOK, GRPC_STATUS_HEADER, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
@@ -34,13 +33,6 @@ from penstock.v1 import inference_pb2
 
 # Taken from what clients send. x-envoy-* would let them set retries and time-outs.
 _RESERVED_PREFIXES = ("x-penstock-deployment", "x-penstock-engine-", "x-envoy-")
-REST_SERVICES = (
-    "penstock.v1.DeploymentService",
-    "penstock.v1.ReplicaService",
-    "penstock.v1.DecisionService",
-    "penstock.v1.ClusterService",
-)
-"""Control services that are offered as REST, under /apis/v1."""
 # Longest name that is looked up; longer ones, and those with control characters, are unknown models anyway.
 _LONGEST_MODEL_NAME = 512
 
@@ -146,10 +138,10 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     filters = [http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
-            _lua("own_pages", cors.own_pages(("/apis/", *CONTROL_PREFIXES))),
+            _lua("own_pages", cors.own_pages((control_rest.PREFIX, *CONTROL_PREFIXES))),
             cors.cors_filter(),
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
-            _control_as_rest(descriptors),
+            *control_rest.filters(descriptors),
             _lua("first_look", _first_look(settings)),
             _field_extraction(descriptors),
             _model_from_json(),
@@ -234,27 +226,6 @@ def _grpc_status_again() -> dict[str, Any]:
         "grpc_status_again",
         "header_mutation.v3.HeaderMutation",
         mutations={"response_mutations": [{"append": put}, {"remove": GRPC_STATUS_HEADER}]},
-    )
-
-
-def _control_as_rest(descriptors: bytes) -> dict[str, Any]:
-    """The control API's http annotations: what matches them goes on as gRPC, and comes back as JSON."""
-    # Concatenated descriptor sets are one; with these a status and its details become JSON too.
-    errors = descriptor_pb2.FileDescriptorSet()
-    for known in (any_pb2, status_pb2, error_details_pb2):
-        known.DESCRIPTOR.CopyToProto(errors.file.add())
-    return http_filter(
-        "grpc_json_transcoder",
-        "grpc_json_transcoder.v3.GrpcJsonTranscoder",
-        proto_descriptor_bin=base64.b64encode(descriptors + errors.SerializeToString()).decode(),
-        services=list(REST_SERVICES),
-        print_options={
-            "preserve_proto_field_names": True,
-            # A watch is a line of JSON for each message.
-            "stream_newline_delimited": True,
-        },
-        convert_grpc_status=True,
-        request_validation_options={"reject_unknown_query_parameters": True},
     )
 
 

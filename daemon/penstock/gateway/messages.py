@@ -16,6 +16,7 @@ from envoy.config.route.v3.route_components_pb2 import Route as RouteMessage
 from envoy.config.route.v3.route_components_pb2 import WeightedCluster
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
@@ -55,6 +56,7 @@ _TYPES = (
     config_pb2,
     cors_pb2,
     downstream_connections_pb2,
+    ext_authz_pb2,
     fixed_heap_pb2,
     grpc_web_pb2,
     header_mutation_pb2,

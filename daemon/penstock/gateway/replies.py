@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from penstock.gateway import openai
+from penstock.gateway import control_rest, openai
 from penstock.gateway.cors import FOREIGN_PAGE
 from penstock.gateway.hold import RETRY_AFTER_S
 from penstock.gateway.routes import DEPLOYMENT_HEADER
@@ -36,8 +36,6 @@ _SAID_TOO_LARGE = {
     },
     "match_if_key_not_found": False,
 }
-CONTROL_REST = "/apis/"
-"""The paths of the contract's http annotations begin so; once transcoded, Envoy has them in a header."""
 _NO_SUCH_CONTROL_PATH = "no such path at this port; GET /apis/v1/openapi.json has those that there are"
 
 
@@ -61,14 +59,25 @@ class _Answer:
 
 def local_replies(settings: FrontDoorSettings) -> dict[str, Any]:
     """Envoy's LocalReplyConfig, in JSON form. Of the mappers the first that fits is used."""
-    # To clients of the control API as REST: what the transcoder could not read, and paths that are none of its own.
+    # To clients of the control API as REST: what is wrong with a body in the gateway's words, what the transcoder could
+    # not read, and paths that are none of its own.
     mappers = [
-        _for_control(400, code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"),
-        _for_control(403, code_pb2.PERMISSION_DENIED, FOREIGN_PAGE),
-        _for_control(404, code_pb2.UNIMPLEMENTED, _NO_SUCH_CONTROL_PATH),
+        _as_said(_both(_flag("UAEX"), _status_is(400))),
+        _for_control(_status_is(400), code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"),
+        _for_control(_status_is(404), code_pb2.UNIMPLEMENTED, _NO_SUCH_CONTROL_PATH),
+        _for_control(
+            _status_is(413),
+            code_pb2.RESOURCE_EXHAUSTED,
+            f"the request's body is longer than {control_rest.MAX_BODY_BYTES // MIB} MiB",
+        ),
     ]
     for answer in _answers(settings):
-        mappers += [_for_grpc(answer), _for_rest(answer)]
+        code = code_pb2.UNAVAILABLE if answer.grpc_status is None else answer.grpc_status
+        mappers += [
+            _for_control(answer.when, code, answer.sentence, answer.retry_after_s),
+            _for_grpc(answer),
+            _for_rest(answer),
+        ]
     size = settings.max_request_bytes // MIB
     unreadable = (
         f"the request cannot be read (a message may have {size} MiB at most and must not be compressed): "
@@ -140,7 +149,15 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             retry_after_s=RETRY_AFTER_S,
         ),
         _Answer(
-            _flag("UH", "UF", "URX", "NC"),
+            {
+                "or_filter": {
+                    "filters": [
+                        _flag("UH", "UF", "URX", "NC"),
+                        # The gateway could not be asked about a body.
+                        _both(_flag("UAEX"), _status_is(503)),
+                    ]
+                }
+            },
             "nothing that could answer this can be reached now; try again in a few seconds",
             "unreachable",
             503,
@@ -179,15 +196,29 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
     ]
 
 
-def _for_control(status: int, code: int, sentence: str) -> dict[str, Any]:
+def _for_control(
+    when: dict[str, Any], code: int, sentence: str, retry_after_s: int | None = None
+) -> dict[str, Any]:
     """google.rpc.Status as JSON, which is what the control API's own errors become."""
     paths = [
-        {"header_filter": {"header": {"name": name, "string_match": {"prefix": CONTROL_REST}}}}
+        {"header_filter": {"header": {"name": name, "string_match": {"prefix": control_rest.PREFIX}}}}
         for name in (":path", "x-envoy-original-path")
     ]
     return {
-        "filter": _both({"or_filter": {"filters": paths}}, _status_is(status)),
+        "filter": _both({"or_filter": {"filters": paths}}, when),
+        "headers_to_add": _headers({} if retry_after_s is None else {"retry-after": str(retry_after_s)}),
         "body_format_override": {"json_format": {"code": code, "message": sentence}},
+    }
+
+
+def _as_said(when: dict[str, Any]) -> dict[str, Any]:
+    """JSON that whoever made the answer has made."""
+    return {
+        "filter": when,
+        "body_format_override": {
+            "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+            "content_type": "application/json",
+        },
     }
 
 

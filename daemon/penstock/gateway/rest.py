@@ -1,5 +1,5 @@
 """Takes the REST requests that no replica can: lists the models, holds what waiting may help, says what is wrong. It
-gives the OpenAPI documents too.
+gives the OpenAPI documents too, and says whether the body of a request to the control API may be transcoded.
 
 Envoy sends here, as explain.py says for gRPC, what has no ready replica, no such model, or no `model` that it could
 read; this reads the request once more and says so in OpenAI's shape.
@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from penstock.core.routing import Route
-from penstock.gateway import openai
+from penstock.gateway import control_bodies, control_rest, json_text, openai
 from penstock.gateway.clusters import ANSWERED_BY_HEADER
 from penstock.gateway.documents import DOCUMENTS, document
 from penstock.gateway.hold import Hold, Refused, losses
@@ -53,6 +53,8 @@ class RestServer:
         self._hold = hold
         self._relay = RestRelay(settings)
         self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
+        # One at a time, as what is made of JSON may be tens of times its size.
+        self._looking = asyncio.Semaphore(1)
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -63,6 +65,8 @@ class RestServer:
         for document_path in DOCUMENTS:
             app.router.add_get(document_path, _document)
         app.router.add_get(openai.MODELS_PATH, self._models)
+        for method in control_rest.METHODS_WITH_BODY:
+            app.router.add_route(method, control_rest.PREFIX + "{path:.*}", self._control_body)
         # Names may have slashes.
         app.router.add_get(openai.MODELS_PATH + "/{model:.+}", self._model)
         app.router.add_route("*", "/{path:.*}", self._explain)
@@ -105,6 +109,16 @@ class RestServer:
         if route is None:
             return self._no_such_model(name)
         return _json(200, _model(name, route))
+
+    async def _control_body(self, request: web.Request) -> web.StreamResponse:
+        """Envoy's question: 200 lets the request pass, all else is its answer."""
+        async with self._looking:
+            body = await request.read()
+            # All else goes on meanwhile.
+            refusal = await asyncio.to_thread(control_bodies.refusal, request.method, request.raw_path, body)
+        if refusal is None:
+            return web.Response()
+        return web.Response(body=json.dumps(refusal).encode(), status=400, content_type="application/json")
 
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         deployment = request.headers.get(DEPLOYMENT_HEADER)
@@ -157,13 +171,9 @@ class RestServer:
             message = "the body is not JSON, or no JSON object whose field `model` is the name of a model"
             return _error(400, message, "invalid_json")
         try:
-            asked = json.loads(body)
-        except UnicodeDecodeError as error:
-            return _error(400, f"the body is not UTF-8: {error.reason} at byte {error.start}", "invalid_json")
-        except RecursionError:
-            return _error(400, "the body is nested too deeply", "invalid_json")
-        except ValueError as error:
-            return _error(400, f"the body is not JSON: {error}", "invalid_json")
+            asked = json_text.read(body)
+        except json_text.NotJson as error:
+            return _error(400, str(error), "invalid_json")
         if not isinstance(asked, dict):
             return _error(400, "the body is not a JSON object", "invalid_json")
         if "model" not in asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.core.routing import Route
 from penstock.core.spec import Routing
-from penstock.gateway import affinity, cors, openai
+from penstock.gateway import affinity, control_rest, cors, openai
 from penstock.gateway.clusters import (
     ADAPTER,
     ANSWERED_BY_HEADER,
@@ -19,6 +19,7 @@ from penstock.gateway.clusters import (
     GATEWAY,
     GATEWAY_REST,
     METADATA,
+    OWN_RETRY,
     SECRET_HEADER,
     SUBSETS,
     cluster_name,
@@ -55,12 +56,6 @@ CONTROL_PREFIXES = (
     "/grpc.health.v1.Health/",
 )
 
-# The request was never handled, so it may be sent again; a second later a restarted control API is back.
-_CONTROL_RETRY = {
-    "retry_on": "connect-failure,refused-stream,reset-before-request",
-    "num_retries": 5,
-    "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
-}
 # A choice that falls on a replica that was tried is made once more, so often at most; after that the request goes there
 # again. Two replicas are drawn at a time, and the one with fewer requests is taken, which is the one that fails at
 # once: of two replicas it is taken three times out of four, and with 5 more choices 18 % of the retries went back to
@@ -112,7 +107,7 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     # An unknown model: the gateway reads the message once more and says which models there are.
     unknown = {
         "match": {"prefix": INFERENCE},
-        "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
+        "route": {"cluster": GATEWAY, "timeout": "0s", "retry_policy": OWN_RETRY},
         "typed_per_filter_config": pages,
     }
 
@@ -121,7 +116,7 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     main.virtual_hosts[0].routes.extend(_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(_rest_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(
-        _configuration("", [unknown, *_rest_unknown(pages), _nothing_here()], settings)
+        _configuration("", [unknown, *_rest_unknown(pages), _control_as_rest(), _nothing_here()], settings)
         .virtual_hosts[0]
         .routes
     )
@@ -207,7 +202,7 @@ def _control(match: dict[str, Any]) -> dict[str, Any]:
     return {
         # gRPC servers call another method an internal error.
         "match": {**match, "headers": [_POST]},
-        "route": {"cluster": CONTROL, "timeout": "0s", "idle_timeout": "0s", "retry_policy": _CONTROL_RETRY},
+        "route": {"cluster": CONTROL, "timeout": "0s", "idle_timeout": "0s", "retry_policy": OWN_RETRY},
     }
 
 
@@ -272,12 +267,25 @@ def _rest_unknown(pages: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "match": match,
-            "route": {"cluster": GATEWAY_REST, "timeout": "0s", "retry_policy": _CONTROL_RETRY},
+            "route": {"cluster": GATEWAY_REST, "timeout": "0s", "retry_policy": OWN_RETRY},
             "request_headers_to_add": [_put(ASKED_MODEL_HEADER, f"%REQ({MODEL_HEADER})%")],
             "typed_per_filter_config": pages,
         }
         for match in matches
     ]
+
+
+def _control_as_rest() -> dict[str, Any]:
+    """Of requests with a body to the control API, until they are transcoded and the route is chosen anew."""
+    methods = {"safe_regex": {"regex": "|".join(control_rest.METHODS_WITH_BODY)}}
+    return {
+        **_nothing_here(),
+        "match": {
+            "prefix": control_rest.PREFIX,
+            "headers": [{"name": ":method", "string_match": methods}],
+        },
+        "typed_per_filter_config": control_rest.asks_about_body(),
+    }
 
 
 def _put(key: str, value: str) -> dict[str, Any]:

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from penstock.contract import quoted
-
-MAX_NAMED = 5
-"""How many violations the message itself names; the details carry all of them."""
+from penstock.contract import in_one_sentence, quoted
 
 
 class Fault(enum.Enum):
@@ -60,17 +57,10 @@ def refuse(violations: list[Violation]) -> None:
     """Raises Refused with all violations of the first kind that there is; returns if there is none."""
     for fault in Fault:
         if named := tuple(violation for violation in violations if violation.fault is fault):
-            raise Refused(fault.status, _sentence(named), named)
+            said = in_one_sentence([str(violation) for violation in named])
+            raise Refused(fault.status, said, named)
 
 
 def not_found(noun: str, name: str) -> Refused:
     """The sentence for an object that is not there."""
     return Refused(grpc.StatusCode.NOT_FOUND, f"there is no {noun} {quoted(name)}")
-
-
-def _sentence(violations: tuple[Violation, ...]) -> str:
-    if len(violations) == 1:
-        return str(violations[0])
-    named = "; ".join(str(violation) for violation in violations[:MAX_NAMED])
-    more = f"; and {len(violations) - MAX_NAMED} more" if len(violations) > MAX_NAMED else ""
-    return f"{len(violations)} fields cannot be as they are: {named}{more}"

@@ -253,6 +253,25 @@ def test_every_inference_method_with_a_model_is_read_for_it() -> None:
     assert "ListModels" not in methods
 
 
+def test_nobody_is_asked_about_a_body_but_on_the_way_to_the_control_api() -> None:
+    question = "envoy.filters.http.ext_authz"
+    settings = replace(SETTINGS, cors_origins=("https://a.example",), runtime_listen="127.0.0.1:2")
+    found = made(AFFINE, BASE[1], settings=settings)
+    asked = []
+    for listener in found.by_type[LISTENER]:
+        [chain] = read(found, LISTENER, listener)["filter_chains"]
+        manager = chain["filters"][0]["typed_config"]
+        asked += [one for one in manager["http_filters"] if one["name"] == question]
+    assert [one["disabled"] for one in asked] == [True]
+    routes = [
+        one
+        for name in found.by_type[ROUTE]
+        for one in read(found, ROUTE, name)["virtual_hosts"][0]["routes"]
+        if question in one.get("typed_per_filter_config", {})
+    ]
+    assert [one["match"]["prefix"] for one in routes] == ["/apis/"]
+
+
 def test_a_dead_replica_is_found_within_two_seconds() -> None:
     assert SETTINGS.health_interval_s + SETTINGS.health_timeout_s < 2
     check = read(made(route("m")), CLUSTER, "deployment/m")["health_checks"][0]
