@@ -14,6 +14,9 @@ from typing import Any
 from penstock_runtime import standin_shapes
 from penstock_runtime.standin_text import Prompt
 
+MAX_LOGPROBS = 20
+"""vLLM's --max-logprobs, by default. Each alternative of each token takes memory."""
+
 
 class ApiError(Exception):
     """An answer in OpenAI's error shape."""
@@ -131,9 +134,15 @@ def _response_format(value: Any) -> dict[str, Any]:
 
 def logprobs_of(body: Mapping[str, Any], chat: bool) -> int | None:
     """How many alternatives beside each token itself; None: no log probabilities at all."""
-    if chat:
-        return integer(body, "top_logprobs", 0) if body.get("logprobs") is True else None
-    return None if body.get("logprobs") is None else integer(body, "logprobs", 0)
+    if (body.get("logprobs") is not True) if chat else (body.get("logprobs") is None):
+        return None
+    name = "top_logprobs" if chat else "logprobs"
+    wanted = integer(body, name, 0)
+    if wanted > MAX_LOGPROBS:
+        raise bad_value(
+            f"Requested sample logprobs of {wanted}, which is greater than max allowed: {MAX_LOGPROBS}", name
+        )
+    return wanted
 
 
 def stops_of(value: Any) -> tuple[str, ...]:

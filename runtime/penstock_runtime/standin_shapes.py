@@ -16,6 +16,8 @@ from typing import Any
 MAX_DEPTH = 32
 """Of nested schemas and of patterns; a schema that refers to itself ends here."""
 MAX_REPEATS = 1000
+MAX_CHARACTERS = 64 * 1024
+"""Of a whole text, and so of each part: a schema of a line may ask for a list of lists of a billion each."""
 EXAMPLE = "example"
 
 
@@ -25,7 +27,7 @@ class ShapeError(Exception):
 
 def instance(schema: Any) -> str:
     """JSON text that `schema` allows: every property that it names, in its order, each with the plainest value."""
-    return json.dumps(_value(schema, schema, 0), separators=(",", ":"))
+    return _value(schema, schema, 0)
 
 
 def matching(pattern: str) -> str:
@@ -45,15 +47,27 @@ def tokens(text: str) -> tuple[str, ...]:
     return tuple(text[at : at + 4] for at in range(0, len(text), 4))
 
 
-def _value(schema: Any, root: Any, depth: int) -> Any:
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _times(text: str, count: int) -> str:
+    """So many of them, one after the other. Looks at the length before it makes it."""
+    if len(text) * count > MAX_CHARACTERS:
+        raise ShapeError(f"the stand-in makes no text of over {MAX_CHARACTERS} characters")
+    return text * count
+
+
+def _value(schema: Any, root: Any, depth: int) -> str:
+    """As JSON."""
     if schema is True or schema == {}:
-        return None
+        return "null"
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         raise ShapeError(f"Grammar error: not a schema, or one without an end: {json.dumps(schema)[:200]}")
     if "const" in schema:
-        return schema["const"]
+        return _json(schema["const"])
     if "enum" in schema and isinstance(schema["enum"], list) and schema["enum"]:
-        return schema["enum"][0]
+        return _json(schema["enum"][0])
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list) and schema[key]:
             return _value(schema[key][0], root, depth + 1)
@@ -64,31 +78,40 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
     return _of_type(kind, schema, root, depth)
 
 
-def _of_type(kind: Any, schema: dict[str, Any], root: Any, depth: int) -> Any:
+def _of_type(kind: Any, schema: dict[str, Any], root: Any, depth: int) -> str:
     match kind:
         case "object":
             named = schema.get("properties", {})
-            return {name: _value(each, root, depth + 1) for name, each in named.items()}
+            members = [f"{_json(name)}:{_value(each, root, depth + 1)}" for name, each in named.items()]
+            return _times("{" + ",".join(members) + "}", 1)
         case "array":
-            return [_value(schema.get("items", True), root, depth + 1)] * max(1, schema.get("minItems", 1))
+            item = _value(schema.get("items", True), root, depth + 1)
+            return "[" + _times(item + ",", max(1, _least(schema, "minItems"))).removesuffix(",") + "]"
         case "string":
-            return _text(schema)
+            return _json(_text(schema))
         case "integer":
-            return int(_number(schema))
+            return _json(int(_number(schema)))
         case "number":
-            return float(_number(schema))
+            return _json(float(_number(schema)))
         case "boolean":
-            return True
+            return "true"
         case "null" | None:
-            return None
+            return "null"
     raise ShapeError(f"Grammar error: Invalid type: {kind}")
 
 
 def _text(schema: dict[str, Any]) -> str:
     if "pattern" in schema:
         return matching(str(schema["pattern"]))
-    text = EXAMPLE.ljust(schema.get("minLength", 0), "x")
+    text = EXAMPLE + _times("x", max(0, _least(schema, "minLength") - len(EXAMPLE)))
     return text[: schema.get("maxLength", len(text))]
+
+
+def _least(schema: dict[str, Any], name: str) -> int:
+    count = schema.get(name, 0)
+    if type(count) is not int:
+        raise ShapeError(f"Grammar error: {name} is {json.dumps(count)[:200]}, not a whole number")
+    return count
 
 
 def _number(schema: dict[str, Any]) -> float:
@@ -112,7 +135,7 @@ def _referred(path: Any, root: Any) -> Any:
 def _sequence(parsed: Any, depth: int) -> str:
     if depth > MAX_DEPTH:
         raise ShapeError("the regex is nested too deep for the stand-in")
-    return "".join(_part(op, argument, depth) for op, argument in parsed)
+    return _times("".join(_part(op, argument, depth) for op, argument in parsed), 1)
 
 
 def _part(op: Any, argument: Any, depth: int) -> str:
@@ -124,7 +147,7 @@ def _part(op: Any, argument: Any, depth: int) -> str:
         return _member(argument)
     if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
         least, most, what = argument
-        return _sequence(what, depth + 1) * int(min(max(least, min(1, most)), MAX_REPEATS))
+        return _times(_sequence(what, depth + 1), int(min(max(least, min(1, most)), MAX_REPEATS)))
     if op is sre.SUBPATTERN:
         return _sequence(argument[-1], depth + 1)
     if op is sre.BRANCH:

@@ -229,6 +229,8 @@ class TestServing:
         ("path", "body", "status", "type_"),
         [
             (CHAT, chat(model="nope"), 404, "NotFoundError"),
+            (CHAT, chat(logprobs=True, top_logprobs=1_000_000), 400, "BadRequestError"),
+            (COMPLETIONS, completion(logprobs=1_000_000), 400, "BadRequestError"),
             (CHAT, chat(model="nope", stream=True), 404, "NotFoundError"),
             (CHAT, {"model": "m"}, 400, "Bad Request"),
             (CHAT, chat(max_tokens=0), 400, "BadRequestError"),

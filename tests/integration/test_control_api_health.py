@@ -162,7 +162,9 @@ async def test_a_node_that_fails_replicas_is_told_with_the_cluster(api: ControlA
         )
     found = await ClusterServiceStub(api.channel).GetCluster(cluster_pb2.GetClusterRequest())
     first, second = found.nodes
-    assert first.avoided.startswith("3 attempts of a failed there within an hour; avoided by its replicas until ")
+    assert first.avoided.startswith(
+        "3 attempts of a failed there within an hour; avoided by its replicas until "
+    )
     assert second.avoided == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,11 +70,31 @@ def test_an_instance_of_a_schema(schema: Any, value: Any) -> None:
         {"$ref": "#/$defs/none"},
         {"$ref": "http://example.org"},
         {"$ref": "#/a", "a": {"$ref": "#/a"}},
+        {"type": "array", "minItems": "2"},
     ],
 )
 def test_a_schema_that_it_cannot_follow(schema: Any) -> None:
     with pytest.raises(ShapeError, match="Grammar error"):
         instance(schema)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: instance({"type": "array", "minItems": 1_700_000_000}),
+        lambda: instance({"type": "string", "minLength": 13_000_000_000}),
+        lambda: instance(nested(4)),
+        lambda: matching("(((a{1000}){1000}){1000}){1000}"),
+    ],
+    ids=["items", "characters", "lists of lists", "repeats of repeats"],
+)
+def test_a_text_without_measure_is_not_made(make: Callable[[], str]) -> None:
+    with pytest.raises(ShapeError, match="no text of over 65536 characters"):
+        make()
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1000, "items": nested(depth - 1) if depth else {}}
 
 
 @given(st.text())
