@@ -51,8 +51,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _times(text: str, count: int) -> str:
-    """So many of them, one after the other. Looks at the length before it makes it."""
+def _bounded(text: str, count: int = 1) -> str:
+    """The text so many times, one after the other. Looks at the length before it is made."""
     if len(text) * count > MAX_CHARACTERS:
         raise ShapeError(f"the stand-in makes no text of over {MAX_CHARACTERS} characters")
     return text * count
@@ -83,10 +83,10 @@ def _of_type(kind: Any, schema: dict[str, Any], root: Any, depth: int) -> str:
         case "object":
             named = schema.get("properties", {})
             members = [f"{_json(name)}:{_value(each, root, depth + 1)}" for name, each in named.items()]
-            return _times("{" + ",".join(members) + "}", 1)
+            return _bounded("{" + ",".join(members) + "}")
         case "array":
             item = _value(schema.get("items", True), root, depth + 1)
-            return "[" + _times(item + ",", max(1, _least(schema, "minItems"))).removesuffix(",") + "]"
+            return "[" + _bounded(item + ",", max(1, _least(schema, "minItems"))).removesuffix(",") + "]"
         case "string":
             return _json(_text(schema))
         case "integer":
@@ -103,7 +103,7 @@ def _of_type(kind: Any, schema: dict[str, Any], root: Any, depth: int) -> str:
 def _text(schema: dict[str, Any]) -> str:
     if "pattern" in schema:
         return matching(str(schema["pattern"]))
-    text = EXAMPLE + _times("x", max(0, _least(schema, "minLength") - len(EXAMPLE)))
+    text = EXAMPLE + _bounded("x", max(0, _least(schema, "minLength") - len(EXAMPLE)))
     return text[: schema.get("maxLength", len(text))]
 
 
@@ -135,7 +135,7 @@ def _referred(path: Any, root: Any) -> Any:
 def _sequence(parsed: Any, depth: int) -> str:
     if depth > MAX_DEPTH:
         raise ShapeError("the regex is nested too deep for the stand-in")
-    return _times("".join(_part(op, argument, depth) for op, argument in parsed), 1)
+    return _bounded("".join(_part(op, argument, depth) for op, argument in parsed))
 
 
 def _part(op: Any, argument: Any, depth: int) -> str:
@@ -147,7 +147,7 @@ def _part(op: Any, argument: Any, depth: int) -> str:
         return _member(argument)
     if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
         least, most, what = argument
-        return _times(_sequence(what, depth + 1), int(min(max(least, min(1, most)), MAX_REPEATS)))
+        return _bounded(_sequence(what, depth + 1), int(min(max(least, min(1, most)), MAX_REPEATS)))
     if op is sre.SUBPATTERN:
         return _sequence(argument[-1], depth + 1)
     if op is sre.BRANCH:

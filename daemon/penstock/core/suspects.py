@@ -73,26 +73,22 @@ def suspects(failures: Sequence[Failure], now: datetime) -> tuple[Suspect, ...]:
         if len(places[failure.deployment, failure.revision]) < NODES_OF_A_BROKEN_REVISION:
             for node in failure.nodes:
                 accused.setdefault(node, []).append(failure)
-    found = [
-        Suspect(
-            node,
-            len(against),
-            tuple(sorted({failure.deployment for failure in against})),
-            sorted(failure.ended_at for failure in against)[-FAILURES] + WINDOW,
-            only_by=_only_by(against),
-        )
-        for node, against in accused.items()
-        if len(against) >= FAILURES
-    ]
+    found = [_suspect(node, against) for node, against in accused.items() if len(against) >= FAILURES]
     return tuple(sorted(found, key=lambda suspect: (-suspect.failures, suspect.node)))
 
 
-def _only_by(against: Sequence[Failure]) -> str:
-    names = {failure.deployment for failure in against}
+def _suspect(node: str, against: Sequence[Failure]) -> Suspect:
+    deployments = tuple(sorted({failure.deployment for failure in against}))
     blamed = any(
         failure.state is not None and STATES[failure.state].blame is Blame.NODE for failure in against
     )
-    return "" if blamed or len(names) > 1 else names.pop()
+    return Suspect(
+        node,
+        len(against),
+        deployments,
+        sorted(failure.ended_at for failure in against)[-FAILURES] + WINDOW,
+        only_by="" if blamed or len(deployments) > 1 else deployments[0],
+    )
 
 
 def avoided(
