@@ -56,7 +56,11 @@ def play(
         file.write_text(httpx.get(url + document).raise_for_status().text)
         config = Path(folder) / "schemathesis.toml"
         expected = ["2xx", "4xx", *(str(status) for status in promised)]
-        config.write_text(f"[checks.not_a_server_error]\nexpected-statuses = {json.dumps(expected)}\n")
+        config.write_text(
+            f"[checks.not_a_server_error]\nexpected-statuses = {json.dumps(expected)}\n"
+            # It would cut longer answers for its report, and then find that what is left is not JSON.
+            "[output.truncation]\nmax-recorded-payload-size = 0\n"
+        )
         report = Path(folder) / "report.json"
         command = [
             str(Path(sys.executable).with_name("schemathesis")),
