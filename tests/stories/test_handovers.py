@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from penstock.core.model import Phase
-from penstock.core.spec import Handover, Placement
+from penstock.core.spec import Canary, Engine, Handover, Placement, Rollout, RolloutStrategy
 from tests.stories.stage import Stage
 
 HOUR = Placement(time_limit="1h", time_limit_s=3600)
 COLD_S = 60
+BAKED = Rollout(strategy=RolloutStrategy.CANARY, canary=Canary(percent=25, bake_s=1800))
 
 
 async def serve(stage: Stage, count: int = 1, placement: Placement = HOUR) -> None:
@@ -137,6 +138,65 @@ async def test_handover_in_a_rollout(stage: Stage) -> None:
     await stage.becomes_ready("chat-5")
     await stage.tick(1)
     await leaves(stage, "chat-2")
+    await stage.quiet_tick()
+
+
+async def begin_canary(stage: Stage) -> None:
+    """`chat` with two replicas of revision 1, of which chat-2 makes room for chat-3, the canary of revision 2. The first
+    job ends after an hour, the canary's when the story says."""
+    await serve(stage, 2)
+    await stage.edit(rollout=BAKED)
+    await stage.edit(engine=Engine(args=("--new",)))
+    await stage.tick(5)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-3")
+    await stage.tick()
+    await leaves(stage, "chat-2")
+
+
+async def test_handover_beside_a_canary(stage: Stage) -> None:
+    stage.tell("""A canary of revision 2 bakes for half an hour. Meanwhile the stable replica beside it comes near to its
+        time limit. Its successor is made of revision 1, whatever the newest spec says, and the canary goes on baking:
+        it is promoted when it was to be.""")
+    await begin_canary(stage)
+    stage.alter_limit(1, 1200)
+    await stage.tick(5)
+    await stage.tick(820)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-4")
+    await stage.tick()
+    await leaves(stage, "chat-1")
+    await stage.quiet_tick()
+    stage.tell("The half hour is over. What was made of revision 1 a moment ago is replaced as any other.")
+    await stage.tick(960)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-5")
+    await stage.tick()
+    await leaves(stage, "chat-4")
+    await stage.quiet_tick()
+
+
+async def test_handover_of_a_canary(stage: Stage) -> None:
+    stage.tell("""The canary itself comes near to its time limit while it bakes. Its successor is of revision 2, and takes
+        its requests over; there was no moment without a whole canary, so the half hour counts from its beginning.""")
+    await begin_canary(stage)
+    stage.alter_limit(3, 1200)
+    await stage.tick(5)
+    await stage.tick(900)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-4")
+    await stage.tick()
+    await leaves(stage, "chat-3")
+    await stage.quiet_tick()
+    await stage.tick(900)
+    await stage.tick(1)
+    stage.pass_time(2)
+    await stage.becomes_ready("chat-5")
+    await stage.tick()
+    await leaves(stage, "chat-1")
     await stage.quiet_tick()
 
 

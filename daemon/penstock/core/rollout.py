@@ -370,9 +370,12 @@ def _canary(fleet: _Fleet) -> Counts:
     deployment, canary = fleet.deployment, fleet.deployment.spec.rollout.canary
     new, base = canary_counts(deployment.spec.rollout, fleet.want)
     step = _step(fleet, new, base, beside=True)
-    ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
+    # Those handed over bear requests until their successors do: a canary that is handed over is whole all the while.
+    mine = (one for one in fleet.staying if one.revision == deployment.revision)
+    ready = min(new, sum(one.state is ReplicaState.READY for one in mine))
     message = (
         f"the canary of revision {deployment.revision}: {ready} of {new} ready, beside {_by_revision(fleet)}"
+        f"{_handed_over(fleet)}"
     )
     since, bake_s = deployment.rollout.canary_since, canary.bake_s if canary is not None else None
     if bake_s is None:
@@ -386,9 +389,17 @@ def _canary(fleet: _Fleet) -> Counts:
 
 def _by_revision(fleet: _Fleet) -> str:
     """Those to fall back on, such as `1 of revision 1 and 3 of revision 2`."""
-    numbers = Counter(one.revision for one in fleet.base)
+    ending = [one for one in fleet.outdated if _is_base(fleet.deployment, fleet.base_revision, one)]
+    numbers = Counter(one.revision for one in [*fleet.base, *ending])
     listed = sorted(numbers) or [fleet.base_revision]
     return " and ".join(f"{numbers[revision]} of revision {revision}" for revision in listed)
+
+
+def _handed_over(fleet: _Fleet) -> str:
+    """The middle of a sentence; empty where none is."""
+    if not fleet.ending:
+        return ""
+    return f"; {len(fleet.ending)} of {count(len(fleet.staying), 'replica')} handed over"
 
 
 def _stop(fleet: _Fleet) -> Counts:
@@ -433,7 +444,8 @@ def _stand_still(fleet: _Fleet) -> Counts:
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
         f"the rollout of revision {deployment.revision} stands still until it is resumed;"
-        f" {len(fleet.current)} of {want} run it"
+        f" {sum(one.revision == deployment.revision for one in fleet.staying)} of {want} run it"
+        f"{_handed_over(fleet)}"
     )
     return _Step(fleet, retired, new, made_old).counts(Reason.ROLLOUT_PAUSED, message)
 
