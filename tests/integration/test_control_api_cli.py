@@ -356,6 +356,16 @@ class TestRollout:
         why = 'deployment "a" has no canary to promote: revision 2 is not its current one, 3'
         assert (done.exit_code, why in done.stderr) == (1, True), done.output
 
+    async def test_what_nobody_promoted_is_not_said_to_be(self, penstock: Penstock, api: ControlApi) -> None:
+        """Going back to what ran everywhere needs no canary, and so there is none to promote."""
+        await self.apply(penstock, "8GiB")
+        await self.is_stable(api, 1)
+        await self.apply(penstock, "9GiB")
+        assert (await penstock("rollout", "undo", "a")).stdout == "deployment/a rolled back, as revision 3\n"
+        done = await penstock("rollout", "promote", "a")
+        why = 'deployment "a" has no canary to promote: revision 3 is rolled out to all replicas already'
+        assert (done.exit_code, why in done.stderr) == (1, True), done.output
+
     async def test_undo_goes_back_to_nothing_that_failed(self, penstock: Penstock, api: ControlApi) -> None:
         """Two revisions in a row failed, and each was taken back to the first."""
         await self.apply(penstock, "8GiB")

@@ -273,7 +273,7 @@ class TestPlan:
         true = await stub.PlanDeployment(pb.PlanDeploymentRequest(deployment=stable))
         assert true.outcome == pb.APPLY_OUTCOME_UNCHANGED
         assert planned.decisions[0].message == true.decisions[0].message
-        assert planned.decisions[0].message.startswith("1 of 2 run revision 3, 1 an old one")
+        assert planned.decisions[0].message.startswith("1 of 2 are of revision 3, 1 of an old one")
 
     async def test_a_failed_revision_that_is_given_more_time_is_tried_again(
         self, api: ControlApi, stub: DeploymentServiceStub

@@ -142,8 +142,7 @@ async def test_handover_in_a_rollout(stage: Stage) -> None:
 
 
 async def begin_canary(stage: Stage) -> None:
-    """`chat` with two replicas of revision 1, of which chat-2 makes room for chat-3, the canary of revision 2. The first
-    job ends after an hour, the canary's when the story says."""
+    """`chat` with two replicas of revision 1, of which chat-2 makes room for chat-3, the canary of revision 2."""
     await serve(stage, 2)
     await stage.edit(rollout=BAKED)
     await stage.edit(engine=Engine(args=("--new",)))
@@ -155,9 +154,9 @@ async def begin_canary(stage: Stage) -> None:
 
 
 async def test_handover_beside_a_canary(stage: Stage) -> None:
-    stage.tell("""A canary of revision 2 bakes for half an hour. Meanwhile the stable replica beside it comes near to its
-        time limit. Its successor is made of revision 1, whatever the newest spec says, and the canary goes on baking:
-        it is promoted when it was to be.""")
+    stage.tell("""A canary of revision 2 bakes for half an hour. Meanwhile the stable replica beside it comes near to
+        its time limit. Its successor is made of revision 1, whatever the newest spec says, and the canary goes on
+        baking: it is promoted when it was to be.""")
     await begin_canary(stage)
     stage.alter_limit(1, 1200)
     await stage.tick(5)
@@ -179,8 +178,9 @@ async def test_handover_beside_a_canary(stage: Stage) -> None:
 
 
 async def test_handover_of_a_canary(stage: Stage) -> None:
-    stage.tell("""The canary itself comes near to its time limit while it bakes. Its successor is of revision 2, and takes
-        its requests over; there was no moment without a whole canary, so the half hour counts from its beginning.""")
+    stage.tell("""The canary itself comes near to its time limit while it bakes. Its successor is of revision 2, and
+        takes its requests over; there was no moment without a whole canary, so the half hour counts from its
+        beginning.""")
     await begin_canary(stage)
     stage.alter_limit(3, 1200)
     await stage.tick(5)

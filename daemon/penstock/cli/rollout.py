@@ -83,6 +83,8 @@ def _is_done(found: pb.Deployment, revision: int, tell: Tell) -> bool:
     if is_said and not its.canary and now.updated_replicas >= wanted and as_wanted:
         return True
     why = f": {progressing.message}" if progressing is not None and progressing.message else ""
+    wrong = (rows.condition(found, kind) for kind in ("CrashLooping", "Blocked") if rows.is_true(found, kind))
+    why += "".join(f"; {one.message}" for one in wrong if one is not None and one.message)
     tell(
         f"revision {revision}: {now.updated_replicas} of {wanted} replicas ready,"
         f" {count(now.replicas - now.updated_replicas, 'other')}{why}"

@@ -53,10 +53,10 @@ def describe(context: typer.Context, name: DeploymentName) -> None:
         _conditions(explained.conditions)
         say("\nReplicas")
         if copies:
-            headers = ("NAME", "STATE", "JOB", "NODES", "ENDPOINT", "AGE", "MESSAGE")
+            headers = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ENDPOINT", "AGE", "MESSAGE")
             table(headers, [
-                (item.name, rows.state_word(item), str(item.attempt.job_id or "-"), item.attempt.nodes or "-",
-                 item.attempt.endpoint or "-", age(item.created_at), item.message)
+                (item.name, rows.state_word(item), str(item.revision), str(item.attempt.job_id or "-"),
+                 item.attempt.nodes or "-", item.attempt.endpoint or "-", age(item.created_at), item.message)
                 for item in copies
             ])  # fmt: skip
         else:

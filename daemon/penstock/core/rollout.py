@@ -351,9 +351,7 @@ def _hand_over(fleet: _Fleet, made: int) -> Counts:
 def _roll(fleet: _Fleet) -> Counts:
     deployment, want = fleet.deployment, fleet.want
     step = _step(fleet, want)
-    message = (
-        f"{len(fleet.current)} of {want} run revision {deployment.revision}, {len(fleet.old)} an old one"
-    )
+    message = f"{len(fleet.current)} of {want} are of revision {deployment.revision}, {len(fleet.old)} of an old one"
     if ending := len(fleet.ending) - len(fleet.outdated):
         message += f", {ending} handed over"
     if step.told:
@@ -378,12 +376,14 @@ def _canary(fleet: _Fleet) -> Counts:
         f"{_handed_over(fleet)}"
     )
     since, bake_s = deployment.rollout.canary_since, canary.bake_s if canary is not None else None
-    if bake_s is None:
-        message += "; promoted by hand"
+    if bake_s is None and ready < new:
+        message += "; to be promoted by hand"
+    elif bake_s is None:
+        message += f"; waits for `penstock rollout promote {deployment.name}`"
     elif since is None:
-        message += f"; promoted {bake_s} s after all of it is ready"
+        message += f"; to be promoted {bake_s} s after all of it is ready"
     else:
-        message += f"; promoted at {clock(since + timedelta(seconds=bake_s), since)}"
+        message += f"; to be promoted at {clock(since + timedelta(seconds=bake_s), since)}"
     return step.counts(Reason.ROLLOUT_CANARY, message)
 
 
@@ -444,7 +444,7 @@ def _stand_still(fleet: _Fleet) -> Counts:
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
         f"the rollout of revision {deployment.revision} stands still until it is resumed;"
-        f" {sum(one.revision == deployment.revision for one in fleet.staying)} of {want} run it"
+        f" {sum(one.revision == deployment.revision for one in fleet.staying)} of {want} are of it"
         f"{_handed_over(fleet)}"
     )
     return _Step(fleet, retired, new, made_old).counts(Reason.ROLLOUT_PAUSED, message)

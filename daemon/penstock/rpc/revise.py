@@ -76,7 +76,7 @@ async def promote(
     async with db.transaction() as conn:
         found = await deployments.get(conn, name)
         wanted = number or found.revision
-        if wanted == found.revision <= found.promoted_revision:
+        if wanted == found.revision <= found.promoted_revision and await _was_promoted(conn, found, wanted):
             return found
         if wanted != found.revision:
             why = f"revision {wanted} is not its current one, {found.revision}"
@@ -90,6 +90,12 @@ async def promote(
             return await deployments.promote(conn, name, wanted, now, author=author, cause=cause)
         message = f"deployment {quoted(name)} has no canary to promote: {why}"
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+async def _was_promoted(conn: AsyncConnection, found: Deployment, number: int) -> bool:
+    """Whether somebody promoted it; what ran everywhere before counts as promoted, too, and nobody did that."""
+    events = (await revision_events.of(conn, found.uid, [number])).get(number, ())
+    return any(event.type is RevisionEventType.PROMOTED for event in events)
 
 
 async def _revise(

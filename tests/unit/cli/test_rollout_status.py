@@ -6,6 +6,7 @@ import pytest
 
 from penstock.cli.rollout import _is_done
 from penstock.v1 import deployment_pb2 as pb
+from penstock.v1 import metadata_pb2
 
 
 def shown(reason: str, *, replicas: int, updated: int = 2, generation: int = 3) -> pb.Deployment:
@@ -40,3 +41,14 @@ def test_it_waits_and_says_for_what(found: pb.Deployment, says: str) -> None:
     said: list[str] = []
     assert not _is_done(found, 2, said.append)
     assert said == [f"revision 2: {says}"]
+
+
+def test_it_says_what_is_wrong_long_before_it_gives_up() -> None:
+    found = shown("RolloutWait", replicas=3, updated=0)
+    for kind, message in (("CrashLooping", "r-3 failed 3 times in a row"), ("Blocked", "r-4: held")):
+        found.status.conditions.add(type=kind, status=metadata_pb2.CONDITION_STATUS_TRUE, message=message)
+    said: list[str] = []
+    assert not _is_done(found, 2, said.append)
+    assert said == [
+        "revision 2: 0 of 2 replicas ready, 3 others: as it goes; r-3 failed 3 times in a row; r-4: held"
+    ]

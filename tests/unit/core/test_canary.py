@@ -140,7 +140,7 @@ ROWS = [
         deployment(replicas=4, revision=2, rollout=canary()),
         these((1, READY), (1, READY), (1, READY), (1, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; promoted by hand; 1 made",
+        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; to be promoted by hand; 1 made",
         made=[2],
     ),
     Row(
@@ -148,7 +148,8 @@ ROWS = [
         deployment(replicas=4, revision=2, rollout=canary(max_surge="0", max_unavailable="1")),
         these((1, READY), (1, READY), (1, READY), (1, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; promoted by hand; 1 made, 1 to go",
+        "the canary of revision 2: 0 of 1 ready, beside 4 of revision 1; to be promoted by hand;"
+        " 1 made, 1 to go",
         leave=["r4"],
         made=[2],
     ),
@@ -157,7 +158,8 @@ ROWS = [
         deployment(replicas=4, revision=2, rollout=canary()),
         these((1, READY), (1, READY), (2, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 1 of 1 ready, beside 2 of revision 1; promoted by hand; 1 made",
+        "the canary of revision 2: 1 of 1 ready, beside 2 of revision 1;"
+        " waits for `penstock rollout promote chat`; 1 made",
         made=[1],
     ),
     Row(
@@ -184,7 +186,7 @@ ROWS = [
         deployment(replicas=3, revision=3, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 0 of 3 run it; 1 made",
+        "the rollout of revision 3 stands still until it is resumed; 0 of 3 are of it; 1 made",
         made=[1],
     ),
     Row(
@@ -192,7 +194,7 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout_paused=True),
         these((1, READY), (1, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 1 run it; 1 to go",
+        "the rollout of revision 2 stands still until it is resumed; 0 of 1 are of it; 1 to go",
         leave=["r2"],
     ),
     Row(
@@ -200,7 +202,8 @@ ROWS = [
         deployment(replicas=2, revision=2, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 2 run it; 1 made",
+        "the rollout of revision 2 stands still until it is resumed; 1 of 2 are of it;"
+        " 1 of 2 replicas handed over; 1 made",
         made=[2],
         handed_over=["r2"],
     ),
@@ -209,7 +212,8 @@ ROWS = [
         deployment(replicas=2, revision=2, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 2 run it; 1 made",
+        "the rollout of revision 2 stands still until it is resumed; 1 of 2 are of it;"
+        " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -218,7 +222,8 @@ ROWS = [
         deployment(replicas=4, revision=3, promoted_revision=2, rollout=canary(), record=TRUSTED),
         these((1, READY), (2, READY), (2, READY), (2, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 3: 0 of 1 ready, beside 1 of revision 1 and 3 of revision 2; promoted by hand; 1 made",
+        "the canary of revision 3: 0 of 1 ready, beside 1 of revision 1 and 3 of revision 2;"
+        " to be promoted by hand; 1 made",
         made=[3],
     ),
     Row(
@@ -226,7 +231,8 @@ ROWS = [
         deployment(replicas=4, revision=3, promoted_revision=2, rollout=canary(), record=TRUSTED),
         these((1, READY), (1, READY), (2, READY), (2, STARTING)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 3: 0 of 1 ready, beside 2 of revision 1 and 1 of revision 2; promoted by hand;"
+        "the canary of revision 3: 0 of 1 ready, beside 2 of revision 1 and 1 of revision 2;"
+        " to be promoted by hand;"
         " 1 made, 1 to go",
         leave=["r4"],
         made=[3],
@@ -236,7 +242,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10)),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 1 of 1 ready, beside 0 of revision 1; promoted by hand; 1 made",
+        "the canary of revision 2: 1 of 1 ready, beside 1 of revision 1; 1 of 2 replicas handed over;"
+        " waits for `penstock rollout promote chat`; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -245,7 +252,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10)),
         these((1, READY), (2, READY), (1, READY)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 1 of 1 ready, beside 1 of revision 1; promoted by hand; 1 to go",
+        "the canary of revision 2: 1 of 1 ready, beside 2 of revision 1; 1 of 3 replicas handed over;"
+        " waits for `penstock rollout promote chat`; 1 to go",
         leave=["r1"],
         handed_over=["r1"],
     ),
@@ -254,7 +262,8 @@ ROWS = [
         deployment(replicas=2, revision=2, rollout=canary(50)),
         these((1, READY), (2, READY), (2, READY), (1, STARTING)),
         Reason.ROLLOUT_CANARY,
-        "the canary of revision 2: 1 of 1 ready, beside 1 of revision 1; promoted by hand; 1 to go",
+        "the canary of revision 2: 1 of 1 ready, beside 2 of revision 1; 2 of 4 replicas handed over;"
+        " waits for `penstock rollout promote chat`; 1 to go",
         leave=["r2"],
         handed_over=["r1", "r2"],
     ),
@@ -263,7 +272,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 1 run it; 1 made",
+        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -272,7 +282,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 1 run it; 1 made",
+        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        " 1 of 2 replicas handed over; 1 made",
         made=[2],
         handed_over=["r2"],
     ),
@@ -281,7 +292,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True, record=FAILED),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 1 run it; 1 made",
+        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -290,7 +302,8 @@ ROWS = [
         deployment(replicas=1, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 1 of 1 run it; 1 made",
+        "the rollout of revision 3 stands still until it is resumed; 1 of 1 are of it;"
+        " 1 of 3 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -299,7 +312,8 @@ ROWS = [
         deployment(replicas=1, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, READY), (1, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 1 of 1 run it; 1 to go",
+        "the rollout of revision 3 stands still until it is resumed; 1 of 1 are of it;"
+        " 1 of 4 replicas handed over; 1 to go",
         leave=["r2"],
         handed_over=["r1"],
     ),
@@ -308,7 +322,8 @@ ROWS = [
         deployment(replicas=2, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, STARTING), (3, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 2 of 2 run it; 1 made",
+        "the rollout of revision 3 stands still until it is resumed; 2 of 2 are of it;"
+        " 1 of 4 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
     ),
@@ -317,7 +332,8 @@ ROWS = [
         deployment(replicas=2, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, STARTING), (3, STARTING), (1, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 2 of 2 run it",
+        "the rollout of revision 3 stands still until it is resumed; 2 of 2 are of it;"
+        " 1 of 5 replicas handed over",
         handed_over=["r1"],
     ),
     Row(
@@ -325,7 +341,7 @@ ROWS = [
         deployment(replicas=4, revision=2, rollout=canary(), rollout_paused=True),
         these((1, READY), (1, READY), (1, READY), (1, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 4 run it",
+        "the rollout of revision 2 stands still until it is resumed; 0 of 4 are of it",
     ),
 ]
 
