@@ -173,7 +173,7 @@ def test_each_word_of_rollout(penstock: Penstock, served: str) -> None:
     assert "rollouts paused" in rollout("pause", "--reason", "lunch")
     assert "revision 2 promoted" in rollout("promote", "--reason", "as fast as before")
     wait_until(
-        lambda: "stands still until it is resumed" in penstock.cli("why", served).stdout,
+        lambda: "stands still until `penstock rollout resume" in penstock.cli("why", served).stdout,
         60,
         "it stands still",
     )

@@ -51,6 +51,13 @@ def summary(deployment: Deployment, shown: Sequence[Shown]) -> str:
     return f"{text}: paused" if deployment.paused else text
 
 
+def _awaited(replicas: Sequence[Replica]) -> str:
+    """What the replica says that is nearest to being ready, as the end of a sentence; empty where none is awaited."""
+    staying = [one for one in replicas if not one.leaving and one.message]
+    nearest = (one for state in _NEAREST_FIRST for one in staying if one.state is state)
+    return next((f"; {one.name}: {one.message}" for one in nearest), "")
+
+
 def conditions_of(
     deployment: Deployment,
     own: Decision,
@@ -85,7 +92,7 @@ def conditions_of(
             "Progressing",
             _is(not settled) if reachable else ConditionStatus.UNKNOWN,
             own.reason,
-            own.message,
+            own.message + _awaited(replicas) * (reachable and not settled),
         ),
         ("Paused", _is(deployment.paused), Reason.PAUSED if deployment.paused else own.reason, ""),
         (

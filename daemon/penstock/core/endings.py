@@ -36,10 +36,12 @@ def ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         message = f"somebody cancelled job {job.job_id}"
     else:
         message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
+    if _was_taken(scene, attempt, job):
+        message += ", after Slurm had taken its nodes for another one"
     if attempt.phase is Phase.FAILED and attempt.phase_message:
         message += f": {attempt.phase_message}"
-    reason = _ENDS.get(_blame(attempt, job), Reason.JOB_ENDED)
-    if job.state is JobState.PREEMPTED:
+    reason = _ENDS.get(_blame(scene, attempt, job), Reason.JOB_ENDED)
+    if job.state is JobState.PREEMPTED or _was_taken(scene, attempt, job):
         reason = Reason.PREEMPTED
     if given_up:
         reason = Reason.PLACEMENT_GIVEN_UP if next_placement else Reason.PACK_GIVEN_UP
@@ -81,10 +83,20 @@ def _cancelled_by_somebody(attempt: Attempt, job: Job | None) -> bool:
 _ENDS = {Blame.NODE: Reason.NODE_FAILED, Blame.SOMEBODY: Reason.CANCELLED_OUTSIDE}
 
 
-def _blame(attempt: Attempt, job: Job | None) -> Blame:
+def _was_taken(scene: Scene, attempt: Attempt, job: Job) -> bool:
+    """Whether it left in a preemption's grace time: Slurm calls that as the script ended. A replica that is to stay is
+    told to drain for no other reason."""
+    told = attempt.signalled_at is not None and attempt.ready_at is not None and attempt.cancelled_at is None
+    by_itself = job.state in (JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT)
+    return told and by_itself and not scene.replica.leaving
+
+
+def _blame(scene: Scene, attempt: Attempt, job: Job | None) -> Blame:
     """Whom the end of an attempt is counted against."""
     if job is None:
         return Blame.REVISION
+    if _was_taken(scene, attempt, job):
+        return Blame.NOBODY
     if job.state is JobState.CANCELLED and attempt.cancelled_at is not None:
         # It was ours; one that did not run (held, suspended) had not failed.
         return Blame.NOBODY if attempt.running_since is None else Blame.REVISION
@@ -102,7 +114,7 @@ def end_attempt(
     """
     replica, policy = scene.replica, scene.deployment.spec.restart
     failures, next_attempt_at, then, blamed = replica.failures, None, "", False
-    blame, given_up = _blame(attempt, job), _was_given_up(scene, attempt, job)
+    blame, given_up = _blame(scene, attempt, job), _was_given_up(scene, attempt, job)
     placement = 0 if attempt.ready_at is not None else attempt.placement + _goes_on(scene, attempt, job)
     if failed:
         ended_at = _ended_at(scene, attempt, job)

@@ -389,8 +389,8 @@ def _after(replica: Replica, outlook: Outlook, now: datetime) -> Replica:
             ended = replace(
                 replica.attempt, ended_at=now, end_message=action.message, exit_code=action.exit_code
             )
-            return replace(replica, state=outlook.state, failures=action.failures, attempt=ended)
-    return replace(replica, state=outlook.state)
+            replica = replace(replica, failures=action.failures, attempt=ended)
+    return replace(replica, state=outlook.state, message=outlook.message)
 
 
 def _standing(

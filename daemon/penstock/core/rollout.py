@@ -30,11 +30,6 @@ from penstock.core.spec import Rollout, RolloutStrategy, share
 _WORTH = {ReplicaState.READY: 3, ReplicaState.STARTING: 2, ReplicaState.QUEUED: 1}
 """What would be lost by letting a replica go; states not named are worth nothing."""
 
-_STOPPED = (
-    "the rollout is stopped: apply another spec, go back by `penstock rollout undo`,"
-    " or try again by `penstock restart`"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -57,9 +52,8 @@ def plan_counts(
     if deployment.deleted_at is not None:
         return _delete(deployment, replicas, fleet.staying)
     if deployment.paused:
-        return Counts(
-            Decision(deployment.name, "", Reason.PAUSED, "nothing is done until it is resumed"), frozenset()
-        )
+        message = f"nothing is done until `penstock resume {deployment.name}`"
+        return Counts(Decision(deployment.name, "", Reason.PAUSED, message), frozenset())
     if deployment.rollout_paused and (fleet.old or fleet.stable_is_old):
         return _stand_still(fleet)
     if deployment.spec.rollout.strategy is RolloutStrategy.RECREATE:
@@ -408,7 +402,12 @@ def _stop(fleet: _Fleet) -> Counts:
     ready = sum(replica.state is ReplicaState.READY for replica in fleet.current)
     kept = 0 if failed_as_canary(deployment) else min(ready, fleet.want)
     step = _step(fleet, kept, fleet.want - kept)
-    return step.counts(Reason.ROLLOUT_FAILED, f"{failed(deployment)}; {_STOPPED}")
+    name = deployment.name
+    message = (
+        f"{failed(deployment)}; the rollout is stopped: apply another spec, go back by"
+        f" `penstock rollout undo {name}`, or try again by `penstock restart {name}`"
+    )
+    return step.counts(Reason.ROLLOUT_FAILED, message)
 
 
 def failed(deployment: Deployment) -> str:
@@ -443,7 +442,7 @@ def _stand_still(fleet: _Fleet) -> Counts:
         made_old = min(max(0, beside[1] - len(fleet.base)), room)
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
-        f"the rollout of revision {deployment.revision} stands still until it is resumed;"
+        f"the rollout of revision {deployment.revision} stands still until `penstock rollout resume {deployment.name}`;"
         f" {sum(one.revision == deployment.revision for one in fleet.staying)} of {want} are of it"
         f"{_handed_over(fleet)}"
     )

@@ -24,7 +24,6 @@ LEFT_CANCELLED = (
     " spec.outside_changes is respect"
 )
 """Of a job that somebody cancelled: what ends it."""
-LEFT_HELD = "it stays so until it is released: spec.outside_changes is respect"
 
 
 @dataclass(frozen=True, slots=True)

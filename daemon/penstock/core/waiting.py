@@ -15,7 +15,7 @@ from penstock.core.jobs import Job
 from penstock.core.leaving import cancel
 from penstock.core.model import Attempt, Phase, ReplicaState, job_name
 from penstock.core.placements import named, placed
-from penstock.core.scene import LEFT_HELD, Outlook, Scene
+from penstock.core.scene import Outlook, Scene
 from penstock.core.sentences import clock, queue_wait, why_blocked
 from penstock.core.slurm_words import Wait, waits_for
 from penstock.core.walltime import job_number, unbounded_s
@@ -128,7 +128,11 @@ def _held(scene: Scene, attempt: Attempt, job: Job, wait: Wait) -> Outlook:
     message = f"job {job.job_id} is held in Slurm ({job.reason or job.state})"
     admin = wait is Wait.HELD and job.reason != USER_HOLD
     if admin or scene.respects or scene.deployment.paused:
-        message += ", until it is released" if admin else f"; {LEFT_HELD}" * scene.respects
+        if admin:
+            message += ", until an administrator releases it"
+        elif scene.respects:
+            until = f"`scontrol release {job.job_id}`"
+            message += f"; it stays so until {until}: spec.outside_changes is respect"
         return scene.decide(Reason.HELD, ReplicaState.QUEUED, message)
     return cancel(scene, attempt, job, Reason.HELD, f"{message} and is replaced")
 

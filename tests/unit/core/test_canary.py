@@ -168,7 +168,7 @@ ROWS = [
         these((1, READY), (2, READY), (2, STARTING), (2, QUEUED)),
         Reason.ROLLOUT_FAILED,
         "revision 2 failed: r9: it died; the rollout is stopped: apply another spec, go back by"
-        " `penstock rollout undo`, or try again by `penstock restart`; 1 made, 2 to go",
+        " `penstock rollout undo chat`, or try again by `penstock restart chat`; 1 made, 2 to go",
         leave=["r4", "r3"],
         made=[1],
     ),
@@ -178,7 +178,7 @@ ROWS = [
         these((1, READY), (1, READY), (2, READY)),
         Reason.ROLLOUT_FAILED,
         "revision 2 failed: r9: it died; the rollout is stopped: apply another spec, go back by"
-        " `penstock rollout undo`, or try again by `penstock restart`; 1 made",
+        " `penstock rollout undo chat`, or try again by `penstock restart chat`; 1 made",
         made=[1],
     ),
     Row(
@@ -186,7 +186,8 @@ ROWS = [
         deployment(replicas=3, revision=3, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 0 of 3 are of it; 1 made",
+        "the rollout of revision 3 stands still until `penstock rollout resume chat`; 0 of 3 are of it;"
+        " 1 made",
         made=[1],
     ),
     Row(
@@ -194,7 +195,8 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout_paused=True),
         these((1, READY), (1, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 1 are of it; 1 to go",
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 0 of 1 are of it;"
+        " 1 to go",
         leave=["r2"],
     ),
     Row(
@@ -202,7 +204,7 @@ ROWS = [
         deployment(replicas=2, revision=2, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 2 are of it;"
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 1 of 2 are of it;"
         " 1 of 2 replicas handed over; 1 made",
         made=[2],
         handed_over=["r2"],
@@ -212,7 +214,7 @@ ROWS = [
         deployment(replicas=2, revision=2, rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 2 are of it;"
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 1 of 2 are of it;"
         " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
@@ -272,7 +274,7 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 1 of 1 are of it;"
         " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
@@ -282,7 +284,7 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 1 of 1 are of it;"
         " 1 of 2 replicas handed over; 1 made",
         made=[2],
         handed_over=["r2"],
@@ -292,7 +294,7 @@ ROWS = [
         deployment(replicas=1, revision=2, rollout=canary(10), rollout_paused=True, record=FAILED),
         these((1, READY), (2, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 1 of 1 are of it;"
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 1 of 1 are of it;"
         " 1 of 2 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
@@ -302,7 +304,7 @@ ROWS = [
         deployment(replicas=1, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 1 of 1 are of it;"
+        "the rollout of revision 3 stands still until `penstock rollout resume chat`; 1 of 1 are of it;"
         " 1 of 3 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
@@ -312,7 +314,7 @@ ROWS = [
         deployment(replicas=1, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, READY), (1, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 1 of 1 are of it;"
+        "the rollout of revision 3 stands still until `penstock rollout resume chat`; 1 of 1 are of it;"
         " 1 of 4 replicas handed over; 1 to go",
         leave=["r2"],
         handed_over=["r1"],
@@ -322,7 +324,7 @@ ROWS = [
         deployment(replicas=2, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, STARTING), (3, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 2 of 2 are of it;"
+        "the rollout of revision 3 stands still until `penstock rollout resume chat`; 2 of 2 are of it;"
         " 1 of 4 replicas handed over; 1 made",
         made=[1],
         handed_over=["r1"],
@@ -332,7 +334,7 @@ ROWS = [
         deployment(replicas=2, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, STARTING), (3, STARTING), (1, STARTING)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 3 stands still until it is resumed; 2 of 2 are of it;"
+        "the rollout of revision 3 stands still until `penstock rollout resume chat`; 2 of 2 are of it;"
         " 1 of 5 replicas handed over",
         handed_over=["r1"],
     ),
@@ -341,7 +343,7 @@ ROWS = [
         deployment(replicas=4, revision=2, rollout=canary(), rollout_paused=True),
         these((1, READY), (1, READY), (1, READY), (1, READY)),
         Reason.ROLLOUT_PAUSED,
-        "the rollout of revision 2 stands still until it is resumed; 0 of 4 are of it",
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 0 of 4 are of it",
     ),
 ]
 

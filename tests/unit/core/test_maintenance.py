@@ -132,8 +132,13 @@ def test_maintenance_after_a_jobs_own_end_threatens_nobody(
 
 def test_a_job_ends_before_the_maintenance_of_all_nodes() -> None:
     found = bounds(HOUR, cluster(firmware(1860)), TAKES, NOW)
-    assert found == Bounds(None, 1800, 270, "; it must end before maintenance firmware at 14:31:00")
+    assert found == Bounds(None, 1800, 450, "; it must end before maintenance firmware at 14:31:00")
     assert time_limit_s(HOUR, 1, found) == 1800
+
+
+@pytest.mark.parametrize(("left_s", "least_s"), [(3000, 750), (1200, 300), (1080, 270), (600, 270)])
+def test_slurm_may_shorten_it_but_not_to_a_successor_a_minute(left_s: int, least_s: int) -> None:
+    assert bounds(HOUR, cluster(firmware(left_s + 60)), TAKES, NOW).at_least_s == least_s
 
 
 @pytest.mark.parametrize(

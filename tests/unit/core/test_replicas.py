@@ -1161,6 +1161,19 @@ def test_a_preempted_job_uses_its_grace_to_drain(
     assert plan_replica(Scene(NOW, CHAT, starting, listed, 10, None)).decision.reason is R.STARTING
 
 
+@pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT])
+def test_who_left_in_the_grace_time_was_preempted_whatever_slurm_calls_it(state: JobState) -> None:
+    over = job(state=state)
+    told = served(over, S.DRAINING, drain_at=at(-5), signalled_at=at(-5), phase=Phase.ENDED)
+    outlook = plan_replica(Scene(NOW, CHAT, told, over, 10, None))
+    assert outlook.decision.reason is R.PREEMPTED
+    assert f"ended as {state}" in outlook.message
+    assert ", after Slurm had taken its nodes for another one; next attempt " in outlook.message
+    (end,) = outlook.decision.actions
+    assert isinstance(end, EndAttempt)
+    assert (end.failures, end.failed) == (told.failures, False)
+
+
 @pytest.mark.parametrize(("own_s", "cut"), [(None, True), (60, True), (600, False)])
 def test_a_drain_takes_as_long_as_the_replicas_own_revision_allows(own_s: int | None, cut: bool) -> None:
     listed = job()

@@ -24,7 +24,7 @@ NEVER_WHOLE = RolloutRecord(failed_revision=2, failed_message="chat-9: it died")
 """Revision 2 failed, and none was ever ready on all replicas."""
 STOPPED = (
     "revision 2 failed: chat-9: it died; the rollout is stopped: apply another spec, go back by"
-    " `penstock rollout undo`, or try again by `penstock restart`"
+    " `penstock rollout undo chat`, or try again by `penstock restart chat`"
 )
 
 
@@ -91,14 +91,14 @@ ROWS = [
         deployment(replicas=3, paused=True),
         [],
         Reason.PAUSED,
-        "nothing is done until it is resumed",
+        "nothing is done until `penstock resume chat`",
     ),
     Row(
         "paused in the middle of a rollout",
         deployment(replicas=2, paused=True, revision=2),
         these((1, READY), (2, STARTING)),
         Reason.PAUSED,
-        "nothing is done until it is resumed",
+        "nothing is done until `penstock resume chat`",
     ),
     Row(
         "deleted",

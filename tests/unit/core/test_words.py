@@ -236,6 +236,30 @@ def test_conditions(
     assert {condition.since for condition in found} == {NOW}
 
 
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        (R.ROLLOUT_WAIT, "a sentence; chat-2: loading weights"),
+        (R.PROGRESSING, "a sentence; chat-2: loading weights"),
+        (R.STEADY, "a sentence"),
+        (R.ROLLOUT_PAUSED, "a sentence"),
+    ],
+)
+def test_who_waits_is_told_what_for(reason: Reason, says: str) -> None:
+    """By the replica that is nearest to being ready, of those that are to stay."""
+    its = [
+        replica(number=number, state=state, message=message, leaving=leaving)
+        for number, state, message, leaving in (
+            (1, ReplicaState.QUEUED, "queued in Slurm as job 7", False),
+            (2, ReplicaState.STARTING, "loading weights", False),
+            (3, ReplicaState.STARTING, "warming up", True),
+            (4, ReplicaState.READY, "takes requests", False),
+        )
+    ]
+    found = conditions_of(deployment(), Decision("chat", "", reason, "a sentence"), [READY], its, NOW)
+    assert {one.type: one.message for one in found}["Progressing"] == says
+
+
 def test_since_moves_with_the_status_alone() -> None:
     before = tuple(
         Condition(kind, status, "Old", "old", at(-50))
