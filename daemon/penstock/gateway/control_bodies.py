@@ -88,7 +88,7 @@ def refusal(verb: str, path: str, body: bytes) -> dict[str, Any] | None:
     except json_text.NotJson as error:
         return _status(str(error), [])
     except RecursionError:
-        return _status("the body is nested too deeply", [])
+        return _status(json_text.TOO_DEEP, [])
     if not look.found:
         return None
     said = in_one_sentence([f"{broken.field}: {broken.sentence}" for broken in look.found])

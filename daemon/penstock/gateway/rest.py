@@ -171,7 +171,7 @@ class RestServer:
             message = "the body is not JSON, or no JSON object whose field `model` is the name of a model"
             return _error(400, message, "invalid_json")
         try:
-            asked = json_text.read(body)
+            asked = json_text.read_as_envoy(body)
         except json_text.NotJson as error:
             return _error(400, str(error), "invalid_json")
         if not isinstance(asked, dict):
