@@ -48,6 +48,9 @@ def address(given: object) -> str:
     """The same. Raises InvalidRequest for what gRPC cannot even try."""
     if not isinstance(given, str) or not given or not given.isprintable():
         raise invalid("address", f"must be text, as host:port, not {reprlib.repr(given)}")
+    # OpenAI's clients want these; gRPC would look them up as names.
+    if given.startswith(("http://", "https://")):
+        raise invalid("address", f"must be host:port, without http:// or https://, not {reprlib.repr(given)}")
     return given
 
 

@@ -203,6 +203,14 @@ def test_an_address_that_is_none(client: Any, address: Any) -> None:
         client(address)
 
 
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_an_address_that_is_a_url(client: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match="^address: must be host:port, without http:// or https://, not "
+    ):
+        client("http://127.0.0.1:8600/v1")
+
+
 @pytest.mark.parametrize("timeout", ["5", timedelta(seconds=5), float("nan"), 10**400])
 async def test_a_timeout_that_is_no_time(timeout: Any) -> None:
     said = "^timeout: must be a number of seconds, or None, not "
