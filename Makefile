@@ -11,6 +11,11 @@ PYTEST_ARGS ?=
 # A file's tests stay on one worker, so that what its fixtures start is started once; files start in their order.
 PYTEST_SPREAD := -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
+# $(call whole-number,NAME,from 0): a recipe's first line, so that nothing is started over a value that is none. It may be unset.
+define whole-number
+@case '$($(1))' in *[!0-9]* $(if $(2),,| 0)) echo "$(1)=$($(1)): a whole number $(or $(2),above 0) is accepted" >&2; exit 2;; esac
+endef
+
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -74,6 +79,8 @@ sim-year: env ## Play a year of one controller, a line a month: neither rows nor
 
 .PHONY: fuzz
 fuzz: env ## Fuzz both REST APIs and the gRPC port (SECONDS=600 each; SEED=...: that seed again)
+	$(call whole-number,SECONDS)
+	$(call whole-number,SEED,from 0)
 	@deploy/dev/system-packages.sh test
 	@PENSTOCK_FUZZ_SECONDS=$(or $(SECONDS),600) PENSTOCK_FUZZ_SEED=$(SEED) $(PYTEST) -n 0 -s -v tests/fuzz
 
@@ -98,11 +105,13 @@ bench-controller: env ## 10,000 replicas: ticks, memory and submissions, to a fa
 
 .PHONY: bench-gateway
 bench-gateway: env ## The front door beside direct and beside other routers: CPU, latency, streams (ROUNDS=3)
+	$(call whole-number,ROUNDS)
 	@deploy/dev/system-packages.sh bench
 	@.venv/bin/python -m tests.bench.gateway --rounds $(or $(ROUNDS),3) --only "$(ONLY)"
 
 .PHONY: bench-affinity
 bench-affinity: env ## What it costs Envoy to find the replica that a request belongs to (ROUNDS=3)
+	$(call whole-number,ROUNDS)
 	@deploy/dev/system-packages.sh bench
 	@.venv/bin/python -m tests.bench.affinity --rounds $(or $(ROUNDS),3)
 
@@ -113,6 +122,9 @@ bench-runtime: env ## Tokens a second over gRPC from a real vLLM, beside its own
 
 .PHONY: chaos
 chaos: env ## Kill everything again and again (KILLS=100 SEED=1); the report is kept in .chaos
+	$(call whole-number,KILLS)
+	$(call whole-number,AT_MOST_S)
+	$(call whole-number,SEED,from 0)
 	@deploy/dev/system-packages.sh quickstart
 	@.venv/bin/python -m tests.chaos.run
 

@@ -141,3 +141,22 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         "penstock_runtime",
         f"penstock-{VERSION}.dist-info",
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "accepted"),
+    [
+        ("fuzz", "SECONDS=abc", "above 0"),
+        ("fuzz", "SEED=-1", "from 0"),
+        ("chaos", "KILLS=0", "above 0"),
+        ("chaos", "SEED=1.5", "from 0"),
+        ("bench-gateway", "ROUNDS=many", "above 0"),
+    ],
+)
+def test_make_says_which_number_is_none_before_it_starts_anything(
+    target: str, variable: str, accepted: str
+) -> None:
+    # Without its prerequisite, which the tests that run have no business to remake.
+    done = subprocess.run(["make", "-o", "env", target, variable], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[0] == f"{variable}: a whole number {accepted} is accepted"
