@@ -29,7 +29,7 @@ from penstock.controller.reconcile import Outcome, Reconciler
 from penstock.controller.record import Recorder
 from penstock.core.changes import needs_revision
 from penstock.core.jobs import JobState, Maintenance, Submission
-from penstock.core.model import Phase, Replica
+from penstock.core.model import AdapterStanding, Phase, Replica
 from penstock.core.spec import Model, Placement, Probes, Resources, RestartPolicy, Spec
 from penstock.rpc.revise import roll_back
 from penstock.store.clock import elapsed
@@ -355,6 +355,29 @@ class Stage:
                 now=self.now,
                 restart_count=job.restarts,
             )
+
+    async def has_adapters(self, replica: str, *standings: AdapterStanding) -> None:
+        """The agent's next report says how it stands with each adapter that it was told of."""
+        token, job = await self._attempt(replica)
+        words = [
+            f"{one.name} {one.message or ('is loaded' if one.loaded else 'is not loaded yet')}"
+            for one in standings
+        ]
+        self.say(f"the agent of {replica} reports: {'; '.join(words) or 'no adapters'}")
+        async with self.database.transaction() as conn:
+            told = await runtime.report(
+                conn,
+                token,
+                phase=Phase.READY,
+                message="",
+                load=Load(),
+                exit_code=None,
+                last_words="",
+                now=self.now,
+                restart_count=job.restarts,
+                adapters=standings,
+            )
+        self.say(f"and is told to have: {', '.join(one.name for one in told.wanted_adapters) or 'none'}")
 
     async def becomes_ready(self, *names: str) -> None:
         """Slurm starts the jobs, and each agent registers and proves itself."""

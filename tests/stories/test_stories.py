@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,10 @@ from tests.stories.stage import INSTALLATION, Stage
 from tests.worlds import drawn
 
 
-async def serve(stage: Stage, count: int = 1) -> list[str]:
+async def serve(stage: Stage, count: int = 1, **changes: Any) -> list[str]:
     """Applies `chat` and lets its replicas become ready; returns their names."""
     names = [f"chat-{number}" for number in range(1, count + 1)]
-    await stage.apply(replicas=count)
+    await stage.apply(replicas=count, **changes)
     await stage.tick()
     stage.pass_time(2)
     await stage.becomes_ready(*names)

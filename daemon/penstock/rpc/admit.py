@@ -61,8 +61,9 @@ class Admission:
             whole.spec.CopyFrom(wish.spec)
         validate.check_deployment(whole)
         spec = settled(old, spec_in(whole.spec))
-        refuse([*spread.check(spec), *await images.check(spec)])
-        warnings = validate.warnings(whole) + spread.warnings(spec) + await self._view.check(spec)
+        missing, unseen = await images.check(spec)
+        refuse([*spread.check(spec), *missing])
+        warnings = [*validate.warnings(whole), *spread.warnings(spec), *unseen, *await self._view.check(spec)]
         return Admitted(whole.metadata.name, dict(whole.metadata.labels), spec, version, old, tuple(warnings))
 
 

@@ -1,8 +1,8 @@
 """Whether a container image is where the spec says, as far as the daemon's host can see.
 
 The path is one of the compute nodes'. Where this host has the folder that the image should lie in, it is taken for the
-same one, and an image that is not in it is refused before a job waits hours for it. Where it has no such folder it
-cannot tell, and says nothing: the agent looks again on the node, and fails the attempt with a sentence.
+same one, and an image that is not in it is refused before a job waits hours for it. Where it cannot look there, it
+warns: the agent looks again on the node, and fails the attempt with a sentence.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ LOOK_TIMEOUT_S = 2.0
 """A shared file system that hangs must not hang applying; what was not seen is not refused."""
 
 
-async def check(spec: Spec) -> Sequence[Violation]:
-    """The violation for an image that is not there; none when it is, or this host cannot tell."""
+async def check(spec: Spec) -> tuple[Sequence[Violation], Sequence[str]]:
+    """The violation for an image that is not there, and the warning where this host cannot tell."""
     image = spec.environment.image
     if image is None:
-        return ()
+        return (), ()
+    kind = "apptainer" if spec.environment.apptainer is not None else "pyxis"
+    field, folder = f"spec.environment.{kind}.image", os.path.dirname(image.rstrip("/"))
     try:
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             missing = await asyncio.to_thread(_missing, image)
-    except (OSError, TimeoutError):
-        return ()
-    kind = "apptainer" if spec.environment.apptainer is not None else "pyxis"
-    folder = os.path.dirname(image.rstrip("/"))
+    except (OSError, TimeoutError) as error:
+        why = f"this host cannot look into {folder} ({error.strerror or 'it hangs'})"
+        return (), (
+            f"{field}: whether {image} is there is not known: {why}; a job on a node without it fails",
+        )
     accepted = (
         "a .sif file or a sandbox folder" if kind == "apptainer" else "a .sqsh file or a registry's image"
     )
     message = f"there is no {image}, though the folder {folder} is there; accepted is {accepted}"
-    return (Violation(f"spec.environment.{kind}.image", message),) if missing else ()
+    return (Violation(field, message),) if missing else (), ()
 
 
 def _missing(image: str) -> bool:

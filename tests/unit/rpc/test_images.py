@@ -11,7 +11,8 @@ from penstock.rpc import images
 
 
 async def said(environment: Environment) -> list[str]:
-    return [str(found) for found in await images.check(Spec(Model(path="/a"), environment=environment))]
+    missing, unseen = await images.check(Spec(Model(path="/a"), environment=environment))
+    return [str(found) for found in missing] + [f"warning: {text}" for text in unseen]
 
 
 async def test_an_image_that_is_not_there(tmp_path: Path) -> None:
@@ -31,12 +32,19 @@ async def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     [
         Environment(),
         Environment(venv="/nowhere/venv"),
-        Environment(apptainer=Apptainer("/nowhere/at-all/vllm.sif")),
         Environment(pyxis=Pyxis("nvcr.io#nvidia/vllm:25.09-py3")),
     ],
 )
-async def test_what_this_host_cannot_tell(environment: Environment) -> None:
+async def test_what_is_no_file_is_not_looked_for(environment: Environment) -> None:
     assert await said(environment) == []
+
+
+async def test_what_this_host_cannot_tell() -> None:
+    """It may well be there on the nodes; who has mistyped it should not have to wait for a job's end to hear of it."""
+    assert await said(Environment(apptainer=Apptainer("/nowhere/at-all/vllm.sif"))) == [
+        "warning: spec.environment.apptainer.image: whether /nowhere/at-all/vllm.sif is there is not known: this host"
+        " cannot look into /nowhere/at-all (No such file or directory); a job on a node without it fails"
+    ]
 
 
 async def test_an_image_and_a_sandbox_that_are_there(tmp_path: Path) -> None:
