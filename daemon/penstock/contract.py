@@ -40,12 +40,15 @@ class Broken(NamedTuple):
     """Empty: the message as a whole."""
     sentence: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.sentence}" if self.field else self.sentence
+
 
 class Unreadable(Exception):
     """The bytes are not the message; `field` is the text that is not UTF-8, where it is that."""
 
     def __init__(self, field: str, sentence: str) -> None:
-        super().__init__(f"{field}: {sentence}" if field else sentence)
+        super().__init__(str(Broken(field, sentence)))
         self.field = field
         self.sentence = sentence
 

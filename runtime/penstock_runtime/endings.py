@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 
-from penstock.contract import Broken, Unreadable
+from penstock import details
+from penstock.contract import Broken, Unreadable, in_one_sentence
 from penstock.v1 import inference_pb2 as pb
 from penstock_runtime.engine import EngineError
 from penstock_runtime.gate import Closed
@@ -24,12 +24,9 @@ from penstock_runtime.merge import EngineFault
 from penstock_runtime.pipe import Unfinished
 from penstock_runtime.translate import BadAnswer, BadRequest, field_of
 
-DOMAIN = "penstock"
-
 # A client takes 8 KiB of trailers by default; percent-encoding may triple a message, which goes twice.
 MAX_MESSAGE_BYTES = 1024
 MAX_DETAIL_BYTES = 2048
-MAX_NAMED = 5
 
 PROMPT_TOKENS_KEY = "penstock-prompt-tokens"
 COMPLETION_TOKENS_KEY = "penstock-completion-tokens"
@@ -49,7 +46,7 @@ class BrokenRules(Exception):
     """The message breaks field rules of the contract."""
 
     def __init__(self, broken: Sequence[Broken]) -> None:
-        super().__init__(_sentence(broken))
+        super().__init__(in_one_sentence([str(each) for each in broken]))
         self.broken = tuple(broken)
 
 
@@ -72,16 +69,14 @@ class Ending:
 
     def trailers(self) -> Trailers:
         """The metadata that carries the details."""
-        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
-        details: list[Message] = [info]
+        said: list[Message] = [details.error_info(self.reason)]
         if self.broken:
-            details.append(_bad_request(self.broken))
+            cut = [Broken(each.field, _cut(each.sentence)) for each in self.broken]
+            said.append(details.bad_request(cut, max_bytes=MAX_DETAIL_BYTES))
         if self.usage is not None:
-            details.append(self.usage)
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        for detail in details:
-            status.details.add().Pack(detail)
-        return (("grpc-status-details-bin", status.SerializeToString()), *counts(self.usage))
+            said.append(self.usage)
+        status = details.status(self.code.value[0], self.message, *said)
+        return ((details.KEY, status.SerializeToString()), *counts(self.usage))
 
 
 def counts(usage: pb.Usage | None) -> Trailers:
@@ -110,10 +105,10 @@ def _of(error: Exception) -> Ending:
         case NotSupported():
             return Ending(code.UNIMPLEMENTED, "NOT_SUPPORTED", str(error))
         case BrokenRules():
-            return Ending(code.INVALID_ARGUMENT, "BAD_VALUE", str(error), error.broken)
+            return Ending(code.INVALID_ARGUMENT, details.BAD_VALUE, str(error), error.broken)
         case Unreadable() | BadRequest():
             broken = (Broken(error.field, error.sentence),) if error.field else ()
-            return Ending(code.INVALID_ARGUMENT, "BAD_VALUE", str(error), broken)
+            return Ending(code.INVALID_ARGUMENT, details.BAD_VALUE, str(error), broken)
         case EngineError() | EngineFault():
             return _of_engine(error)
         case Unfinished():
@@ -144,26 +139,6 @@ def _of_engine(error: EngineError | EngineFault) -> Ending:
         broken = (Broken(field_of(error.parameter), str(error)),) if error.parameter else ()
         return Ending(code.INVALID_ARGUMENT, "ENGINE_REFUSED", words, broken)
     return Ending(code.INTERNAL, "ENGINE_FAILED", words)
-
-
-def _sentence(broken: Sequence[Broken]) -> str:
-    named = [f"{each.field}: {each.sentence}" if each.field else each.sentence for each in broken]
-    if len(named) == 1:
-        return named[0]
-    more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    return f"{len(named)} fields cannot be as they are: {'; '.join(named[:MAX_NAMED])}{more}"
-
-
-def _bad_request(broken: Sequence[Broken]) -> error_details_pb2.BadRequest:
-    made = error_details_pb2.BadRequest()
-    room = MAX_DETAIL_BYTES
-    for each in broken:
-        sentence = _cut(each.sentence)
-        room -= len(each.field.encode()) + len(sentence.encode())
-        if room < 0:
-            break
-        made.field_violations.add(field=each.field, description=sentence, reason="BAD_VALUE")
-    return made
 
 
 def _cut(text: str) -> str:

@@ -17,8 +17,9 @@ from urllib.parse import unquote
 from google.api import annotations_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2
 
+from penstock import details
 from penstock.contract import MAX_BROKEN, Broken, in_one_sentence, quoted
 from penstock.field_names import GIVEN_TWICE, Given
 from penstock.gateway import json_text
@@ -91,7 +92,7 @@ def refusal(verb: str, path: str, body: bytes) -> dict[str, Any] | None:
         return _status(json_text.TOO_DEEP, [])
     if not look.found:
         return None
-    said = in_one_sentence([f"{broken.field}: {broken.sentence}" for broken in look.found])
+    said = in_one_sentence([str(broken) for broken in look.found])
     return _status(said, look.found)
 
 
@@ -155,13 +156,8 @@ def _below(path: str, name: str) -> str:
 
 
 def _status(message: str, found: list[Broken]) -> dict[str, Any]:
-    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=message)
-    if found:
-        details = error_details_pb2.BadRequest()
-        for broken in found:
-            # The reason is the control API's own.
-            details.field_violations.add(field=broken.field, description=broken.sentence, reason="BAD_VALUE")
-        status.details.add().Pack(details)
+    bad = [details.bad_request(found)] if found else []
+    status = details.status(code_pb2.INVALID_ARGUMENT, message, *bad)
     return json_format.MessageToDict(status, preserving_proto_field_name=True)
 
 

@@ -12,17 +12,18 @@ from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import duration_pb2, wrappers_pb2
+from google.protobuf import wrappers_pb2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 
+from penstock import details
+from penstock.contract import Broken
 from penstock.core.routing import Route
 from penstock.gateway.hold import Hold, Refused, losses
 from penstock.gateway.relay import GrpcRelay, patience_s
 from penstock.gateway.relay_listener import RELAYED_HEADER
-from penstock.gateway.replies import ERROR_DOMAIN
 from penstock.gateway.routes import ADAPTER_HEADER, ATTEMPTS_HEADER, DEPLOYMENT_HEADER, INFERENCE
 from penstock.gateway.served import NAME_SHOWN_CHARACTERS, Served
 from penstock.v1 import inference_pb2
@@ -44,14 +45,14 @@ class ExplainHandler(grpc.GenericRpcHandler):
         self._relay = relay
         self._reading = asyncio.Semaphore(MAX_READ_AT_ONCE)
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        method = details.method.removeprefix(INFERENCE)
-        if method == details.method or method == "ListModels" or method not in _METHODS:
+    def service(self, asked: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = asked.method.removeprefix(INFERENCE)
+        if method == asked.method or method == "ListModels" or method not in _METHODS:
             return None
 
         async def answer(_: AsyncIterator[bytes], context: _Context) -> None:
             try:
-                await self._answer(details.method, _METHODS[method].input_type, context)
+                await self._answer(asked.method, _METHODS[method].input_type, context)
             except grpc.aio.InternalError as gone:
                 # What is sent fails only when the call is over: whoever called has left.
                 raise asyncio.CancelledError from gone
@@ -95,20 +96,11 @@ class ExplainHandler(grpc.GenericRpcHandler):
             await _end(context, code_pb2.INVALID_ARGUMENT, f"the message is not a {request_type.full_name}")
         sentence = self._served.unknown(model)
         if not model:
-            info = error_details_pb2.ErrorInfo(reason="BAD_VALUE", domain=ERROR_DOMAIN)
-            empty = error_details_pb2.BadRequest.FieldViolation(field="model", description=sentence)
-            bad = error_details_pb2.BadRequest(field_violations=[empty])
+            info = details.error_info(details.BAD_VALUE)
+            bad = details.bad_request([Broken("model", sentence)])
             await _end(context, code_pb2.INVALID_ARGUMENT, sentence, info, bad)
-        await _end(
-            context,
-            code_pb2.NOT_FOUND,
-            sentence,
-            error_details_pb2.ErrorInfo(
-                reason="MODEL_NOT_FOUND",
-                domain=ERROR_DOMAIN,
-                metadata={"model": model[:NAME_SHOWN_CHARACTERS]},
-            ),
-        )
+        info = details.error_info("MODEL_NOT_FOUND", {"model": model[:NAME_SHOWN_CHARACTERS]})
+        await _end(context, code_pb2.NOT_FOUND, sentence, info)
 
 
 def model_of(request: bytes) -> str:
@@ -130,19 +122,13 @@ async def _refuse(context: _Context, route: Route, refused: Refused) -> NoReturn
             "TOO_MANY_WAIT",
             {**metadata, "limit": refused.limit},
         )
-    details: list[Message] = [
-        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=refused.retry_after_s))
-    ]
+    again = [details.retry_info(refused.retry_after_s)]
     if refused.losses:
         # It may be what ended them, and tokens may have been made: it is not to come again, whatever else is wrong.
-        code, reason, details = code_pb2.UNAVAILABLE, "REPLICA_ENDED", []
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
-    await _end(context, code, refused.sentence, info, *details)
+        code, reason, again = code_pb2.UNAVAILABLE, "REPLICA_ENDED", []
+    await _end(context, code, refused.sentence, details.error_info(reason, metadata), *again)
 
 
-async def _end(context: _Context, code: int, sentence: str, *details: Message) -> NoReturn:
-    status = status_pb2.Status(code=code, message=sentence)
-    for detail in details:
-        status.details.add().Pack(detail)
-    await context.abort_with_status(rpc_status.to_status(status))
+async def _end(context: _Context, code: int, sentence: str, *said: Message) -> NoReturn:
+    await context.abort_with_status(rpc_status.to_status(details.status(code, sentence, *said)))
     raise AssertionError("abort_with_status raises")

@@ -10,9 +10,10 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2
 
+from penstock import details
 from penstock.gateway import control_rest, openai
 from penstock.gateway.cors import FOREIGN_PAGE
 from penstock.gateway.hold import RETRY_AFTER_S
@@ -24,7 +25,6 @@ OVERLOAD_RETRY_AFTER_S = 1
 GRPC_STATUS_HEADER = "x-penstock-grpc-status"
 """The gRPC status once more: Envoy's gRPC-Web puts the one that follows from the HTTP status over it, and the listener
 puts it back."""
-ERROR_DOMAIN = "penstock"
 FIRST_LOOK = "penstock.first_look"
 TOO_LARGE = "too_large"
 """Set in the metadata of a gRPC request whose message says that it is larger than it may be."""
@@ -225,7 +225,7 @@ def _as_said(when: dict[str, Any]) -> dict[str, Any]:
 def _for_grpc(answer: _Answer) -> dict[str, Any]:
     headers = {} if answer.grpc_status is None else _grpc_status(answer.grpc_status)
     if answer.limit or answer.retry_after_s or not answer.again:
-        headers["grpc-status-details-bin"] = _details(answer)
+        headers[details.KEY] = _details(answer)
     return {
         "filter": _both(_is_grpc(), answer.when),
         "headers_to_add": _headers(headers),
@@ -257,14 +257,11 @@ def _grpc_status(code: int) -> dict[str, str]:
 def _details(answer: _Answer) -> str:
     """google.rpc.Status as gRPC carries it in a trailer."""
     code = answer.grpc_status if answer.grpc_status is not None else code_pb2.UNAVAILABLE
-    status = status_pb2.Status(code=code, message=answer.sentence)
-    info = error_details_pb2.ErrorInfo(reason=answer.code.upper(), domain=ERROR_DOMAIN)
-    if answer.limit:
-        info.metadata["limit"] = answer.limit
-    status.details.add().Pack(info)
+    metadata = {"limit": answer.limit} if answer.limit else {}
+    said: list[Message] = [details.error_info(answer.code.upper(), metadata)]
     if answer.retry_after_s:
-        delay = duration_pb2.Duration(seconds=answer.retry_after_s)
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        said.append(details.retry_info(answer.retry_after_s))
+    status = details.status(code, answer.sentence, *said)
     return base64.b64encode(status.SerializeToString(deterministic=True)).decode().rstrip("=")
 
 

@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import grpc
-from google.protobuf import any_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
-from penstock import contract
+from penstock import contract, details
 from penstock.rpc import validate
 from penstock.rpc.refusals import Fault, Refused, Violation
 from penstock.store import errors as store
@@ -123,26 +123,17 @@ async def _end(method: str, error: Exception, context: Context) -> NoReturn:
     )
     trailers: tuple[tuple[str, bytes], ...] = ()
     if refused.violations:
-        trailers = (("grpc-status-details-bin", _details(refused, message).SerializeToString()),)
+        trailers = ((details.KEY, _details(refused, message).SerializeToString()),)
     await context.abort(refused.status, message, trailing_metadata=cast(Any, trailers))
 
 
 def _details(refused: Refused, message: str) -> status_pb2.Status:
-    bad_request = error_details_pb2.BadRequest()
-    room = MAX_DETAIL_BYTES
-    for violation in refused.violations:
-        room -= (
-            len(violation.field.encode()) + len(violation.message.encode()) + len(violation.fault.word) + 12
-        )
-        if room < 0:
-            break
-        bad_request.field_violations.add(
-            field=violation.field, description=violation.message, reason=violation.fault.word
-        )
-    detail = any_pb2.Any()
-    detail.Pack(bad_request)
+    # All of a refusal's are of one kind.
+    reason = refused.violations[0].fault.word
+    broken = [contract.Broken(violation.field, violation.message) for violation in refused.violations]
+    bad = details.bad_request(broken, reason=reason, max_bytes=MAX_DETAIL_BYTES)
     # The message is in the status already; twice would be more than the trailers hold.
-    return status_pb2.Status(code=refused.status.value[0], message=message[:200], details=[detail])
+    return details.status(refused.status.value[0], message[:200], bad)
 
 
 def refusal_of(error: Exception) -> Refused | None:

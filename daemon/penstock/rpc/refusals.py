@@ -1,6 +1,6 @@
 """What a client may have done wrong, as values: one violation a field, one refusal a call.
 
-Knows neither the protos nor core. `errors` makes the gRPC status of a refusal; nothing else in this package
+Knows neither the protos nor core. `guard` makes the gRPC status of a refusal; nothing else in this package
 aborts a call.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from penstock import details
 from penstock.contract import in_one_sentence, quoted
 
 
@@ -19,7 +20,7 @@ class Fault(enum.Enum):
     has.
     """
 
-    BAD_VALUE = ("BAD_VALUE", grpc.StatusCode.INVALID_ARGUMENT)
+    BAD_VALUE = (details.BAD_VALUE, grpc.StatusCode.INVALID_ARGUMENT)
     NOT_SUPPORTED_YET = ("NOT_SUPPORTED_YET", grpc.StatusCode.UNIMPLEMENTED)
     CLUSTER_CANNOT = ("CLUSTER_CANNOT", grpc.StatusCode.FAILED_PRECONDITION)
     TAKEN = ("TAKEN", grpc.StatusCode.ALREADY_EXISTS)
