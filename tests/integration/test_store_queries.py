@@ -666,8 +666,8 @@ class TestAttempts:
             )
         found = await attempts.failures(conn, NOW)
         assert [(one.ended_at, one.state, one.nodes) for one in found] == [
-            (later(1800), "FAILED", "gpu[1-2]"),
-            (later(600), "FAILED", "gpu[1-2]"),
+            (later(1800), JobState.FAILED, ("gpu1", "gpu2")),
+            (later(600), JobState.FAILED, ("gpu1", "gpu2")),
         ]
         assert {(one.deployment, one.revision, one.replica) for one in found} == {("a", 1, "a-1")}
         assert len(await attempts.failures(conn, later(600))) == 1

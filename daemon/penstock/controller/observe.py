@@ -7,14 +7,12 @@ nothing to do costs one call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 from penstock.core.jobs import Cluster, Job
-from penstock.core.model import Failure, Listing, Unknown
-from penstock.slurm import parse
+from penstock.core.model import Listing, Unknown
 from penstock.slurm.port import HISTORY_MAX, NoAccounting, Slurm, SlurmUnavailable
-from penstock.store.records import FailedAttempt
 
 log = logging.getLogger(__name__)
 
@@ -133,18 +131,3 @@ class Observer:
                 if job.name == name and job.ended:
                     self._past[token] = job
         return self._past
-
-
-def failures_of(found: Sequence[FailedAttempt]) -> tuple[Failure, ...]:
-    """Recorded failures as the planner reads them."""
-    return tuple(
-        Failure(
-            deployment=one.deployment,
-            revision=one.revision,
-            replica=one.replica,
-            ended_at=one.ended_at,
-            state=parse.parse_state(one.state) if one.state else None,
-            nodes=parse.known_nodes(one.nodes),
-        )
-        for one in found
-    )

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Term
-from penstock.controller.observe import Observer, failures_of
+from penstock.controller.observe import Observer
 from penstock.controller.outcomes import NOT_KNOWN, Result
 from penstock.controller.outcomes import Outcome as Tried
 from penstock.controller.record import Intent, Recorder, World
@@ -144,7 +144,7 @@ class Reconciler:
         async with self._db.snapshot() as connection:
             stored = await self._world.load(connection)
             heard = await members.heard(connection)
-            failed = await attempts.failures(connection, self._clock() - WINDOW)
+            failures = await attempts.failures(connection, self._clock() - WINDOW)
             now = self._clock()
             if self._read_starts_at is None or now >= self._read_starts_at:
                 self._starts = await attempts.starts(connection)
@@ -162,7 +162,7 @@ class Reconciler:
             slurm=seen,
             message_timeout_s=self._observer.message_timeout_s or self._message_timeout_s,
             heard=heard,
-            failures=failures_of(failed),
+            failures=failures,
             starts=self._starts,
             cluster=self._observer.cluster,
             history=await self._observer.history(vanished) if (vanished := _vanished(stored, seen)) else {},

@@ -28,7 +28,7 @@ def expand_nodes(text: str) -> tuple[str, ...]:
         for name in _expand_name(part):
             names.append(name)
             if len(names) > EXPANDED_NODES_MAX:
-                raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {_quote(text)}")
+                raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {quote(text)}")
     return tuple(names)
 
 
@@ -53,7 +53,7 @@ def outside_brackets(text: str) -> Iterator[str]:
             yield text[start:index]
             start = index + 1
     if depth:
-        raise ParseError(f"brackets do not match in {_quote(text)}")
+        raise ParseError(f"brackets do not match in {quote(text)}")
     yield text[start:]
 
 
@@ -61,12 +61,12 @@ def _expand_name(text: str) -> Iterator[str]:
     head, bracket, rest = text.partition("[")
     if not bracket:
         if not head or "]" in head:
-            raise ParseError(f"not a node name: {_quote(text)}")
+            raise ParseError(f"not a node name: {quote(text)}")
         yield head
         return
     ranges, bracket, tail = rest.partition("]")
     if not bracket:
-        raise ParseError(f"brackets do not match in {_quote(text)}")
+        raise ParseError(f"brackets do not match in {quote(text)}")
     for number in _expand_ranges(ranges):
         yield from (f"{head}{number}{end}" for end in _expand_name(tail)) if tail else (f"{head}{number}",)
 
@@ -76,12 +76,13 @@ def _expand_ranges(text: str) -> Iterator[str]:
         first, dash, last = part.partition("-")
         last = last if dash else first
         if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
-            raise ParseError(f"not a range of numbers: {_quote(part)}")
+            raise ParseError(f"not a range of numbers: {quote(part)}")
         if int(last) - int(first) >= EXPANDED_NODES_MAX:
-            raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {_quote(text)}")
+            raise ParseError(f"more than {EXPANDED_NODES_MAX} nodes in {quote(text)}")
         for number in range(int(first), int(last) + 1):
             yield str(number).zfill(len(first))
 
 
-def _quote(text: str, limit: int = 80) -> str:
+def quote(text: str, limit: int = 80) -> str:
+    """The start of a text, for an error message: free text is escaped and cannot break the line."""
     return repr(text if len(text) <= limit else text[:limit] + "…")

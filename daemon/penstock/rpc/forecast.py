@@ -7,18 +7,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from penstock.core.budget import WINDOW
 from penstock.core.decisions import Decision
 from penstock.core.estimates import Start
 from penstock.core.jobs import MESSAGE_TIMEOUT_S, Cluster
 from penstock.core.model import Deployment, Listing, Observation, Replica, Unknown
 from penstock.core.plan import plan
-from penstock.rpc.avoided import recent_failures
 from penstock.rpc.deps import Deps
+from penstock.rpc.standing import MAX_REPLICAS
 from penstock.slurm.port import SlurmUnavailable
 from penstock.store.queries import attempts, members, replicas
-
-MAX_REPLICAS = 10_000
-"""The most that a deployment may want."""
 
 
 async def forecast(
@@ -37,7 +35,7 @@ async def forecast(
             starts = await attempts.starts(conn, wished.uid)
         heard = await members.heard(conn)
         now = deps.clock()
-        failures = await recent_failures(conn, now)
+        failures = await attempts.failures(conn, now - WINDOW)
     slurm: Listing | Unknown
     try:
         slurm = Listing(await deps.slurm.list_jobs())

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from penstock.core.jobs import Job, JobState, Maintenance, Node, Partition
 from penstock.core.node_lists import ParseError as ParseError
 from penstock.core.node_lists import expand_nodes as expand_nodes
-from penstock.core.node_lists import known_nodes as known_nodes
 from penstock.core.node_lists import outside_brackets
+from penstock.core.node_lists import quote as quote
 from penstock.core.slurm_words import ENDED_STATES
 
 # One value --------------------------------------------------------------------------------------------------
@@ -211,11 +211,6 @@ def parse_text(text: str) -> str:
 def parse_names(text: str) -> tuple[str, ...]:
     """A comma-separated list of names."""
     return tuple(name for name in parse_text(text.strip()).split(",") if name)
-
-
-def quote(text: str, limit: int = 80) -> str:
-    """The start of a text, for an error message: free text is escaped and cannot break the line."""
-    return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 # Rows of chosen fields --------------------------------------------------------------------------------------

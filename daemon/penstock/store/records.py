@@ -112,20 +112,6 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedAttempt:
-    """An attempt that counts as a failure, as far as it is recorded."""
-
-    deployment: str
-    revision: int
-    replica: str
-    ended_at: datetime
-    state: str
-    """Its job's last: of one that was lost, as it was last listed; empty: Slurm never had one."""
-    nodes: str
-    """Slurm's own compressed list."""
-
-
-@dataclass(frozen=True, slots=True)
 class Member:
     """A process of ours that beats in the database."""
 

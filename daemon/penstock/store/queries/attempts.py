@@ -20,12 +20,13 @@ from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.decisions import RecordJob
 from penstock.core.estimates import SAMPLES, Start, start_of
-from penstock.core.jobs import Job
-from penstock.core.model import Attempt
+from penstock.core.jobs import Job, JobState
+from penstock.core.model import Attempt, Failure
+from penstock.core.node_lists import known_nodes
 from penstock.store.documents import decode, encode
 from penstock.store.errors import NotFound
 from penstock.store.queries import notify, rows
-from penstock.store.records import FailedAttempt, Load
+from penstock.store.records import Load
 from penstock.store.tables import attempts, deployments, replicas
 
 ATTEMPTS_KEPT = 100
@@ -352,14 +353,18 @@ async def list_for(conn: AsyncConnection, replica_uid: str, limit: int = 20) -> 
     return tuple(rows.attempt(row) for row in found)
 
 
-async def failures(conn: AsyncConnection, after: datetime) -> tuple[FailedAttempt, ...]:
+async def failures(conn: AsyncConnection, after: datetime) -> tuple[Failure, ...]:
     """The attempts that ended after this time and count as failures, newest first."""
-    found = await conn.execute(FAILURES, {"after": after})
     return tuple(
-        FailedAttempt(
-            row.deployment, row.revision, row.replica, row.ended_at, row.state or "", row.nodes or ""
+        Failure(
+            deployment=row.deployment,
+            revision=row.revision,
+            replica=row.replica,
+            ended_at=row.ended_at,
+            state=JobState(row.state) if row.state else None,
+            nodes=known_nodes(row.nodes or ""),
         )
-        for row in found
+        for row in await conn.execute(FAILURES, {"after": after})
     )
 
 
