@@ -70,7 +70,7 @@ def chat(
         output=_output(options),
         tools=messages.tools(options.get("tools") or ()),
         tool_choice=messages.tool_choice(options.get("tool_choice")),
-        engine_options=engine_options(options.get("engine_options")),
+        engine_options=_engine_options(options.get("engine_options")),
     )
 
 
@@ -84,7 +84,7 @@ def generate(
         prompt=prompt,
         sampling=_sampling(options),
         output=_output(options),
-        engine_options=engine_options(options.get("engine_options")),
+        engine_options=_engine_options(options.get("engine_options")),
     )
 
 
@@ -114,9 +114,9 @@ def embed(
     return made(
         pb.EmbedRequest,
         model=model,
-        inputs=several(inputs, "inputs"),
+        inputs=_several(inputs, "inputs"),
         dimensions=dimensions,
-        engine_options=engine_options(options),
+        engine_options=_engine_options(options),
     )
 
 
@@ -128,8 +128,8 @@ def score(
         pb.ScoreRequest,
         model=model,
         query=query,
-        documents=several(documents, "documents"),
-        engine_options=engine_options(options),
+        documents=_several(documents, "documents"),
+        engine_options=_engine_options(options),
     )
 
 
@@ -145,18 +145,18 @@ def rerank(
         pb.RerankRequest,
         model=model,
         query=query,
-        documents=several(documents, "documents"),
+        documents=_several(documents, "documents"),
         top_n=top_n,
-        engine_options=engine_options(options),
+        engine_options=_engine_options(options),
     )
 
 
-def engine_options(given: Mapping[str, Any] | None) -> Any:
+def _engine_options(given: Mapping[str, Any] | None) -> Any:
     """As a Struct; None: none."""
     return None if given is None else messages.struct(given, "engine_options")
 
 
-def several(texts: str | Sequence[str], path: str) -> list[str]:
+def _several(texts: str | Sequence[str], path: str) -> list[str]:
     """One text is a list of one: taken as a sequence it would be its letters."""
     if isinstance(texts, str):
         return [utf8(texts, path)]
@@ -168,7 +168,7 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters | None:
         key: value for key, value in options.items() if key not in _OTHERS and value is not None
     }
     if "stop" in given:
-        given["stop"] = several(given["stop"], "stop")
+        given["stop"] = _several(given["stop"], "stop")
     unknown = sorted(given.keys() - pb.SamplingParameters.DESCRIPTOR.fields_by_name.keys())
     if unknown:
         raise invalid(unknown[0], "is no option; what only the engine knows goes into engine_options")
@@ -186,7 +186,7 @@ def _output(options: GenerateOptions) -> pb.OutputFormat | None:
         text = schema if isinstance(schema, str) else messages.json_text(schema, "json_schema")
         return pb.OutputFormat(json_schema_text=utf8(text, "json_schema"))
     if (choices := options.get("choice")) is not None:
-        return pb.OutputFormat(choice=pb.Choices(choices=several(choices, "choice")))
+        return pb.OutputFormat(choice=pb.Choices(choices=_several(choices, "choice")))
     return made(
         pb.OutputFormat,
         regex=options.get("regex"),

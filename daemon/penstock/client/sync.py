@@ -49,6 +49,7 @@ class Client:
             if credentials is None
             else grpc.secure_channel(address, credentials, methods.OPTIONS)
         )
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +61,8 @@ class Client:
 
     def close(self) -> None:
         """Cancels what runs."""
+        # Before the channel is: a call of another thread's that finds it closed is to find this, too.
+        self._is_closed = True
         self._channel.close()
 
     def chat(
@@ -174,11 +177,11 @@ class Client:
     def detokenize(self, model: str, tokens: Sequence[int], *, timeout: float | None = None) -> str:
         """The text of tokens."""
         request = requests.detokenize(model, tokens)
-        return (self._ask(methods.DETOKENIZE, request, timeout)).text
+        return self._ask(methods.DETOKENIZE, request, timeout).text
 
     def models(self, *, timeout: float | None = None) -> list[pb.ServedModel]:
         """What can be asked for."""
-        return list((self._ask(methods.LIST_MODELS, pb.ListModelsRequest(), timeout)).models)
+        return list(self._ask(methods.LIST_MODELS, pb.ListModelsRequest(), timeout).models)
 
     def _ask(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
@@ -193,6 +196,8 @@ class Client:
             except grpc.RpcError as error:
                 wait_s = attempts.after(error, generates=method.generates)
             except ValueError as error:  # All that gRPC raises over a channel that is closed.
+                if not self._is_closed:
+                    raise
                 raise closed() from error
             time.sleep(wait_s)
 
@@ -212,6 +217,8 @@ class Client:
             try:
                 call = send(request, timeout=attempts.left_s())
             except ValueError as error:  # As above.
+                if not self._is_closed:
+                    raise
                 raise closed() from error
             try:
                 for response in call:

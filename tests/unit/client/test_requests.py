@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from penstock.client import Answer, AsyncClient, Cancelled, Client, InvalidRequest
+from penstock.client import Answer, AsyncClient, Cancelled, Client, InvalidRequest, fields
 from penstock.client import requests as written
 from penstock.client.messages import conversation
 from penstock.v1 import inference_pb2 as pb
@@ -247,6 +248,39 @@ async def test_a_call_on_a_closed_client_is_cancelled(used: bool) -> None:
             with pytest.raises(Cancelled, match="^the client is closed$"):
                 await asked
         assert len(played.requests) == 2 * used
+
+
+def test_what_gRPC_says_no_to_otherwise_is_not_taken_for_a_closed_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("something else")
+
+    with Client("127.0.0.1:1") as client:
+        channel = SimpleNamespace(
+            unary_unary=lambda *_: refuse, unary_stream=lambda *_: refuse, close=lambda: None
+        )
+        monkeypatch.setattr(client, "_channel", channel)
+        for call in (client.models, lambda: next(client.stream_generate("m", "x"))):
+            with pytest.raises(ValueError, match="^something else$"):
+                call()
+
+
+def test_of_every_value_that_a_request_may_have_it_is_known_what_is_accepted() -> None:
+    """So that a wrong one is always told by its argument. Messages, and roles, are made by the client itself."""
+    seen: set[str] = set()
+    unseen = [one.input_type for one in pb.DESCRIPTOR.services_by_name["InferenceService"].methods]
+    while unseen:
+        message = unseen.pop()
+        if message.full_name in seen or message.full_name.startswith("google.protobuf."):
+            continue
+        seen.add(message.full_name)
+        for field in message.fields:
+            if field.message_type is not None:
+                unseen.append(field.message_type)
+            elif field.full_name != "penstock.v1.Message.role":
+                assert field.cpp_type in fields._ACCEPTED, field.full_name
+    assert "penstock.v1.SamplingParameters" in seen
 
 
 def test_a_tools_parameters_arrive_in_their_order() -> None:
