@@ -13,6 +13,8 @@ import pytest_asyncio
 
 from penstock.contract import MAX_BROKEN
 from penstock.core.model import RolloutRecord
+from penstock.rpc import deployments as servicer
+from penstock.rpc import pages
 from penstock.store.database import Database
 from penstock.store.queries import deployments
 from penstock.v1 import deployment_pb2 as pb
@@ -414,6 +416,23 @@ class TestWatch:
     async def test_a_watch_is_as_bad_as_its_filter(self, stub: DeploymentServiceStub) -> None:
         watch = stub.WatchDeployments(pb.WatchDeploymentsRequest(filter="=x"))
         assert (await refused(watch.read()))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+    async def test_more_than_a_watch_holds_is_refused_and_none_of_it_passed_over(
+        self, stub: DeploymentServiceStub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where what it holds is whole pages, and the first that is too many begins the next."""
+        monkeypatch.setattr(servicer, "MAX_WATCHED", 2)
+        monkeypatch.setattr(pages, "MAX_SIZE", 1)
+        for name in ("a", "b"):
+            await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(name)))
+        watch = stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        for name in ("a", "b", ""):
+            event: Any = await asyncio.wait_for(watch.read(), BOUND_S)
+            assert event.deployment.metadata.name == name
+        watch.cancel()
+        await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish("c")))
+        code, _, _ = await refused(stub.WatchDeployments(pb.WatchDeploymentsRequest()).read())
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_bug_is_an_id_and_nothing_else(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import grpc
-
 from penstock.contract import quoted
 from penstock.rpc import images, spread, validate
 from penstock.rpc.admitted import Admitted, find, settled
@@ -18,7 +16,7 @@ from penstock.rpc.cluster_view import ClusterView
 from penstock.rpc.convert.deployment import deployment_out
 from penstock.rpc.convert.spec import spec_in
 from penstock.rpc.masks import check_mask, merge
-from penstock.rpc.refusals import Refused, Violation, not_found, refuse
+from penstock.rpc.refusals import Violation, not_found, refuse
 from penstock.store.database import Database
 from penstock.store.errors import BeingDeleted
 from penstock.v1 import deployment_pb2, metadata_pb2
@@ -71,5 +69,5 @@ def version_in(text: str, field: str) -> int | None:
     """A resource version that a client gives back; None: any. Raises Refused for what never was one."""
     if text and not (text.isascii() and text.isdigit() and len(text) <= 18):
         message = f"must be a resource version as the server gave it, or be left out, not {quoted(text)}"
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {message}", (Violation(field, message),))
+        refuse([Violation(field, message)])
     return int(text) if text else None

@@ -55,6 +55,11 @@ class ClusterView:
     def backend(self) -> str:
         return self._slurm.backend
 
+    @property
+    def cluster(self) -> Cluster | None:
+        """Of the last answer, whatever its age; None: there never was one."""
+        return self.seen.cluster if self.seen is not None else None
+
     async def read(self, max_age_s: float) -> Seen | None:
         """The last answer, renewed first if it is older than that. None: there never was one. Raises nothing."""
         if not self._is_due(max_age_s):

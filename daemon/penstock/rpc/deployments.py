@@ -92,9 +92,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         changes = differences(_identity(before), _identity(after), "metadata")
         changes += differences(before.spec, after.spec, "spec")
         outcome = pb.APPLY_OUTCOME_CONFIGURED if changes else pb.APPLY_OUTCOME_UNCHANGED
-        seen = self._view.seen
-        cluster = seen.cluster if seen else None
-        decisions = await forecast(self._deps, cluster, wished, adopted, is_new=old is None)
+        decisions = await forecast(self._deps, self._view.cluster, wished, adopted, is_new=old is None)
         return pb.PlanDeploymentResponse(
             outcome=outcome if old else pb.APPLY_OUTCOME_CREATED,
             changes=[pb.FieldChange(path=path, before=was, after=will) for path, was, will in changes],
@@ -106,15 +104,13 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     async def GetDeployment(
         self, request: pb.GetDeploymentRequest, context: Context
     ) -> pb.GetDeploymentResponse:
-        seen = self._view.seen
-        cluster = seen.cluster if seen else None
         async with self._db.snapshot() as conn:
             found, copies = await whole(conn, request.name)
-            starts = await attempts.starts(conn, found.uid)
+            starts = (await attempts.starts(conn, found.uid)).get(found.uid, ())
             held = self._deps.held_requests().get(found.name, 0)
             return pb.GetDeploymentResponse(
                 deployment=deployment_out(found, await _counts(conn, found.uid), held),
-                handover=forecast_out(found, copies, starts.get(found.uid, ()), self._deps.clock(), cluster),
+                handover=forecast_out(found, copies, starts, self._deps.clock(), self._view.cluster),
             )
 
     async def ListDeployments(
@@ -292,7 +288,8 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                         found[one.name] = deployment_out(one, await _counts(conn, one.uid), held)
                 return found
             after_name, more = "", True
-            while more and len(found) < MAX_WATCHED:
+            # One too many is read, where there is one: then the watch is refused, and does not pass over it.
+            while more and len(found) <= MAX_WATCHED:
                 page, more = await self._page(conn, after_name, pages.MAX_SIZE, request.filter)
                 found |= {deployment.metadata.name: deployment for deployment in page}
                 after_name = page[-1].metadata.name if page else ""

@@ -13,6 +13,7 @@ from penstock.rpc.convert.replica import attempt_out, replica_out
 from penstock.rpc.deps import Deps
 from penstock.rpc.logs import stream_output
 from penstock.rpc.refusals import Refused
+from penstock.slurm.script import OUTPUT_NAME
 from penstock.store.queries import attempts, deployments, replicas
 from penstock.v1 import replica_pb2 as pb
 from penstock.v1 import replica_pb2_grpc
@@ -107,7 +108,7 @@ class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
             return now is None or now.token != attempt.token or not now.live
 
         tail_lines = request.tail_lines if request.HasField("tail_lines") else None
-        path = self._deps.attempts_folder / attempt.token / "job.out"
+        path = self._deps.attempts_folder / attempt.token / OUTPUT_NAME
         output = stream_output(path, tail_lines, is_over if request.follow else None)
         while True:
             try:

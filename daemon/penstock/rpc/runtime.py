@@ -64,11 +64,7 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:
         async with self._db.transaction() as conn:
-            agent = await _authenticate(conn, request.attempt, context)
-            if agent.attempt.registered_at is None:
-                raise Refused(
-                    grpc.StatusCode.FAILED_PRECONDITION, f"attempt {request.attempt} has not registered"
-                )
+            await _authenticate_registered(conn, request.attempt, context)
             reported = await runtime.report(
                 conn,
                 request.attempt,
@@ -88,11 +84,7 @@ class RuntimeServicer(runtime_pb2_grpc.RuntimeServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         async with self._db.transaction() as conn:
-            agent = await _authenticate(conn, request.attempt, context)
-            if agent.attempt.registered_at is None:
-                raise Refused(
-                    grpc.StatusCode.FAILED_PRECONDITION, f"attempt {request.attempt} has not registered"
-                )
+            await _authenticate_registered(conn, request.attempt, context)
             loads = await attempts.loads(conn, [request.attempt])
             await runtime.report(
                 conn,
@@ -129,3 +121,10 @@ async def _authenticate(conn: AsyncConnection, token: str, context: Context) -> 
     if not found.attempt.live:
         raise AttemptEnded(token)
     return found
+
+
+async def _authenticate_registered(conn: AsyncConnection, token: str, context: Context) -> None:
+    """The same. Raises Refused for an attempt that has not registered, too."""
+    agent = await _authenticate(conn, token, context)
+    if agent.attempt.registered_at is None:
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, f"attempt {token} has not registered")
