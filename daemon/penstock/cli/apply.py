@@ -3,7 +3,6 @@ changes anything."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import typer
 from penstock.cli.author import Reason, author
 from penstock.cli.connection import TIMEOUT_S, Server, run
 from penstock.cli.failures import REFUSED, USAGE, Failure, failure_of
-from penstock.cli.manifest import MAX_BYTES, BadManifest, Document, Problem, read
+from penstock.cli.manifest import BadManifest, Document, Problem, read
 from penstock.cli.options import Files, address
 from penstock.cli.output import say, table
 from penstock.v1 import deployment_pb2 as pb
@@ -72,7 +71,7 @@ def read_all(files: Sequence[str]) -> list[Document]:
     problems: list[Problem] = []
     for file in files:
         try:
-            documents += read(file, sys.stdin.read(MAX_BYTES + 1) if file == "-" else None)
+            documents += read(file)
         except BadManifest as error:
             problems += error.problems
         except OSError as error:

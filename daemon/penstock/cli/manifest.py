@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,20 +84,25 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def read(path: str, text: str | None = None) -> list[Document]:
-    """The documents of a file. Raises BadManifest with all that is wrong, OSError when the file cannot be read."""
-    source = "standard input" if path == "-" else path
-    if text is None:
+def read(path: str) -> list[Document]:
+    """The documents of a file, or of standard input for `-`. Raises BadManifest with all that is wrong, OSError when
+    the file cannot be read."""
+    if path == "-":
+        raw, source, folder = sys.stdin.buffer.read(MAX_BYTES + 1), "standard input", Path.cwd()
+    else:
         with Path(path).open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise BadManifest(
-                [Problem(source, 1, "", f"is larger than a manifest may be, {MAX_BYTES} bytes")]
-            )
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise BadManifest([Problem(source, 1, "", f"is not UTF-8 text (byte {error.start})")]) from error
+            raw, source, folder = file.read(MAX_BYTES + 1), path, Path(path).absolute().parent
+    if len(raw) > MAX_BYTES:
+        raise BadManifest([Problem(source, 1, "", f"is larger than a manifest may be, {MAX_BYTES} bytes")])
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadManifest([Problem(source, 1, "", f"is not UTF-8 text (byte {error.start})")]) from error
+    return parse(text, source, folder)
+
+
+def parse(text: str, source: str, folder: Path) -> list[Document]:
+    """The documents of a text. `folder`: where its relative paths begin. Raises BadManifest with all that is wrong."""
     if text.lstrip()[:1] in ("{", "["):
         # JSON is YAML, but for tabs, which JSON has between values only.
         text = text.replace("\t", " ")
@@ -118,7 +124,6 @@ def read(path: str, text: str | None = None) -> list[Document]:
         problems.append(Problem(source, 1, "", "has no document in it"))
     if problems:
         raise BadManifest(problems)
-    folder = Path.cwd() if path == "-" else Path(path).absolute().parent
     for document in documents:
         _anchor(document.deployment.spec, folder)
     return documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 
 from penstock.cli import output
-from penstock.cli.manifest import BadManifest, Document, read
+from penstock.cli.manifest import BadManifest, Document, parse, read
 from penstock.core.spec import Spec
 from penstock.rpc.convert.spec import spec_in, spec_out
 from penstock.v1 import deployment_pb2, spec_pb2
@@ -21,13 +22,13 @@ LEAST = HEAD + "metadata: {name: a}\nspec: {model: {path: /m}}\n"
 
 
 def one(text: str) -> deployment_pb2.Deployment:
-    (document,) = read("m.yaml", text)
+    (document,) = parse(text, "m.yaml", Path.cwd())
     return document.deployment
 
 
 def problems(text: str) -> list[str]:
     with pytest.raises(BadManifest) as caught:
-        read("m.yaml", text)
+        parse(text, "m.yaml", Path.cwd())
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -85,7 +86,9 @@ def test_json_with_tabs_and_escapes() -> None:
 
 
 def test_several_documents_and_empty_ones() -> None:
-    found = read("m.yaml", LEAST + "---\n---\n# nothing\n---\n" + LEAST.replace("name: a", "name: b"))
+    found = parse(
+        LEAST + "---\n---\n# nothing\n---\n" + LEAST.replace("name: a", "name: b"), "m.yaml", Path.cwd()
+    )
     assert [(item.deployment.metadata.name, item.line) for item in found] == [("a", 1), ("b", 9)]
 
 
@@ -211,6 +214,28 @@ def test_files(tmp_path: Path) -> None:
         read(str(tmp_path / "large"))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (b"\xef\xbb\xbf" + LEAST.encode(), ""),
+        (LEAST.encode() + b"\xff", "standard input:1: is not UTF-8 text (byte 87)"),
+        # What is beyond the bound must not be left out: the rest may be another deployment's manifest, or half of one.
+        (
+            LEAST.encode() + b"#" * (1 << 20),
+            "standard input:1: is larger than a manifest may be, 1048576 bytes",
+        ),
+    ],
+)
+def test_standard_input(given: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    if not said:
+        assert read("-")[0].deployment.metadata.name == "a"
+        return
+    with pytest.raises(BadManifest) as caught:
+        read("-")
+    assert str(caught.value) == said
+
+
 @given(specs)
 def test_what_get_shows_can_be_applied(spec: Spec) -> None:
     deployment = deployment_pb2.Deployment(spec=spec_out(spec))
@@ -219,8 +244,8 @@ def test_what_get_shows_can_be_applied(spec: Spec) -> None:
     deployment.metadata.generation = 2
     deployment.status.ready_replicas = 1
     shown = yaml.safe_dump(output.manifest(deployment), allow_unicode=True)
-    found: list[Document] = read("m.yaml", shown)
+    found: list[Document] = parse(shown, "m.yaml", Path.cwd())
     assert spec_in(found[0].deployment.spec) == spec
     assert found[0].deployment.metadata == deployment.metadata
     as_json = json.dumps(output.manifest(deployment))
-    assert read("m.json", as_json)[0].deployment == found[0].deployment
+    assert parse(as_json, "m.json", Path.cwd())[0].deployment == found[0].deployment

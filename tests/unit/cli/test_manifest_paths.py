@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+
+import pytest
 
 from penstock.cli import manifest
 
@@ -19,7 +22,8 @@ def test_relative_paths_start_at_the_manifests_folder(tmp_path: Path) -> None:
     assert document.deployment.spec.environment.venv.path == "/opt/vllm"
 
 
-def test_standard_input_starts_at_the_working_folder(tmp_path: Path) -> None:
+def test_standard_input_starts_at_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {name: tiny}\nspec: {model: {path: tiny}}\n"
-    (document,) = manifest.read("-", text)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    (document,) = manifest.read("-")
     assert document.deployment.spec.model.path == str(Path.cwd() / "tiny")
