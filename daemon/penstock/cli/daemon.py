@@ -52,28 +52,33 @@ def upgrade(config: Config = None) -> None:
     _use(config)
     from penstock import settings
     from penstock.store import migrate
-    from penstock.store.database import is_outage
-    from penstock.store.embedded import EmbeddedServer
+    from penstock.store.database import driver_url, is_outage
+    from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
     from penstock.store.errors import StoreError
 
     try:
         loaded = settings.load()
     except settings.SettingsError as error:
         raise Failure(str(error), USAGE) from error
+    try:
+        driver_url(loaded.database_url or "postgresql://")
+    except ValueError as error:
+        raise Failure(f"database_url: {error}", USAGE) from error
     own = EmbeddedServer(loaded.state_dir / "postgresql") if loaded.database_url is None else None
     was_running = own is not None and own.pid is not None
     try:
-        url = loaded.database_url or (own.start() if own is not None else "")
-        before, after = migrate.upgrade(url)
-    except StoreError as error:
+        try:
+            url = loaded.database_url or (own.start() if own is not None else "")
+            before, after = migrate.upgrade(url)
+        finally:
+            if own is not None and not was_running:
+                own.stop()
+    except (StoreError, EmbeddedServerError) as error:
         raise Failure(str(error)) from error
     except Exception as error:
         if not is_outage(error):
             raise
         raise Failure(f"PostgreSQL does not answer: {error}", UNAVAILABLE) from error
-    finally:
-        if own is not None and not was_running:
-            own.stop()
     if before == after:
         say(f"the database has schema {after} already")
     else:
