@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import grpc
@@ -9,6 +10,7 @@ import typer
 
 from penstock.cli.connection import Server, find_address, run
 from penstock.cli.failures import Failure
+from penstock.cli.pages import PAGE
 from penstock.v1 import deployment_pb2, replica_pb2
 
 COMPLETION_TIMEOUT_S = 1.0
@@ -24,26 +26,27 @@ def complete_deployment(incomplete: str) -> list[str]:
     """Names of deployments, for the shell; none where no server answers."""
 
     async def ask(server: Server) -> list[str]:
-        request = deployment_pb2.ListDeploymentsRequest(page_size=1000)
+        request = deployment_pb2.ListDeploymentsRequest(page_size=PAGE)
         found = await server.deployments.ListDeployments(request, timeout=COMPLETION_TIMEOUT_S)
-        return [item.metadata.name for item in found.deployments if item.metadata.name.startswith(incomplete)]
+        return [item.metadata.name for item in found.deployments]
 
-    try:
-        return run(find_address(None), ask)
-    except (Failure, grpc.RpcError):
-        return []
+    return _completed(ask, incomplete)
 
 
 def complete_replica(incomplete: str) -> list[str]:
     """Names of replicas, likewise."""
 
     async def ask(server: Server) -> list[str]:
-        request = replica_pb2.ListReplicasRequest(page_size=1000)
+        request = replica_pb2.ListReplicasRequest(page_size=PAGE)
         found = await server.replicas.ListReplicas(request, timeout=COMPLETION_TIMEOUT_S)
-        return [item.name for item in found.replicas if item.name.startswith(incomplete)]
+        return [item.name for item in found.replicas]
 
+    return _completed(ask, incomplete)
+
+
+def _completed(ask: Callable[[Server], Awaitable[list[str]]], incomplete: str) -> list[str]:
     try:
-        return run(find_address(None), ask)
+        return [name for name in run(find_address(None), ask) if name.startswith(incomplete)]
     except (Failure, grpc.RpcError):
         return []
 
