@@ -29,14 +29,10 @@ import pytest
 
 from deploy.cluster.cluster import Cluster
 from deploy.cluster.ports import free_ports
+from tests.patience import JOB_PATIENCE_S, PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("penstock"))
-START_WITHIN_S = 120
-STOP_WITHIN_S = 60
-READY_WITHIN_S = 120
-BACK_WITHIN_S = 60
-CALL_WITHIN_S = 60
 LOOK_EVERY_S = 0.05
 """Often enough to lose no time, and so rarely that what is waited for has the machine."""
 LOG_LINES = 15
@@ -94,7 +90,7 @@ class Penstock:
         return self._rest(f"replicas/{name}")["replica"]
 
     def _rest(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://{self.server}/apis/v1/{path}", timeout=CALL_WITHIN_S) as answer:
+        with urllib.request.urlopen(f"http://{self.server}/apis/v1/{path}", timeout=PATIENCE_S) as answer:
             return json.load(answer)
 
     def apply(self, manifest: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +116,7 @@ class Penstock:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_back(self, child: str, dead: int, within_s: float = BACK_WITHIN_S) -> None:
+    def wait_back(self, child: str, dead: int, within_s: float = PATIENCE_S) -> None:
         """Waits until the supervisor has started it again."""
         wait_until(
             lambda: self.pid(child) != dead and psutil.pid_exists(self.pid(child)),
@@ -128,7 +124,7 @@ class Penstock:
             f"{child} is back",
         )
 
-    def wait_ready(self, name: str, ready: int, within_s: float = READY_WITHIN_S) -> Any:
+    def wait_ready(self, name: str, ready: int, within_s: float = JOB_PATIENCE_S) -> Any:
         """Waits until so many replicas are ready and none is on its way; returns the deployment."""
 
         def settled() -> Any:
@@ -154,15 +150,15 @@ class Penstock:
             )
         wait_until(
             lambda: (self.run_folder / "gateway.pid").exists() and self.pid("gateway") != earlier,
-            START_WITHIN_S,
+            JOB_PATIENCE_S,
             "the gateway is started",
         )
-        wait_until(self._answers, START_WITHIN_S, lambda: f"penstock serve answers:\n{self.log_end}")
+        wait_until(self._answers, JOB_PATIENCE_S, lambda: f"penstock serve answers:\n{self.log_end}")
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(STOP_WITHIN_S)
+            self.process.wait(PATIENCE_S)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, (

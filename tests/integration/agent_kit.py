@@ -21,6 +21,7 @@ from penstock.v1 import inference_pb2 as pb
 from penstock.v1 import inference_pb2_grpc, runtime_pb2, runtime_pb2_grpc
 from penstock_runtime.engine_http import Address, EngineHttp
 from penstock_runtime.in_engine.penstock_engine_door import FILE_VARIABLE, KEY_HEADER
+from tests.patience import PATIENCE_S
 
 ATTEMPT = "a1b2c3"
 ATTEMPT_SECRET = "the-attempts-secret"
@@ -29,7 +30,6 @@ ENGINE_KEY = "the-engines-key"
 METADATA = (("x-penstock-deployment-secret", DEPLOYMENT_SECRET),)
 
 # A wait that takes this long has failed: what takes a second alone takes ten beside others.
-PATIENCE_S = 60.0
 
 
 async def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:

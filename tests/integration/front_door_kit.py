@@ -29,12 +29,11 @@ from penstock.gateway.door import FrontDoor
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.integration.front_door_replica import Replica
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-m"
 HOLD_NOBODY = Admission(max_held=0)
-PATIENCE_S = 60.0
-"""Ends what hangs: far longer than anything takes on a busy machine."""
 HELD_S = 240
 """How long hundreds may be held while a busy machine starts a replica."""
 BIG = [("grpc.max_send_message_length", 64 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]

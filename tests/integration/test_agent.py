@@ -25,7 +25,6 @@ from tests.integration.agent_kit import (
     ATTEMPT_SECRET,
     ENGINE_KEY,
     METADATA,
-    PATIENCE_S,
     FakeControl,
     agent,
     attempt_folder,
@@ -42,6 +41,7 @@ from tests.integration.agent_kit import (
     text_of,
     until,
 )
+from tests.patience import PATIENCE_S
 from tests.stalls import Stalls
 
 LINGERS_S = 100.0

@@ -21,8 +21,7 @@ from penstock.v1 import deployment_pb2 as pb
 from penstock.v1 import metadata_pb2, spec_pb2
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
 from tests.control_api import ControlApi, control_api, make_attempt, now, refused
-
-BOUND_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 @pytest_asyncio.fixture
@@ -387,7 +386,7 @@ class TestWatch:
         watch = stub.WatchDeployments(pb.WatchDeploymentsRequest())
 
         async def following() -> tuple[int, str, int]:
-            event = await asyncio.wait_for(watch.read(), BOUND_S)
+            event = await asyncio.wait_for(watch.read(), PATIENCE_S)
             assert isinstance(event, pb.WatchDeploymentsResponse)
             return event.event, event.deployment.metadata.name, event.deployment.spec.replicas
 
@@ -408,7 +407,7 @@ class TestWatch:
             watch = stub.WatchDeployments(pb.WatchDeploymentsRequest(name="a", filter=text))
             found = []
             for _ in events:
-                event: Any = await asyncio.wait_for(watch.read(), BOUND_S)
+                event: Any = await asyncio.wait_for(watch.read(), PATIENCE_S)
                 found.append(event.event)
             watch.cancel()
             assert found == events, text
@@ -427,7 +426,7 @@ class TestWatch:
             await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish(name)))
         watch = stub.WatchDeployments(pb.WatchDeploymentsRequest())
         for name in ("a", "b", ""):
-            event: Any = await asyncio.wait_for(watch.read(), BOUND_S)
+            event: Any = await asyncio.wait_for(watch.read(), PATIENCE_S)
             assert event.deployment.metadata.name == name
         watch.cancel()
         await stub.ApplyDeployment(pb.ApplyDeploymentRequest(deployment=wish("c")))

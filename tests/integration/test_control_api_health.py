@@ -27,9 +27,9 @@ from penstock.v1.cluster_pb2_grpc import ClusterServiceStub
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
 from tests.control_api import ControlApi, control_api, make_attempt, now, refused
 from tests.databases import Databases
+from tests.patience import PATIENCE_S
 from tests.stalls import Stalls
 
-BOUND_S = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DEPLOYMENTS = "penstock.v1.DeploymentService"
@@ -48,7 +48,7 @@ async def health(api: ControlApi, service: str) -> int:
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(BOUND_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not await is_so():
             await asyncio.sleep(0.05)
 

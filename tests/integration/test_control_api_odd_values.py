@@ -25,6 +25,7 @@ from penstock.store.database import Database
 from penstock.v1 import deployment_pb2, metadata_pb2, spec_pb2
 from penstock.v1.deployment_pb2_grpc import DeploymentServiceStub
 from tests.control_api import SECRET, ControlApi, control_api, make_attempt, refused
+from tests.patience import PATIENCE_S
 
 METHODS = [
     method
@@ -44,7 +45,6 @@ NO_BUG = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.UNAUTHENTICATED,
 }
-PATIENCE_S = 60.0
 WATCHED_S = 0.5
 """A watch of what is not there says nothing."""
 

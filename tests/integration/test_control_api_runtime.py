@@ -24,9 +24,9 @@ from penstock.v1.inference_pb2_grpc import InferenceServiceStub
 from penstock.v1.replica_pb2_grpc import ReplicaServiceStub
 from penstock.v1.runtime_pb2_grpc import RuntimeServiceStub
 from tests.control_api import SECRET, ControlApi, control_api, make_attempt, now, refused
+from tests.patience import PATIENCE_S
 from tests.stored import a_replica_of
 
-BOUND_S = 20.0
 PROOF = ((SECRET_KEY, SECRET),)
 
 
@@ -217,7 +217,7 @@ async def test_draining_does_not_wait_for_ever(
         await make_attempt(api, "a")
         agent = RuntimeServiceStub(api.channel)
         await agent.Register(register(), metadata=PROOF)
-        await asyncio.wait_for(agent.Drain(pb.DrainRequest(attempt="token1"), metadata=PROOF), BOUND_S)
+        await asyncio.wait_for(agent.Drain(pb.DrainRequest(attempt="token1"), metadata=PROOF), PATIENCE_S)
 
 
 async def test_a_replica_that_is_to_go_is_told_so(api: ControlApi, agent: RuntimeServiceStub) -> None:
@@ -295,14 +295,14 @@ async def test_a_jobs_output_is_streamed_and_followed_to_its_end(api: ControlApi
         replica_pb2.StreamReplicaLogsRequest(name="a-1", follow=True, tail_lines=1)
     )
     pieces = following.__aiter__()
-    first = await asyncio.wait_for(anext(pieces), BOUND_S)
+    first = await asyncio.wait_for(anext(pieces), PATIENCE_S)
     assert first.content == b"\xff\x00line\n"
     with (folder / "job.out").open("ab") as file:
         file.write(b"last")
     await api.stored(
         attempts.end, "token1", exit_code=0, job=None, message="", failures=0, next_attempt_at=None, now=now()
     )
-    assert await asyncio.wait_for(_output(pieces), BOUND_S) == b"last"
+    assert await asyncio.wait_for(_output(pieces), PATIENCE_S) == b"last"
 
 
 async def test_there_is_no_output_before_a_job(api: ControlApi) -> None:
@@ -335,13 +335,13 @@ async def test_what_was_decided_is_listed_watched_and_explained(api: ControlApi)
     assert not (await service.ListDecisions(decision_pb2.ListDecisionsRequest(deployment="b"))).decisions
 
     async def following(watch: Any) -> str:
-        return str((await asyncio.wait_for(watch.read(), BOUND_S)).decision.message)
+        return str((await asyncio.wait_for(watch.read(), PATIENCE_S)).decision.message)
 
     first_id = rest.decisions[0].id
     from_two = service.WatchDecisions(decision_pb2.WatchDecisionsRequest(deployment="a", after=first_id))
     only_new = service.WatchDecisions(decision_pb2.WatchDecisionsRequest())
     assert [await following(from_two), await following(from_two)] == ["two", "three"]
-    await asyncio.wait_for(only_new.initial_metadata(), BOUND_S)
+    await asyncio.wait_for(only_new.initial_metadata(), PATIENCE_S)
     await decide("four")
     assert (await following(from_two), await following(only_new)) == ("four", "four")
     from_two.cancel()

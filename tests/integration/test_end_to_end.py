@@ -22,13 +22,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from penstock.v1 import inference_pb2 as inference
 from penstock.v1 import inference_pb2_grpc
+from tests.patience import PATIENCE_S
 from tests.penstocks import Penstock, standin, wait_until
 
 pytestmark = pytest.mark.xdist_group("end-to-end")
-
-
-ENDS_WITHIN_S = 60
-"""What is over within a second when the machine does nothing else."""
 
 
 class Stream(threading.Thread):
@@ -82,7 +79,7 @@ def request(model: str, tokens: int) -> inference.StreamChatRequest:
 
 def ended(stream: Stream) -> Stream:
     """A short one, once it is over."""
-    stream.join(ENDS_WITHIN_S)
+    stream.join(PATIENCE_S)
     assert stream.code is not None, "it has not ended"
     return stream
 
@@ -131,10 +128,10 @@ def test_a_declared_model_answers_rest(penstock: Penstock, served: str) -> None:
 
     def answered() -> httpx.Response | None:
         # Envoy's first look at the engine may come a moment after the replica is ready.
-        answer = httpx.post(url, json=asked, timeout=ENDS_WITHIN_S)
+        answer = httpx.post(url, json=asked, timeout=PATIENCE_S)
         return answer if answer.status_code == 200 else None
 
-    answer = wait_until(answered, ENDS_WITHIN_S, "an answer over REST")
+    answer = wait_until(answered, PATIENCE_S, "an answer over REST")
     assert answer.json()["usage"]["completion_tokens"] == 3
 
 
@@ -152,7 +149,7 @@ def test_a_bad_request_is_told_its_field(penstock: Penstock, served: str, method
             (broken, "messages[0].content[0].text"),
         ):
             with pytest.raises(grpc.RpcError) as caught:
-                done = call(data, timeout=ENDS_WITHIN_S)
+                done = call(data, timeout=PATIENCE_S)
                 list(done) if method == "StreamChat" else done
             error: Any = caught.value
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -165,7 +162,7 @@ def test_a_bad_request_is_told_its_field(penstock: Penstock, served: str, method
 
 def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Penstock, served: str) -> None:
     streams = [Stream(penstock, served, 160) for _ in range(4)]
-    wait_until(lambda: all(stream.numbers for stream in streams), ENDS_WITHIN_S, "all streams have begun")
+    wait_until(lambda: all(stream.numbers for stream in streams), PATIENCE_S, "all streams have begun")
     before = jobs(penstock)
     for child in ("controller", "gateway"):
         dead = penstock.kill(child)
@@ -184,7 +181,7 @@ def test_streams_and_new_requests_survive_every_process_of_ours(penstock: Pensto
 
 def test_the_supervisor_itself_may_die(penstock: Penstock, served: str) -> None:
     stream = Stream(penstock, served, 160)
-    wait_until(lambda: stream.numbers, ENDS_WITHIN_S, "the stream has begun")
+    wait_until(lambda: stream.numbers, PATIENCE_S, "the stream has begun")
     envoy, before = penstock.pid("envoy"), jobs(penstock)
     penstock.process.send_signal(signal.SIGKILL)
     penstock.process.wait()
@@ -221,7 +218,7 @@ def test_scaling_drains_and_cuts_no_stream(penstock: Penstock, served: str) -> N
     penstock.cli("scale", served, "--replicas", "3")
     penstock.wait_ready(served, 3)
     streams = [Stream(penstock, served, 100) for _ in range(9)]
-    wait_until(lambda: all(stream.numbers for stream in streams), ENDS_WITHIN_S, "all streams have begun")
+    wait_until(lambda: all(stream.numbers for stream in streams), PATIENCE_S, "all streams have begun")
     penstock.cli("scale", served, "--replicas", "2")
     for stream in streams:
         stream.assert_whole()
@@ -263,7 +260,7 @@ def test_slurmctld_may_go_and_come_back(penstock: Penstock, served: str) -> None
 def test_postgresql_may_die_and_come_back(penstock: Penstock, served: str) -> None:
     before = jobs(penstock)
     stream = Stream(penstock, served, 100)
-    wait_until(lambda: stream.numbers, ENDS_WITHIN_S, "the stream has begun")
+    wait_until(lambda: stream.numbers, PATIENCE_S, "the stream has begun")
     os.kill(_postgresql(penstock), signal.SIGKILL)
     assert ask(penstock, served) is grpc.StatusCode.OK
     stream.assert_whole()

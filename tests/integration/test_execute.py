@@ -42,10 +42,9 @@ from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, leases, replicas
 from penstock.store.tables import attempts as attempts_table
 from penstock.testing.slurm import FakeSlurm, SubmitFault
+from tests.patience import PATIENCE_S
 from tests.stored import a_replica_of, an_attempt_of
 from tests.worlds import NOW
-
-LEASE_WITHIN_S = 60
 
 
 class Floor:
@@ -115,7 +114,7 @@ def job(token: str) -> Submission:
 async def floor(database: Database, tmp_path: Path) -> AsyncIterator[Floor]:
     floor, taken = Floor(database, tmp_path), asyncio.Event()
     holding = asyncio.create_task(floor.lease.run(taken))
-    await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
+    await asyncio.wait_for(taken.wait(), PATIENCE_S)
     yield floor
     holding.cancel()
     await asyncio.gather(holding, return_exceptions=True)

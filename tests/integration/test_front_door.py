@@ -22,7 +22,6 @@ from penstock.gateway.settings import MIB
 from penstock.v1 import inference_pb2
 from tests.integration.front_door_kit import (
     HOLD_NOBODY,
-    PATIENCE_S,
     SECRET,
     House,
     endpoint,
@@ -33,6 +32,7 @@ from tests.integration.front_door_kit import (
     texts,
     until,
 )
+from tests.patience import PATIENCE_S
 
 
 async def test_the_model_in_the_message_chooses_the_deployment() -> None:

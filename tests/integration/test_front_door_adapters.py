@@ -17,8 +17,9 @@ from penstock.core.prospect import Prospect
 from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
-from tests.integration.front_door_kit import PATIENCE_S, House, endpoint, route, texts, until
+from tests.integration.front_door_kit import House, endpoint, route, texts, until
 from tests.integration.front_door_replica import Replica
+from tests.patience import PATIENCE_S
 
 ASKED = 40
 

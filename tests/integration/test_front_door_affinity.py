@@ -15,8 +15,9 @@ import pytest
 from penstock.core.routing import Endpoint, Route
 from penstock.core.spec import Admission, Routing
 from penstock.v1 import inference_pb2 as pb
-from tests.integration.front_door_kit import PATIENCE_S, House, route, texts, until
+from tests.integration.front_door_kit import House, route, texts, until
 from tests.integration.front_door_replica import Replica
+from tests.patience import PATIENCE_S
 
 HEADER = "x-session-id"
 SESSIONS = Routing(session_header=HEADER, max_load_percent=1000)

@@ -26,7 +26,6 @@ from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.integration.front_door_kit import (
     BIG,
-    PATIENCE_S,
     House,
     end,
     endpoint,
@@ -35,6 +34,7 @@ from tests.integration.front_door_kit import (
     texts,
     until,
 )
+from tests.patience import PATIENCE_S
 
 Record = Callable[[str, object], None]
 

@@ -19,7 +19,8 @@ from penstock.gateway.relay import GrpcRelay
 from penstock.gateway.served import Explain, Served
 from penstock.gateway.settings import FrontDoorSettings
 from penstock.v1 import inference_pb2, inference_pb2_grpc
-from tests.integration.front_door_kit import PATIENCE_S, route
+from tests.integration.front_door_kit import route
+from tests.patience import PATIENCE_S
 
 
 @asynccontextmanager

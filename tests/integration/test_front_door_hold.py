@@ -22,7 +22,8 @@ from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import hold
 from penstock.v1 import inference_pb2
-from tests.integration.front_door_kit import HELD_S, PATIENCE_S, House, route, seen, until
+from tests.integration.front_door_kit import HELD_S, House, route, seen, until
+from tests.patience import PATIENCE_S
 from tests.stalls import Stalls
 
 START = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)

@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2
 
 from penstock.core.spec import Admission
 from penstock.gateway.settings import MIB
-from tests.integration.front_door_kit import PATIENCE_S, House, endpoint, route, soonest, until
+from tests.integration.front_door_kit import House, endpoint, route, soonest, until
 from tests.integration.front_door_kit import seen as replica_saw
 from tests.integration.front_door_replica import Replica
+from tests.patience import PATIENCE_S
 
 COMPLETIONS = "/v1/completions"
 CREDENTIALS = dict.fromkeys(

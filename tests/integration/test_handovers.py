@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.steady_load import SteadyLoad
+from tests.patience import JOB_PATIENCE_S
 from tests.penstocks import Penstock, standin, wait_until
 
 pytestmark = pytest.mark.xdist_group("handovers")
@@ -17,8 +18,6 @@ LIMIT_S = 120
 """The shortest time limit that leaves room: Slurm counts in minutes, and its warning may come 30 s early."""
 GENERATIONS = 3
 MARGIN_S = 25
-ENDS_WITHIN_S = 120
-"""A job that is replaced; far longer than it takes."""
 
 
 def more(time_limit: str) -> str:
@@ -42,7 +41,7 @@ def served(penstock: Penstock, request: pytest.FixtureRequest) -> Iterator[str]:
     penstock.cli("delete", "short", "--wait")
 
 
-@pytest.mark.timeout(GENERATIONS * LIMIT_S + 2 * ENDS_WITHIN_S + 240)
+@pytest.mark.timeout(GENERATIONS * LIMIT_S + 2 * JOB_PATIENCE_S + 240)
 @pytest.mark.parametrize("served", ["2m"], indirect=True)
 def test_three_generations_of_walltime_under_load(penstock: Penstock, served: str) -> None:
     began = time.monotonic()
@@ -56,10 +55,10 @@ def test_three_generations_of_walltime_under_load(penstock: Penstock, served: st
         wait_until(generations, GENERATIONS * LIMIT_S, lambda: penstock.cli("why", served).stdout)
         first, *_ = sorted(seen, key=int)
         wait_until(
-            lambda: first not in jobs(penstock), ENDS_WITHIN_S, lambda: penstock.cli("why", served).stdout
+            lambda: first not in jobs(penstock), JOB_PATIENCE_S, lambda: penstock.cli("why", served).stdout
         )
         wait_until(
-            lambda: len(jobs(penstock)) == 1, ENDS_WITHIN_S, lambda: penstock.cli("why", served).stdout
+            lambda: len(jobs(penstock)) == 1, JOB_PATIENCE_S, lambda: penstock.cli("why", served).stdout
         )
     load.assert_unhurt()
     events = penstock.cli("events", served).stdout
@@ -77,7 +76,7 @@ def test_a_drained_node_is_left_under_load(penstock: Penstock, served: str) -> N
         try:
             wait_until(
                 lambda: (now := jobs(penstock, "%N")) and where not in now,
-                ENDS_WITHIN_S,
+                JOB_PATIENCE_S,
                 lambda: penstock.cli("why", served).stdout,
             )
             took_s = time.monotonic() - began

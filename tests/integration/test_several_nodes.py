@@ -15,11 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.patience import JOB_PATIENCE_S
 from tests.penstocks import COMMAND, Penstock, standin, wait_until
 
 NAME = "wide"
-ENDS_WITHIN_S = 120
-"""A process or a job; far longer than it takes."""
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +117,12 @@ def test_any_death_replaces_the_whole_replica(penstock: Penstock, wide: str, vic
     os.kill(killed.pid, signal.SIGKILL)
     wait_until(
         lambda: attempt(penstock)["token"] != token,
-        ENDS_WITHIN_S,
+        JOB_PATIENCE_S,
         f"{victim} is dead and a new attempt is there",
     )
     penstock.wait_ready(wide, 1)
     assert ask(penstock) == [0, 1, 2, 3, 4]
-    _, alive = psutil.wait_procs(everyone, timeout=ENDS_WITHIN_S)
+    _, alive = psutil.wait_procs(everyone, timeout=JOB_PATIENCE_S)
     assert not alive
     events = penstock.cli("events", wide).stdout
     said = {
@@ -152,9 +151,9 @@ def test_a_drain_cuts_no_stream_and_ends_both_nodes(penstock: Penstock, wide: st
     said = begun + stream.stdout.read()
     assert stream.wait(60) == 0
     assert numbers(said) == list(range(100))
-    _, alive = psutil.wait_procs(everyone, timeout=ENDS_WITHIN_S)
+    _, alive = psutil.wait_procs(everyone, timeout=JOB_PATIENCE_S)
     assert not alive
-    wait_until(lambda: not penstock.cluster.run("squeue", "-h"), ENDS_WITHIN_S, "the job has ended")
+    wait_until(lambda: not penstock.cluster.run("squeue", "-h"), JOB_PATIENCE_S, "the job has ended")
     penstock.cli("scale", wide, "--replicas", "1")
     penstock.wait_ready(wide, 1)
 

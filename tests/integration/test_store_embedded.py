@@ -21,8 +21,8 @@ from penstock.store import embedded
 from penstock.store.database import conninfo
 from penstock.store.embedded import EmbeddedServer, EmbeddedServerError
 from tests.databases import FAST
+from tests.patience import PATIENCE_S
 
-BOUND_S = 60
 LOCK = ".s.PGSQL.5432.lock"
 
 
@@ -42,7 +42,7 @@ def server(folder: Path) -> Iterator[EmbeddedServer]:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND_S
+    deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -186,7 +186,7 @@ def test_a_start_waits_for_a_killed_servers_last_process(folder: Path, server: E
             assert server.pid is None
         finally:
             backend.resume()
-            starting.join(BOUND_S)
+            starting.join(PATIENCE_S)
     assert server.pid not in (None, pid)
 
 
@@ -220,7 +220,7 @@ def test_two_starts_at_once_are_one_server(folder: Path, server: EmbeddedServer)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(BOUND_S)
+        thread.join(PATIENCE_S)
     assert len(urls) == 3
     assert set(urls) == {server.start()}
     data = str(folder / "postgres" / "data")

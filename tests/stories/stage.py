@@ -48,10 +48,10 @@ from penstock.store.records import DecidedAction, Load
 from penstock.store.tables import metadata
 from penstock.testing.jobs import FakeJob
 from penstock.testing.slurm import FakeSlurm
+from tests.patience import PATIENCE_S
 
 INSTALLATION = "story"
 BEGIN = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC)
-LEASE_WITHIN_S = 60
 WIDTH = 118
 
 SPEC = Spec(
@@ -105,7 +105,7 @@ class Stage:
         lease = self._lease = Lease(self.database, f"controller-{self._controllers}")
         taken = asyncio.Event()
         self._lease_task = asyncio.create_task(lease.run(taken))
-        await asyncio.wait_for(taken.wait(), LEASE_WITHIN_S)
+        await asyncio.wait_for(taken.wait(), PATIENCE_S)
         recorder = self._recorder = Recorder(
             INSTALLATION, self.folders, AgentSettings(("127.0.0.1:8600",), "127.0.0.1", ""), "python3"
         )

@@ -21,8 +21,8 @@ from penstock.slurm.choose import choose
 from penstock.slurm.port import SlurmUnavailable, SubmissionUnknown
 from penstock.slurm.pyslurm import SERVER, PySlurm
 from penstock.testing.slurm import anybody
+from tests.patience import PATIENCE_S
 
-WITHIN_S = 60
 JOB = Submission(name="n-1", comment="c", script="#!/bin/sh\n", work_dir="/w", output="/w/out")
 
 GREETING = "import json, sys, os, time\nprint(json.dumps({'pyslurm': '1'}), flush=True)\n"
@@ -123,7 +123,7 @@ def test_who_is_killed_takes_the_process_along(tmp_path: Path) -> None:
     program(
         tmp_path, GREETING + LOOP + "    open('pid', 'w').write(f'{os.getpid()} ')\n    time.sleep(600)\n"
     )
-    end = time.monotonic() + WITHIN_S
+    end = time.monotonic() + PATIENCE_S
     with subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path) as parent:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
             assert time.monotonic() < end
@@ -154,7 +154,7 @@ async def test_a_process_that_cannot_be_killed_is_left_and_so_many_of_them(
             await one.ask("anything")
         assert not no.value.sent
     os.kill(pid, signal.SIGKILL)
-    end = time.monotonic() + WITHIN_S
+    end = time.monotonic() + PATIENCE_S
     while one.pid is None:
         assert time.monotonic() < end
         with contextlib.suppress(BridgeBroken):  # Until it is buried.

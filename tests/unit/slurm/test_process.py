@@ -15,8 +15,8 @@ import pytest
 
 from penstock.slurm import process
 from penstock.slurm.process import CommandFailed, NotStarted
+from tests.patience import PATIENCE_S
 
-WITHIN_S = 60
 PARENT = """
 import asyncio, os, sys
 from penstock.slurm import process
@@ -40,7 +40,7 @@ def lives(pid: int) -> bool:
 @pytest.mark.parametrize("by", ["setpriv", "python"])
 def test_who_is_killed_takes_the_command_along(tmp_path: Path, by: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, by], cwd=tmp_path) as parent:
-        end = time.monotonic() + WITHIN_S
+        end = time.monotonic() + PATIENCE_S
         while not (tmp_path / "pid").exists():
             assert time.monotonic() < end
             assert parent.poll() is None
@@ -66,7 +66,7 @@ async def test_what_cannot_be_run_has_given_no_answer(
                 [str(program)],
                 dict(os.environ),
                 name="sbatch",
-                timeout_s=WITHIN_S,
+                timeout_s=PATIENCE_S,
                 output_bytes_max=1000,
             )
 
@@ -87,7 +87,9 @@ except process.CommandFailed as error:
 
 def test_what_cannot_be_killed_does_not_keep_us_from_ending() -> None:
     """The command goes on its leash then; in uninterruptible sleep, when its file server is back."""
-    done = subprocess.run([sys.executable, "-c", UNKILLED], capture_output=True, text=True, timeout=WITHIN_S)
+    done = subprocess.run(
+        [sys.executable, "-c", UNKILLED], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0
     assert "was killed and has not ended in 0.2 s" in done.stderr
     assert done.stdout.startswith(
@@ -112,14 +114,14 @@ async def test_what_cannot_be_killed_is_left_and_so_many_of_them(monkeypatch: py
         for _ in range(2):
             with pytest.raises(CommandFailed, match="gave no answer in 0.1 s and cannot be killed"):
                 await ask()
-        assert time.monotonic() - began < WITHIN_S
+        assert time.monotonic() - began < PATIENCE_S
         with pytest.raises(NotStarted, match="squeue is not started: 2 commands were killed and have not"):
             await ask()
     assert len(killed) == 2
     for pid in killed:
         killpg(pid, signal.SIGKILL)
-    end = time.monotonic() + WITHIN_S
-    monkeypatch.setattr(process, "KILLED_WITHIN_S", WITHIN_S)
+    end = time.monotonic() + PATIENCE_S
+    monkeypatch.setattr(process, "KILLED_WITHIN_S", PATIENCE_S)
     while True:
         assert time.monotonic() < end, "nobody buries them"
         with pytest.raises((CommandFailed, NotStarted)) as told:
