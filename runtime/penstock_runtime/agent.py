@@ -36,22 +36,25 @@ from penstock_runtime.adapter_keeper import AdapterKeeper
 from penstock_runtime.config import AdapterConfig, AgentConfig
 from penstock_runtime.control import Control, Refused, Unreachable, backoff
 from penstock_runtime.door import EngineDoor
-from penstock_runtime.engine import Engine, EngineError, EngineExit, StartError
+from penstock_runtime.engine import (
+    ENGINE_STOP_S,
+    FAILED_EXIT_CODE,
+    Engine,
+    EngineError,
+    EngineExit,
+    StartError,
+)
 from penstock_runtime.gate import Gate
 from penstock_runtime.inference import Inference
 from penstock_runtime.reporter import Reporter
 from penstock_runtime.server import AgentServer
 from penstock_runtime.standing import Standing
 
-# Exit codes, from sysexits.h: an engine that failed without a code of its own, and an attempt that is not
-# wanted.
-EXIT_FAILED = 70
 EXIT_REFUSED = 77
+"""Of an attempt that is not wanted: EX_NOPERM of sysexits.h."""
 
-# The front door's health check asks every second; after this it has noticed even where nobody told it.
+# The front door's health check asks several times a second; after this it has noticed even where nobody told it.
 UNROUTED_AFTER_S = 2.0
-# vLLM takes up to 10 s to go after its last stream.
-ENGINE_STOP_S = 10.0
 # For last words to be heard, and for statuses to reach their callers.
 LAST_REPORT_S = 10.0
 LAST_REPORT_UNREGISTERED_S = 2.0
@@ -149,7 +152,7 @@ class Agent:
             port = await self._server.start(config.bind, inference)
             await self._engine.start()
         except (RuntimeError, StartError) as error:
-            return await self._fail(str(error), EXIT_FAILED)
+            return await self._fail(str(error), FAILED_EXIT_CODE)
         _log.info("listening at %s:%d; the engine %s is starting", config.bind, port, config.engine.name)
         try:
             return await self._live(asyncio.ensure_future(self._engine.wait_exit()))
@@ -180,7 +183,9 @@ class Agent:
                 return await self._fail(str(exit_.result()), exit_.result().exit_code)
             if leaving.done():
                 return await self._drain()
-            return await self._fail("the engine is dead, though its process has not ended yet", EXIT_FAILED)
+            return await self._fail(
+                "the engine is dead, though its process has not ended yet", FAILED_EXIT_CODE
+            )
         finally:
             for task in ends - {exit_}:
                 task.cancel()
@@ -199,11 +204,11 @@ class Agent:
             _log.error("%s", error)
             return EXIT_REFUSED
         if isinstance(error, StartError):
-            return await self._fail(str(error), EXIT_FAILED)
+            return await self._fail(str(error), FAILED_EXIT_CODE)
         if error is not None:
             raise error
         limit = f"{self._config.startup_timeout_s:g} s (startup_timeout_s)"
-        return await self._fail(f"not ready within {limit}: no word from {self._missing}", EXIT_FAILED)
+        return await self._fail(f"not ready within {limit}: no word from {self._missing}", FAILED_EXIT_CODE)
 
     # --- Starting.
 

@@ -72,7 +72,7 @@ class Child:
                 stderr=theirs,
                 process_group=0,
             )
-        except OSError:
+        except BaseException:  # Whatever it is, or who started it was cancelled: nobody reads from our end.
             os.close(ours)
             raise
         finally:

@@ -31,10 +31,7 @@ _ConfigShape = typing.TypeVar("_ConfigShape")
 
 
 class ConfigError(Exception):
-    """The folder cannot be used;
-
-    the message is one sentence that names the file, the key and what is accepted.
-    """
+    """The folder cannot be used; the message is one sentence that names the file, the key and what is accepted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,8 @@ class Unreachable(Exception):
 
 
 def backoff() -> Iterator[float]:
-    """Seconds to wait between tries:
-
-    doubling up to BACKOFF_MAX_S, each spread by half so that agents do not march in step.
-    """
+    """Seconds to wait between tries: doubling up to BACKOFF_MAX_S, each spread by half, so that agents do not march in
+    step."""
     wait = BACKOFF_INITIAL_S
     while True:
         yield wait * random.uniform(0.5, 1.0)

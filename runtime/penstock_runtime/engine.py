@@ -48,7 +48,10 @@ HEALTH_TIMEOUT_S = 5.0
 """vLLM's event loop may stand still for seconds while it starts or drains."""
 LOAD_TIMEOUT_S = 5.0
 FAILED_EXIT_CODE = 70
-"""The job's exit code where the engine's own was 0 and nobody asked for the exit: EX_SOFTWARE of sysexits.h."""
+"""The job's exit code where the engine has none of its own, or 0 and nobody asked for the exit: EX_SOFTWARE of
+sysexits.h."""
+ENGINE_STOP_S = 10.0
+"""So long does vLLM take to go after its last stream."""
 PROOF_TEXT = "Hello"
 NOWHERE = Address("", 0)
 

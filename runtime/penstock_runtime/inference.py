@@ -166,8 +166,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             grpc.StatusCode.UNIMPLEMENTED, "ListModels is answered by the control plane, not by a replica"
         )
 
-    # Coroutines that write, where the generated types have generators: when the caller leaves while a chunk
-    # is being
+    # Coroutines that write, where the generated types have generators: when the caller leaves while a chunk is being
     # sent, a coroutine is cancelled there and then, a generator only once it is collected.
 
     async def StreamChat(  # type: ignore[override]

@@ -18,13 +18,12 @@ from pathlib import Path
 
 from penstock_runtime.config import AgentConfig
 from penstock_runtime.control import backoff
-from penstock_runtime.engine import FAILED_EXIT_CODE, Engine, EngineExit, Rank, StartError
+from penstock_runtime.engine import ENGINE_STOP_S, FAILED_EXIT_CODE, Engine, EngineExit, Rank, StartError
 from penstock_runtime.link import Link, LinkError, connect, join
 from penstock_runtime.starting import engine_launch
 
 HEAD_TIMEOUT_S = 60.0
 """The head listens before it starts the ranks: where it cannot be reached for so long, it never will be."""
-ENGINE_STOP_S = 10.0
 
 _log = logging.getLogger(__name__)
 

@@ -62,10 +62,7 @@ class Reporter:
         self._changed.set()
 
     async def run(self, interval_s: float) -> None:
-        """Reports until last words (FAILED,
-
-        ENDED) were heard, or the control plane says that the attempt is over.
-        """
+        """Reports until last words (FAILED, ENDED) were heard, or the control plane says that the attempt is over."""
         trouble = ""
         waits = backoff()
         while True:
@@ -78,8 +75,7 @@ class Reporter:
                     _log.warning("%s", error)
                     self._leave("the control plane says that this attempt is over")
                     return
-                # A secret that was right when the agent registered and is wrong now is the control plane's
-                # trouble.
+                # A secret that was right when the agent registered and is wrong now is the control plane's trouble.
                 if str(error) != trouble:
                     _log.warning("the control plane does not hear this replica, which goes on: %s", error)
                     trouble = str(error)

@@ -1,7 +1,7 @@
 """The agent's own gRPC server: a port that is ours, a door that asks for the deployment's secret, and health.
 
 The port is chosen by binding it: what is bound is owned, so no other process on a shared node can slip in
-between. Health is told to anyone who asks, because the front door asks it every second and it gives nothing
+between. Health is told to anyone who asks, because the front door asks it again and again and it gives nothing
 away; every other call needs the secret, which the front door adds. What the calls do is inference.py's.
 
 The rule guarded here: without the secret there is no call, not even an error that would tell what runs here.
@@ -61,9 +61,8 @@ class SecretDoor(grpc.aio.ServerInterceptor):
         """The call's own handler, or one that refuses."""
         given = [value for key, value in handler_call_details.invocation_metadata or () if key == SECRET_KEY]
         health = handler_call_details.method.startswith(_HEALTH_METHODS)
-        # Ports of shared nodes are used again: whoever comes with another deployment's secret is looking for
-        # a
-        # replica that is gone, and must not take this one's health for that one's.
+        # Ports of shared nodes are used again: whoever comes with another deployment's secret is looking for a replica
+        # that is gone, and must not take this one's health for that one's.
         if self._is_right(given) or (health and not given):
             return await continuation(handler_call_details)
         return grpc.unary_unary_rpc_method_handler(_refuse)
