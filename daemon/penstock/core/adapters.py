@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from penstock.core.arguments import options
 from penstock.core.model import AdapterStanding, Deployment, Replica, ReplicaState
 from penstock.core.sentences import count
 from penstock.core.spec import Adapter, Engine
@@ -38,10 +39,9 @@ def fixed(engine: Engine) -> bool:
     (True, False)
     """
     for names in (_SERVERS, _SERVERS_BY_DEFAULT):
-        for index, argument in enumerate(engine.args):
-            written, equals, value = argument.partition("=")
-            if written.replace("_", "-") in names:
-                return (value if equals else next(iter(engine.args[index + 1 : index + 2]), "")) != "1"
+        for _, name, value in options(engine.args):
+            if name in names:
+                return value != "1"
     return False
 
 

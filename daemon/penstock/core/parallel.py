@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from penstock.core.arguments import options
 from penstock.core.spec import Resources, Spec
 
 TENSOR, PIPELINE = "--tensor-parallel-size", "--pipeline-parallel-size"
@@ -34,11 +35,8 @@ def sizes(args: Sequence[str]) -> dict[str, int | None]:
     {'--tensor-parallel-size': 4, '--pipeline-parallel-size': 2}
     """
     found: dict[str, int | None] = {}
-    for index, argument in enumerate(args):
-        written, equals, value = argument.partition("=")
-        name = _SIZES.get(written.replace("_", "-"))
-        if name is not None:
-            value = value if equals else next(iter(args[index + 1 : index + 2]), "")
+    for _, written, value in options(args):
+        if (name := _SIZES.get(written)) is not None:
             found[name] = int(value) if value.isascii() and value.isdigit() else None
     return found
 

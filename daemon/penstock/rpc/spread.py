@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from penstock.contract import quoted
 from penstock.core import parallel
+from penstock.core.arguments import options
 from penstock.core.spec import Spec
 from penstock.rpc.refusals import Violation
 
@@ -35,16 +36,13 @@ def check(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             ARGS, f"make {workers} workers; {nodes} nodes (spec.resources.nodes) must have equally many"
         )
-    for index, argument in enumerate(args):
-        written, equals, value = argument.partition("=")
-        if nodes > 1 and written.replace("_", "-") == _BACKEND:
-            backend = value if equals else next(iter(args[index + 1 : index + 2]), "")
-            if backend != "mp":
-                yield Violation(
-                    f"{ARGS}[{index}]",
-                    f"{_BACKEND} must be mp for a replica of {nodes} nodes, whose ranks Penstock starts itself,"
-                    f" not {quoted(backend)}",
-                )
+    for index, name, value in options(args):
+        if nodes > 1 and name == _BACKEND and value != "mp":
+            yield Violation(
+                f"{ARGS}[{index}]",
+                f"{_BACKEND} must be mp for a replica of {nodes} nodes, whose ranks Penstock starts itself,"
+                f" not {quoted(value)}",
+            )
 
 
 def warnings(spec: Spec) -> list[str]:
