@@ -24,9 +24,10 @@ from penstock.cli.author import author
 from penstock.cli.main import app
 from penstock.core import decisions as core
 from penstock.core.model import Condition, ConditionStatus, Phase, ReplicaState, RolloutRecord
+from penstock.core.plan import DeploymentStatus, ReplicaStatus
 from penstock.store.database import Database
 from penstock.store.queries import attempts, decisions, deployments, replicas, runtime
-from penstock.store.records import Load, ReplicaStatus
+from penstock.store.records import Load
 from penstock.v1 import inference_pb2, inference_pb2_grpc
 from tests.control_api import ControlApi, control_api, make_attempt, now
 
@@ -416,7 +417,11 @@ class TestWait:
         )
         await api.stored(
             deployments.write_status,
-            [(replica.deployment_uid, 1, [Condition("Ready", status, "Steady", "1 of 1 ready", now())])],
+            [
+                DeploymentStatus(
+                    replica.deployment_uid, 1, (Condition("Ready", status, "Steady", "1 of 1 ready", now()),)
+                )
+            ],
         )
 
     async def test_until_it_is_ready(self, penstock: Penstock, api: ControlApi) -> None:
@@ -460,10 +465,10 @@ class TestTell:
         await api.stored(
             deployments.write_status,
             [
-                (
+                DeploymentStatus(
                     replica.deployment_uid,
                     1,
-                    [Condition("Ready", ConditionStatus.FALSE, "Progressing", "0 of 1 ready", now())],
+                    (Condition("Ready", ConditionStatus.FALSE, "Progressing", "0 of 1 ready", now()),),
                 )
             ],
         )

@@ -28,6 +28,7 @@ from penstock.core.model import (
     RevisionEventType,
     RolloutRecord,
 )
+from penstock.core.plan import DeploymentStatus, ReplicaStatus
 from penstock.core.routing import Endpoint, Route
 from penstock.core.spec import Canary, Model, RestartPolicy, Rollout, RolloutStrategy, Spec
 from penstock.rpc import history
@@ -57,7 +58,7 @@ from penstock.store.queries import (
     runtime,
     world,
 )
-from penstock.store.records import DecidedAction, Load, ReplicaStatus, RevisionCount
+from penstock.store.records import DecidedAction, Load, RevisionCount
 from tests.stored import a_replica_of, an_attempt_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -392,7 +393,7 @@ class TestDeployments:
         conditions = (Condition("Ready", ConditionStatus.FALSE, "Queued", "0 of 1 ready", NOW),)
         other = await a_deployment(conn, "b")
         assert await deployments.write_status(conn, []) == 0
-        both = [(made.uid, 1, conditions), (other.uid, 0, ())]
+        both = [DeploymentStatus(made.uid, 1, conditions), DeploymentStatus(other.uid, 0, ())]
         assert await deployments.write_status(conn, both) == 1
         written = await deployments.get(conn, "a")
         assert (written.observed_generation, written.conditions) == (1, conditions)

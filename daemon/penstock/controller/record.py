@@ -29,7 +29,7 @@ from penstock.core.plan import Plan
 from penstock.core.walltime import job_number, time_limit_s
 from penstock.slurm.script import JobPlan, render
 from penstock.store.queries import attempts, decisions, deployments, replicas, revisions
-from penstock.store.records import DecidedAction, DecisionRecord, ReplicaStatus, decided
+from penstock.store.records import DecidedAction, DecisionRecord, decided
 
 _SILENT = acts.RecordJob | acts.RecordMissing | acts.RecordRollout
 """Actions that only remember: they make no new row in the log when the sentence is the same."""
@@ -192,18 +192,8 @@ class Recorder:
                 elif not batch.takes(action):
                     await _apply(connection, now, action)
         await batch.write(connection, now)
-        shown = [
-            ReplicaStatus(status.replica_uid, status.state, status.message, status.anew)
-            for status in plan.replica_statuses
-        ]
-        await replicas.write_status(connection, shown, now)
-        await deployments.write_status(
-            connection,
-            [
-                (status.deployment_uid, status.observed_generation, status.conditions)
-                for status in plan.deployment_statuses
-            ],
-        )
+        await replicas.write_status(connection, plan.replica_statuses, now)
+        await deployments.write_status(connection, plan.deployment_statuses)
         return tuple(intents)
 
     def has_nothing_new(self, plan: Plan) -> bool:

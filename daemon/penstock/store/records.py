@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from penstock.core import decisions as core
-from penstock.core.model import Attempt, Deployment, Replica, ReplicaState
+from penstock.core.model import Attempt, Deployment, Replica
 from penstock.core.routing import engine_key
 
 
@@ -58,17 +58,6 @@ class Load:
     """0 to 1."""
     prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """What the controller says of a replica after a tick."""
-
-    uid: str
-    state: ReplicaState
-    message: str
-    anew: bool = False
-    """The state begins anew, though it may be the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
 from penstock.core.changes import change_of, with_count_and_policies_of
-from penstock.core.model import Condition, Deployment, RevisionEventType, RolloutRecord
+from penstock.core.model import Deployment, RevisionEventType, RolloutRecord
+from penstock.core.plan import DeploymentStatus
 from penstock.core.spec import Spec
 from penstock.store.documents import encode
 from penstock.store.errors import BeingDeleted, NameTaken, NotFound, ServedNameTaken, VersionConflict
@@ -314,20 +315,16 @@ async def list_page(
     return tuple(rows.deployment(row) for row in await conn.execute(statement))
 
 
-async def write_status(
-    conn: AsyncConnection, statuses: Sequence[tuple[str, int, Sequence[Condition]]]
-) -> int:
-    """Writes what the controller says of deployments (uid, observed generation, conditions), those that differ, in one
-    statement. Returns how many did."""
+async def write_status(conn: AsyncConnection, statuses: Sequence[DeploymentStatus]) -> int:
+    """Writes what the controller says of deployments, those that differ, in one statement. Returns how many did."""
     if not statuses:
         return 0
-    uids, generations, conditions = zip(*statuses, strict=True)
     written = await conn.execute(
         WRITE_STATUS,
         {
-            "uids": list(uids),
-            "generations": list(generations),
-            "facts": [encode(tuple(facts)) for facts in conditions],
+            "uids": [status.deployment_uid for status in statuses],
+            "generations": [status.observed_generation for status in statuses],
+            "facts": [encode(status.conditions) for status in statuses],
         },
     )
     names = written.scalars().all()

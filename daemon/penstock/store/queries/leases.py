@@ -34,38 +34,16 @@ ACQUIRE = _insert.on_conflict_do_update(
         leases.c.expires_at == bindparam("stale", type_=leases.c.expires_at.type),
     ),
 ).returning(leases.c.term)
-RENEW = (
-    update(leases)
-    .where(
-        leases.c.name == bindparam("lease"),
-        leases.c.holder == bindparam("by"),
-        leases.c.term == bindparam("held"),
-        leases.c.expires_at > _now,
-    )
-    .values(expires_at=_until)
+_is_held = (
+    leases.c.name == bindparam("lease"),
+    leases.c.holder == bindparam("by"),
+    leases.c.term == bindparam("held"),
+    leases.c.expires_at > _now,
 )
-RELEASE = (
-    update(leases)
-    .where(
-        leases.c.name == bindparam("lease"),
-        leases.c.holder == bindparam("by"),
-        leases.c.term == bindparam("held"),
-        leases.c.expires_at > _now,
-    )
-    .values(expires_at=_now)
-)
+RENEW = update(leases).where(*_is_held).values(expires_at=_until)
+RELEASE = update(leases).where(*_is_held).values(expires_at=_now)
 # FOR SHARE: whoever takes the lease over must wait for this transaction.
-FENCE = (
-    select(leases.c.term)
-    .where(
-        leases.c.name == bindparam("lease"),
-        leases.c.holder == bindparam("by"),
-        leases.c.term == bindparam("held"),
-        leases.c.expires_at > _now,
-    )
-    .with_for_update(read=True)
-)
-
+FENCE = select(leases.c.term).where(*_is_held).with_for_update(read=True)
 ENDS_AT = select(leases.c.expires_at).where(leases.c.name == bindparam("lease"))
 HOLDER = select(leases.c.holder, leases.c.term).where(
     leases.c.name == bindparam("lease"), leases.c.expires_at > _now

@@ -15,9 +15,10 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import BigInteger, Boolean, Text
 
 from penstock.core.model import Phase, Replica, ReplicaState
+from penstock.core.plan import ReplicaStatus
 from penstock.store.errors import NotFound
 from penstock.store.queries import notify, rows
-from penstock.store.records import ReplicaStatus, RevisionCount
+from penstock.store.records import RevisionCount
 from penstock.store.tables import attempts, deployments, replicas
 
 
@@ -235,7 +236,7 @@ async def write_status(conn: AsyncConnection, statuses: Sequence[ReplicaStatus],
     written = await conn.execute(
         WRITE_STATUS,
         {
-            "uids": [status.uid for status in statuses],
+            "uids": [status.replica_uid for status in statuses],
             "states": [status.state.value for status in statuses],
             "messages": [status.message for status in statuses],
             "anew": [status.anew for status in statuses],
