@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class FileCalls:
         """Calls that nobody waits for any more, and that have not returned."""
 
     async def do(self, call: Callable[[], T]) -> T:
-        """What `call` returns or raises, from a thread of its own. Raises FolderSilent."""
+        """What `call` returns or raises, from a thread of its own. Raises FolderSilent, and OSError without one."""
         if self._given_up:
             raise self._silent()
         try:
@@ -88,5 +89,9 @@ class FileCalls:
                 loop.call_soon_threadsafe(ended, result, error)
 
         answer.add_done_callback(given_up)
-        threading.Thread(target=run, name="shared-files", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="shared-files", daemon=True).start()
+        except RuntimeError as error:  # The machine has none left, for a while.
+            self._slots.release()
+            raise OSError(errno.EAGAIN, f"no thread can be started: {error}") from error
         return answer
