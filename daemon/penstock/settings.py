@@ -23,12 +23,10 @@ from pydantic_settings import (
 )
 
 from penstock.core.orphans import ORPHAN_GRACE_S
+from penstock.gateway.settings import MAX_SOCKET_PATH_BYTES
 
 CONFIG_VARIABLE = "PENSTOCK_CONFIG"
 """Names the configuration file where `--config` does not."""
-
-MAX_SOCKET_PATH = 107
-"""The kernel's limit for a unix socket's path, less its final zero."""
 
 
 def _origin(text: str) -> str:
@@ -125,7 +123,7 @@ class Settings(BaseSettings):
         """Sockets, pids and locks: under state_dir, or in a short place of its own where a socket's path
         would get too long."""
         folder = self.state_dir / "run"
-        if len(os.fsencode(folder / "control.sock")) <= MAX_SOCKET_PATH:
+        if len(os.fsencode(folder / "control.sock")) <= MAX_SOCKET_PATH_BYTES:
             return folder
         name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
         return Path(platformdirs.user_runtime_dir("penstock")) / name

@@ -75,10 +75,10 @@ def bootstrap(settings: FrontDoorSettings) -> str:
                             ],
                         },
                         "typed_extension_protocol_options": {
-                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                                "explicit_http_config": {"http2_protocol_options": {}},
-                            }
+                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+                                "upstreams.http.v3.HttpProtocolOptions",
+                                explicit_http_config={"http2_protocol_options": {}},
+                            )
                         },
                     }
                 ]

@@ -13,6 +13,9 @@ from typing import Any
 
 MIB = 1024 * 1024
 
+MAX_SOCKET_PATH_BYTES = 107
+"""The kernel's limit for a Unix socket's path, less its final zero."""
+
 ADDED_HEADERS = 24
 """At most, to those of a client: Envoy's own, and ours on the way to a replica, to the gateway, and back from there."""
 ADDED_HEADERS_BYTES = 12 * 1024
@@ -91,9 +94,10 @@ def envoy_address(address: str) -> dict[str, Any]:
     """The address as Envoy's `core.v3.Address`, in JSON form. Raises AddressError."""
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        # The kernel's limit for a socket's path is 108 bytes with its final zero.
-        if not path.startswith("/") or len(path.encode()) > 107:
-            raise AddressError(f"{address!r}: a socket's path must be absolute and at most 107 bytes long")
+        if not path.startswith("/") or len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+            raise AddressError(
+                f"{address!r}: a socket's path must be absolute and at most {MAX_SOCKET_PATH_BYTES} bytes long"
+            )
         return {"pipe": {"path": path}}
     host, _, port = address.rpartition(":")
     try:

@@ -23,7 +23,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MIB = 1024 * 1024
+from penstock.gateway.settings import MIB
 
 FIRST_WINDOW = 16
 """Unanswered requests for each replica when a line opens: a small part of any engine's batch."""
