@@ -610,11 +610,15 @@ def canary_of(replicas: int) -> Deployment:
     replace(canary_of(1), rollout_paused=True),
     [(1, ReplicaState.READY, True), (2, ReplicaState.READY, False), (3, ReplicaState.READY, False)],
 )
+@example(
+    replace(canary_of(2), rollout_paused=True),
+    [(1, ReplicaState.READY, True), *[(3, ReplicaState.READY, False)] * 3],
+)
 def test_neither_side_of_a_canary_stands_in_for_the_other(
     of: Deployment, rows: list[tuple[int, ReplicaState, bool]]
 ) -> None:
     """Rule 5 for each revision: requests are shared by revision, so a ready one of another is no successor; and the
-    stable one, where the canary is not too large, gets one of its own."""
+    stable one gets one of its own."""
     of = replace(of, deleted_at=None, paused=False)
     there = [
         replica(number, revision=min(revision, of.revision), state=state)
@@ -635,7 +639,7 @@ def test_neither_side_of_a_canary_stands_in_for_the_other(
             event("one was handed over beside a canary, paused" * of.rollout_paused or "beside a canary")
             assert sum(one.uid not in gone for one in ready) >= number
     stay = Counter(one.revision for one in there if one.uid not in gone and one.uid not in ending)
-    if of.rollout_paused and stay[of.revision] <= new:
+    if of.rollout_paused:
         actions = counts.decision.actions if counts.decision is not None else ()
         stay.update(one.revision for one in actions if isinstance(one, acts.CreateReplica))
         assert sum(stay[revision] for revision in borne) >= max(old, of.spec.replicas - new)

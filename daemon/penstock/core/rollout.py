@@ -204,6 +204,12 @@ class _Fleet:
     def ready(self) -> int:
         return sum(one.state is ReplicaState.READY for one in self.staying)
 
+    def room_without(self, going: Sequence[Replica], counted: Sequence[Replica]) -> int:
+        """How many may be made when `going` go, of those that are `counted`."""
+        uids = {one.uid for one in going}
+        left = sum(one.uid not in uids or _is_unborn(one) for one in counted)
+        return max(0, self.most - self.unborn - left)
+
     def relieved(self, but: Sequence[Replica] = (), beside: tuple[int, int] | None = None) -> list[Replica]:
         """Those handed over that may go, when `but` go anyway: as many as are ready beyond the wanted number.
 
@@ -284,9 +290,7 @@ def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _S
     ]
     retired = _spared(surplus, fleet.ready - fleet.floor)
     retired += fleet.relieved(but=retired, beside=(new, base) if beside else None)
-    going = {replica.uid for replica in retired}
-    left = sum(replica.uid not in going or _is_unborn(replica) for replica in fleet.fresh)
-    room = max(0, fleet.most - fleet.unborn - left)
+    room = fleet.room_without(retired, fleet.fresh)
     made_base = min(room, max(0, base - len(fleet.base)))
     made = min(room - made_base, max(0, new - len(fleet.current)))
     return _Step(fleet, retired, made, made_base)
@@ -424,21 +428,18 @@ def _stand_still(fleet: _Fleet) -> Counts:
     that goes where there are too many, as when a successor was made.
     """
     deployment, want, beside = fleet.deployment, fleet.want, _kept_beside(fleet)
-    counted = fleet.fresh if beside is None else [*fleet.current, *fleet.base]
-    have = len(counted)
-    most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
-    retired = least_worth(counted)[: max(0, have - most)]
-    lost = sum(one.state is ReplicaState.READY for one in retired)
-    if beside is not None:
-        surplus = least_worth(fleet.stale)[: max(0, len(fleet.fresh) - most)]
-        retired += _spared(surplus, fleet.ready - lost - fleet.floor)
-    retired += fleet.relieved(but=retired, beside=beside)
-    room = max(0, fleet.most - fleet.unborn - have)
     if beside is None:
-        made = min(max(0, want - have), room)
+        most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
+        have = len(fleet.fresh)
+        retired = least_worth(fleet.fresh)[: max(0, have - most)]
+        retired += fleet.relieved(but=retired)
+        made = min(max(0, want - have), max(0, fleet.most - fleet.unborn - have))
         new = min(made, len(fleet.ending) - len(fleet.outdated))
         made_old = made - new
     else:
+        retired = _too_many_beside(fleet, beside)
+        retired += fleet.relieved(but=retired, beside=beside)
+        room = fleet.room_without(retired, [*fleet.current, *fleet.base])
         made_old = min(max(0, beside[1] - len(fleet.base)), room)
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
@@ -447,6 +448,20 @@ def _stand_still(fleet: _Fleet) -> Counts:
         f"{_handed_over(fleet)}"
     )
     return _Step(fleet, retired, new, made_old).counts(Reason.ROLLOUT_PAUSED, message)
+
+
+def _too_many_beside(fleet: _Fleet, beside: tuple[int, int]) -> list[Replica]:
+    """Those that go beside a canary that stands still: stale ones first, and of a side that has more than its number as
+    many as are in the way of what the other one lacks."""
+    surplus = [
+        *least_worth(fleet.current)[: max(0, len(fleet.current) - beside[0])],
+        *least_worth(fleet.base)[: max(0, len(fleet.base) - beside[1])],
+    ]
+    lacking = max(0, beside[0] - len(fleet.current)) + max(0, beside[1] - len(fleet.base))
+    most = fleet.most if lacking or len({one.revision for one in fleet.fresh}) > 1 else fleet.want
+    too_many = len(fleet.current) + len(fleet.base) + lacking - most
+    stale = least_worth(fleet.stale)[: max(0, len(fleet.fresh) - most)]
+    return _spared([*stale, *least_worth(surplus)[: max(0, too_many)]], fleet.ready - fleet.floor)
 
 
 def _kept_beside(fleet: _Fleet) -> tuple[int, int] | None:

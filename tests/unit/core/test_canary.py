@@ -330,6 +330,28 @@ ROWS = [
         handed_over=["r1"],
     ),
     Row(
+        "paused: nor do more of a canary than there should be",
+        deployment(replicas=2, revision=2, rollout=canary(1), rollout_paused=True),
+        these((1, READY), (2, READY), (2, READY), (2, STARTING)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 3 of 2 are of it;"
+        " 1 of 4 replicas handed over; 1 made, 1 to go",
+        leave=["r4"],
+        made=[1],
+        handed_over=["r1"],
+    ),
+    Row(
+        "paused: one that serves goes for it only where enough others do",
+        deployment(replicas=2, revision=2, rollout=canary(1), rollout_paused=True),
+        these((1, STARTING), (2, READY), (2, READY), (2, READY)),
+        Reason.ROLLOUT_PAUSED,
+        "the rollout of revision 2 stands still until `penstock rollout resume chat`; 3 of 2 are of it;"
+        " 1 of 4 replicas handed over; 1 made, 1 to go",
+        leave=["r4"],
+        made=[1],
+        handed_over=["r1"],
+    ),
+    Row(
         "paused: but it stays where too few others serve, and the successor does not go instead of it",
         deployment(replicas=2, revision=3, rollout=canary(1), rollout_paused=True),
         these((1, READY), (2, READY), (3, STARTING), (3, STARTING), (1, STARTING)),
