@@ -87,8 +87,13 @@ class Controller:
     async def _look_around(self) -> None:
         while True:
             self._look_now.clear()
-            if self._lease.held and await self._reconciler.look_around():
-                self._ticks.nudge()
+            try:
+                if self._lease.held and await self._reconciler.look_around():
+                    self._ticks.nudge()
+            except (
+                Exception
+            ):  # A bug, over which the ticks must not end: they go on with what was seen before.
+                log.exception("the look at the nodes failed; it is tried again in %g s", LOOK_AROUND_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AROUND_EVERY_S):
                     await self._look_now.wait()
