@@ -1,8 +1,8 @@
 """Keeps the front door in step with what is stored, without knowing the store.
 
 Told that something changed, it reads the routing state anew and hands it to the front door; any number of
-words while it reads lead to one more reading. A reading that fails leaves the front door as it is and is
-tried again: what is served does not depend on the database being up.
+words while it reads lead to one more reading. What cannot be read, or not be handed on, leaves the front door as it is
+and is tried again: what is served does not depend on the database being up, nor on one deployment that nobody foresaw.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Follower:
         self._told = 0
         self._read = 0
         self._state: RoutingState | None = None
+        self._failed: RoutingState | None = None
         self._change = asyncio.Condition()
         self._due = asyncio.Event()
 
@@ -68,9 +69,22 @@ class Follower:
             if failing:
                 log.info("the routing state can be read again")
                 failing = False
-            if state != self._state:
-                await self._door.set_state(state)
-                self._state = state
+            if state != self._state and not await self._hand_on(state):
+                await asyncio.sleep(RETRY_AFTER_S)
+                self._due.set()
+                continue
             async with self._change:
                 self._read = told
                 self._change.notify_all()
+
+    async def _hand_on(self, state: RoutingState) -> bool:
+        """Whether the front door has it now."""
+        try:
+            await self._door.set_state(state)
+        except Exception:  # A bug. The control API is to stay: it is by it that a deployment is mended.
+            if state != self._failed:
+                log.exception("the front door cannot be told what is served, and stays as it is")
+            self._failed = state
+            return False
+        self._state, self._failed = state, None
+        return True
