@@ -16,13 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
 
 from penstock.v1 import replica_pb2
-from penstock_runtime.adapters import why_not
+from penstock_runtime.adapters import LOOK_TIMEOUT_S, in_thread, why_not
 from penstock_runtime.config import AdapterConfig
 from penstock_runtime.engine import Engine, EngineError
 
@@ -32,8 +30,6 @@ LOAD_TIMEOUT_S = 300.0
 """Adapters have some hundred megabytes, and shared file systems are slow at times."""
 FIRST_LOADS_S = 30.0
 """For so long a model that could serve already waits for all its adapters together."""
-LOOK_TIMEOUT_S = 10.0
-"""For reading a small file. A network file system that hangs may never answer."""
 RETRY_FIRST_S = 1.0
 RETRY_LONGEST_S = 60.0
 MAX_MESSAGE_CHARACTERS = 500
@@ -174,7 +170,7 @@ class AdapterKeeper:
         """What `why_not` says, or that it says nothing."""
         look = self._looks.get(adapter.path)
         if look is None:
-            look = self._looks[adapter.path] = _in_thread(lambda: why_not(adapter, room))
+            look = self._looks[adapter.path] = asyncio.wrap_future(in_thread(lambda: why_not(adapter, room)))
         await asyncio.wait({look}, timeout=LOOK_TIMEOUT_S)
         if not look.done():
             return f"{adapter.path} could not be read within {LOOK_TIMEOUT_S:g} s"
@@ -192,17 +188,3 @@ class AdapterKeeper:
                 raise
         del self._loaded[name]
         _log.info("adapter %r is unloaded", name)
-
-
-def _in_thread(asked: Callable[[], str]) -> asyncio.Future[str]:
-    """In a thread that the agent's end does not wait for, as it does for those of `asyncio.to_thread`."""
-    answer: Future[str] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(asked())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    return asyncio.wrap_future(answer)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from penstock_runtime.adapters import RANK_ARGUMENT, lora_arguments, max_rank, readable
+from penstock_runtime.adapters import RANK_ARGUMENT, lora_arguments, max_rank, ranks, readable
 from penstock_runtime.child import Child
 from penstock_runtime.config import AdapterConfig, EngineConfig, EnvironmentConfig, ModelConfig
 from penstock_runtime.door import MIDDLEWARE, EngineDoor
@@ -194,7 +194,8 @@ def launch(
         argv += ["--runner", "pooling"]
     if model.hub_revision:
         argv += ["--revision", model.hub_revision]
-    argv += lora_arguments(model)
+    found = ranks(model.adapters)
+    argv += lora_arguments(model, found)
     if takes_adapters:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     program = Program(
@@ -204,7 +205,7 @@ def launch(
         python_path=str(door.folder) if isinstance(door, EngineDoor) else "",
         model=model.path if engine.name == "vllm" else "",
         # A folder that is not there would keep the container from being started.
-        adapters=tuple(adapter.path for adapter in readable(model.adapters)),
+        adapters=readable(found),
     )
     return Launch(
         command(program, environment, host),
@@ -213,7 +214,7 @@ def launch(
         pooling,
         model.adapters if model.adapters_fixed else (),
         takes_adapters,
-        None if _gives(engine.args, RANK_ARGUMENT) else max_rank(model),
+        None if _gives(engine.args, RANK_ARGUMENT) else max_rank(model, found),
     )
 
 
