@@ -348,11 +348,15 @@ def _do(
         case acts.Submit(uid):
             last = rows[uid].attempt
             fresh = Attempt(
-                f"new-{uid}-{now}", last.number + 1 if last else 1, now, now, packed=bool(action.beside)
+                f"new-{uid}-{now}",
+                last.number + 1 if last else 1,
+                now,
+                now,
+                packed=bool(action.beside) or action.apart,
             )
             rows[uid] = replace(rows[uid], attempt=fresh, next_attempt_at=None)
         case acts.Resubmit(_, token):
-            change(token, submitted_at=now, packed=bool(action.beside))
+            change(token, submitted_at=now, packed=bool(action.beside) or action.apart)
         case acts.Adopt(token, job):
             # The store's constraint: a job id is written to one live attempt.
             assert not [

@@ -960,6 +960,34 @@ async def test_packed_on_nodes(stage: Stage) -> None:
     ]
 
 
+async def test_spread_and_requeued(stage: Stage) -> None:
+    stage.tell("""Two replicas lie on two nodes, the second away from the node of the first. Then its node dies, and
+        Slurm queues its job again, with all that it was told when it was submitted: not to run on the only node that is
+        left. It is withdrawn, and the next one shares that node.""")
+    await stage.look_around()
+    await stage.apply(replicas=2, node_spread=NodeSpread.SPREAD)
+    await stage.tick()
+    await stage.tick(1)
+    await stage.tick(2)
+    await stage.becomes_ready("chat-1", "chat-2")
+    await stage.tick(1)
+    stage.slurm.drain_node("node2")
+    job_id = await stage.job_of("chat-2")
+    stage.say(f"node2 dies, and Slurm requeues job {job_id}")
+    stage.slurm.requeue(job_id)
+    await stage.tick(1)
+    await stage.tick(150)
+    await stage.tick(5)
+    await stage.tick(1)
+    await stage.tick(1)
+    await stage.tick(2)
+    await stage.becomes_ready("chat-2")
+    await stage.tick(1)
+    await stage.quiet_tick()
+    nodes = [(job.nodes, job.submission.exclude_nodes) for job in stage.slurm.jobs() if job.active]
+    assert nodes == [(("node1",), ()), (("node1",), ())]
+
+
 async def test_spread_over_nodes(stage: Stage) -> None:
     stage.tell("""Three replicas on two nodes, to be spread. They are submitted one after the other, each away from the
         nodes that run one already; the third finds none without, and shares one.""")

@@ -112,6 +112,10 @@ class Reason(enum.Enum):
         "PackGivenUp",
         "The job waited for room beside its deployment's replicas; it is withdrawn, and the next one goes anywhere.",
     )
+    SPREAD_GIVEN_UP = (
+        "SpreadGivenUp",
+        "The job waited for a node without its deployment's replicas; it is withdrawn, and the next one goes anywhere.",
+    )
     SUSPENDED = (
         "Suspended",
         "Slurm has halted the job; it serves nobody until it is let go on. Not a failure, and no time-out runs.",
@@ -226,6 +230,8 @@ class Submit:
     """Which of the replica's placements it is submitted to."""
     beside: tuple[str, ...] = ()
     """Names of nodes that it must run on, for they run replicas of its deployment."""
+    apart: bool = False
+    """Some of `exclude` are there because they run replicas of its deployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +245,8 @@ class Resubmit:
     bounds: Bounds = NO_BOUNDS
     """As in Submit."""
     beside: tuple[str, ...] = ()
+    """As in Submit."""
+    apart: bool = False
     """As in Submit."""
 
 
@@ -293,7 +301,8 @@ class EndAttempt:
     placement: int = 0
     """Which of the replica's placements the next attempt is submitted to."""
     found_no_room: bool = False
-    """It was withdrawn from nodes that it was to run on, so the next attempt asks for none."""
+    """It was withdrawn because where its deployment's replicas run it was to run, or was not, so the next attempt may
+    run anywhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from penstock.core.placements import named
 from penstock.core.scene import LEFT_CANCELLED, Outlook, Scene
 from penstock.core.sentences import clock, job_end
 from penstock.core.slurm_words import STATES, Blame, waits_for
-from penstock.core.waiting import NEVER_WITHDRAWN, patience_is_over
+from penstock.core.waiting import NEVER_WITHDRAWN, no_room, patience_is_over
 
 PACE_S = 60
 """After an end that is nobody's failure the next attempt follows at once, but not sooner than this after the last one
@@ -31,9 +31,12 @@ def ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         where = named(scene.deployment.spec, scene.replica, attempt.placement)
         message = f"job {job.job_id} was withdrawn from {where}"
     elif given_up:
-        message = f"job {job.job_id} was withdrawn: no room beside the deployment's replicas"
+        message = f"job {job.job_id} was withdrawn: no room {no_room(scene.deployment)[1]}"
     elif _cancelled_by_somebody(attempt, job) and not scene.replica.leaving:
         message = f"somebody cancelled job {job.job_id}"
+    elif job.state is JobState.CANCELLED and not scene.replica.leaving:
+        # What Slurm says beside it is why the job had waited, or the signal that ended it.
+        message = f"job {job.job_id} was cancelled by Penstock"
     else:
         message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
     if _was_taken(scene, attempt, job):
@@ -44,7 +47,7 @@ def ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     if job.state is JobState.PREEMPTED or _was_taken(scene, attempt, job):
         reason = Reason.PREEMPTED
     if given_up:
-        reason = Reason.PLACEMENT_GIVEN_UP if next_placement else Reason.PACK_GIVEN_UP
+        reason = Reason.PLACEMENT_GIVEN_UP if next_placement else no_room(scene.deployment)[0]
     return end_attempt(scene, attempt, job, reason, message, failed=not scene.replica.leaving)
 
 

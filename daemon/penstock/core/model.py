@@ -117,8 +117,8 @@ class Attempt:
     placement: int = 0
     """Which of its replica's placements it was submitted to, from 0."""
     packed: bool = False
-    """Its submission asked for nodes that run other replicas of its deployment; and, once it has ended: it was
-    withdrawn because they had no room."""
+    """Its submission asked for nodes that run other replicas of its deployment, or, where they are spread, stayed away
+    from such; and, once it has ended: it was withdrawn because there was no room for that."""
     ended_at: datetime | None = None
     end_message: str = ""
     """One sentence: how it ended."""

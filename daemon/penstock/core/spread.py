@@ -5,6 +5,9 @@ its deployment than others do, as long as enough nodes remain that have room now
 nothing is left out: waiting for a place of one's own is worse than sharing one. What Slurm then starts stays where it
 is; nothing is moved.
 
+The look at the cluster may be old, and a job that is requeued keeps what it was told: one that waits for PACK_WAIT_S is
+withdrawn (`waiting`), and the next one may run anywhere.
+
 Several that are submitted at once would all go to the first node. So they go one after the other: each waits until the
 one before has its node, and a queue that is longer than SPREAD_WAIT_S is not waited for.
 

@@ -6,6 +6,7 @@ time-out, before the attempt is submitted again; and what was submitted keeps it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from penstock.core.budget import HeldBack
@@ -52,9 +53,11 @@ def without_attempt(scene: Scene) -> Outlook:
     number = last.number + 1 if last is not None else 1
     where = named(scene.deployment.spec, replica, replica.placement)
     message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
-    beside = () if last is not None and last.packed else scene.company
-    message += told(scene.avoiding, now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
-    submit = Submit(replica.uid, _names(scene), scene.bounds, replica.placement, beside)
+    if last is not None and last.packed:  # It found no room where the others are, or are not.
+        scene = replace(scene, company=(), crowded=())
+    message += told(scene.avoiding, now) + _elsewhere(scene) + _beside(scene.company) + scene.bounds.told
+    names, apart = _names(scene), bool(scene.crowded)
+    submit = Submit(replica.uid, names, scene.bounds, replica.placement, scene.company, apart)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
 
 
@@ -107,9 +110,13 @@ def unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     how = "it is submitted again under the same token" if asked else "it is submitted now"
     message = f"Slurm does not have attempt {attempt.number}; {how}"
     # One that was to run anywhere stays so: an earlier one found no room.
-    beside = scene.company if attempt.packed else ()
-    message += told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(beside) + scene.bounds.told
-    resubmit = Resubmit(scene.replica.uid, attempt.token, _names(scene), scene.bounds, beside)
+    if not attempt.packed:
+        scene = replace(scene, company=(), crowded=())
+    message += (
+        told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(scene.company) + scene.bounds.told
+    )
+    names, apart = _names(scene), bool(scene.crowded)
+    resubmit = Resubmit(scene.replica.uid, attempt.token, names, scene.bounds, scene.company, apart)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
 
 

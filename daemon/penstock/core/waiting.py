@@ -13,15 +13,17 @@ from penstock.core import maintenance
 from penstock.core.decisions import Reason, Withdraw
 from penstock.core.jobs import Job
 from penstock.core.leaving import cancel
-from penstock.core.model import Attempt, Phase, ReplicaState, job_name
+from penstock.core.model import Attempt, Deployment, Phase, ReplicaState, job_name
 from penstock.core.placements import named, placed
 from penstock.core.scene import Outlook, Scene
 from penstock.core.sentences import clock, queue_wait, why_blocked
 from penstock.core.slurm_words import Wait, waits_for
+from penstock.core.spread import spreads
 from penstock.core.walltime import job_number, unbounded_s
 
 PACK_WAIT_S = 15
-"""How long a job waits for room on nodes that it was told to run on beside others: with room it starts in seconds."""
+"""How long a job waits for room on nodes that it was told to run on beside others, or apart from them: with room it
+starts in seconds. What it was told may be long untrue: a job that is requeued keeps it."""
 
 SUSPENDED_MAX_S = 300
 """A job that is halted for longer is replaced. Time slices (SchedulerTimeSlice, 30 s by default) are over sooner, and a
@@ -56,11 +58,10 @@ def _queued(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         return _held(scene, attempt, job, wait)
     if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and patience_is_over(scene, attempt):
         return _given_up(scene, attempt, job)
-    if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and _found_no_company(scene, attempt):
-        message = f"job {job.job_id} found no room beside the deployment's replicas; one that may run anywhere follows"
-        return scene.decide(
-            Reason.PACK_GIVEN_UP, ReplicaState.QUEUED, message, _withdraw(scene, attempt, job)
-        )
+    if wait not in NEVER_WITHDRAWN and not scene.deployment.paused and _found_no_room(scene, attempt):
+        reason, where = no_room(scene.deployment)
+        message = f"job {job.job_id} found no room {where}; one that may run anywhere follows"
+        return scene.decide(reason, ReplicaState.QUEUED, message, _withdraw(scene, attempt, job))
     if wait is Wait.SOMEBODY:
         return scene.decide(Reason.QUEUE_BLOCKED, ReplicaState.QUEUED, why_blocked(job))
     if _would_wait_out_maintenance(scene, attempt, job):
@@ -112,8 +113,15 @@ def _withdraw(scene: Scene, attempt: Attempt, job: Job) -> Withdraw:
     return Withdraw(attempt.token, job.job_id, job_name(scene.deployment.name, attempt.token))
 
 
-def _found_no_company(scene: Scene, attempt: Attempt) -> bool:
-    """Whether the job has waited for long enough for nodes that run other replicas."""
+def no_room(deployment: Deployment) -> tuple[Reason, str]:
+    """Why a job is withdrawn that its deployment's other replicas kept to some nodes, and where it found no room."""
+    if spreads(deployment):
+        return Reason.SPREAD_GIVEN_UP, "apart from the deployment's replicas"
+    return Reason.PACK_GIVEN_UP, "beside the deployment's replicas"
+
+
+def _found_no_room(scene: Scene, attempt: Attempt) -> bool:
+    """Whether the job has waited for long enough for nodes that run other replicas, or that do not."""
     since = scene.replica.since
     return (
         attempt.packed

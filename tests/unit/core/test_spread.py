@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.core.decisions import Reason, Submit
-from penstock.core.jobs import Cluster, JobState, Node, Partition
-from penstock.core.model import Deployment
+from penstock.core.decisions import Decision, EndAttempt, Reason, Resubmit, Submit, Withdraw
+from penstock.core.jobs import Cluster, Job, JobState, Node, Partition
+from penstock.core.model import Deployment, Replica, ReplicaState
 from penstock.core.plan import plan
 from penstock.core.spec import NodeSpread, Placement, Resources
 from penstock.core.spread import SPREAD_MAX, crowded
@@ -89,3 +89,54 @@ def test_the_submission_says_where_it_does_not_go() -> None:
     assert isinstance(submit, Submit)
     assert submit.exclude == ("n1",)
     assert second.message == "attempt 1 of revision 1 is submitted; not on n1, with replicas of it already"
+
+
+SERVING = job(token="tok9", job_id=9, nodes="n1")
+FIRST = replica(1, its=attempt(token="tok9", job_id=9, job=SERVING))
+WAITING = job(JobState.PENDING, reason="Resources")
+APART = replace(deployment(replicas=2), spec=replace(SPEC, replicas=2, node_spread=NodeSpread.SPREAD))
+
+
+def second(one: Replica, *jobs: Job) -> Decision:
+    seen = plan(world([APART], [FIRST, one], [SERVING, *jobs], cluster=cluster(1, 0)))
+    return next(decision for decision in seen.decisions if decision.replica == "chat-2")
+
+
+def test_a_submission_that_stays_away_says_so() -> None:
+    (submit,) = second(replica(2)).actions
+    assert isinstance(submit, Submit)
+    assert (submit.exclude, submit.apart, submit.beside) == (("n1",), True, ())
+
+
+@pytest.mark.parametrize(
+    ("apart", "since_s", "reason"),
+    [(True, 14, Reason.QUEUED), (True, 15, Reason.SPREAD_GIVEN_UP), (False, 900, Reason.QUEUED)],
+)
+def test_a_job_that_finds_no_room_apart_is_withdrawn(apart: bool, since_s: float, reason: Reason) -> None:
+    """What kept it from a node may be long untrue: a job that is requeued keeps what it was submitted with."""
+    its = attempt(packed=apart, intended_at=at(-since_s), submitted_at=at(-since_s), job=WAITING)
+    decision = second(replica(2, its=its, since=at(-since_s)), WAITING)
+    assert decision.reason is reason
+    assert any(isinstance(one, Withdraw) for one in decision.actions) is (reason is Reason.SPREAD_GIVEN_UP)
+
+
+def test_the_next_one_goes_anywhere() -> None:
+    gone = job(JobState.CANCELLED, nodes="", started_at=None, ends_at=at(-1))
+    its = attempt(packed=True, intended_at=at(-20), submitted_at=at(-20), job=WAITING, withdrawn_at=at(-2))
+    decision = second(replica(2, its=its, since=at(-20)), gone)
+    assert decision.reason is Reason.SPREAD_GIVEN_UP
+    assert "no room apart from the deployment's replicas; next attempt at once" in decision.message
+    (end,) = [action for action in decision.actions if isinstance(action, EndAttempt)]
+    assert (end.failed, end.found_no_room) == (False, True)
+    ended = replace(its, job=gone, ended_at=at(0), end_message=end.message)
+    (submit,) = second(replica(2, its=ended, next_attempt_at=at(0), state=ReplicaState.WAITING)).actions
+    assert isinstance(submit, Submit)
+    assert (submit.exclude, submit.apart) == ((), False)
+
+
+@pytest.mark.parametrize(("apart", "away"), [(True, ("n1",)), (False, ())])
+def test_what_is_submitted_again_stays_away_as_it_did_before(apart: bool, away: tuple[str, ...]) -> None:
+    its = attempt(job_id=None, packed=apart, submitted_at=at(-60))
+    (resubmit,) = second(replica(2, its=its, state=ReplicaState.SUBMITTING)).actions
+    assert isinstance(resubmit, Resubmit)
+    assert (resubmit.exclude, resubmit.apart) == (away, apart)
