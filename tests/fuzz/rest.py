@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 15
 """For an answer; most take milliseconds, and two busy cores make a few of them seconds."""
 REQUEST_TIMEOUT_S = 30
+OVERTIME_S = 300
+"""Ends a hang: schemathesis makes examples before its first case, and ends the scenario that it is at."""
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -88,7 +90,7 @@ def play(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=seconds + 120,
+            timeout=seconds + OVERTIME_S,
         )
         said = json.loads(report.read_text()) if report.exists() else {}
         return Played(

@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -169,7 +170,7 @@ def _settle(site: Site, before: dict[str, _Held], connections_before: int, judge
                 now.memory_bytes > held.memory_bytes + MORE_MEMORY_BYTES
                 or now.files > held.files + MORE_FILES
             ):
-                found.append(f"{name}: {held}, now {now}")
+                found.append(f"{name}: {held}, now {now}, connected to {_connected(held.process)}")
         connections = _connections(site)
         if connections > connections_before + MORE_FILES:
             found.append(f"clients' connections: {connections_before}, now {connections}")
@@ -177,6 +178,13 @@ def _settle(site: Site, before: dict[str, _Held], connections_before: int, judge
 
     wait_until(lambda: not excess(), SETTLES_WITHIN_S, lambda: f"what was taken is given back: {excess()}")
     judgement.held = [f"{name} {held} / {_Held.by(held.process)}" for name, held in living.items()]
+
+
+def _connected(process: psutil.Process) -> str:
+    """The ends that its connections share, and how many each has, the most first."""
+    connections = process.net_connections("all")
+    ends = Counter(f"{end} {one.status}" for one in connections for end in (one.laddr, one.raddr))
+    return ", ".join(f"{end}: {count}" for end, count in ends.most_common(12))
 
 
 def _connections(site: Site) -> int:

@@ -10,7 +10,7 @@ from deploy.cluster.cluster import Cluster
 from tests.fuzz import rest
 from tests.fuzz.site import Site, judged, seconds, seed, site
 
-pytestmark = pytest.mark.timeout(seconds() * 2 + 300)
+pytestmark = pytest.mark.timeout(seconds() * 2 + 600)
 
 
 @pytest.fixture(scope="module")
