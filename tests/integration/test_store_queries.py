@@ -119,7 +119,7 @@ class TestDeployments:
     async def test_comes_back_as_it_was_made(self, conn: AsyncConnection) -> None:
         spec = replace(SPEC, replicas=3)
         made = await deployments.create(conn, "a", {"team": "search"}, spec, NOW)
-        assert made == await deployments.get(conn, "a") == await deployments.get_by_uid(conn, made.uid)
+        assert made == await deployments.get(conn, "a")
         assert (made.spec, made.labels, made.created_at) == (spec, {"team": "search"}, NOW)
         assert (made.generation, made.revision, made.observed_generation) == (1, 1, 0)
         assert (await revisions.get(conn, made.uid, 1)).spec == spec
@@ -358,7 +358,6 @@ class TestDeployments:
     async def test_what_is_not_there_is_said(self, conn: AsyncConnection) -> None:
         for call in (
             deployments.get(conn, "x"),
-            deployments.get_by_uid(conn, "x"),
             deployments.scale(conn, "x", 1, NOW),
             deployments.set_paused(conn, "x", True, NOW),
             deployments.mark_deleted(conn, "x", False, NOW),

@@ -25,7 +25,7 @@ from penstock.controller.execute import Executor
 from penstock.controller.folders import AgentSettings, Folders
 from penstock.controller.lease import MARGIN_S, TTL_S, Lease, Term
 from penstock.controller.observe import Observer
-from penstock.controller.reconcile import Outcome, Reconciler
+from penstock.controller.reconcile import Reconciler, Ticked
 from penstock.controller.record import Recorder
 from penstock.core.changes import needs_revision
 from penstock.core.jobs import JobState, Maintenance, Submission
@@ -162,7 +162,7 @@ class Stage:
         finally:  # A story may kill it in the middle; what it had decided is in the log.
             await self._write_tick()
 
-    async def _pass(self) -> Outcome:
+    async def _pass(self) -> Ticked:
         assert self._reconciler is not None
         assert self._lease is not None
         assert self._lease.term is not None, "the machine is too busy to keep the lease"

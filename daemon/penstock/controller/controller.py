@@ -122,7 +122,7 @@ class Controller:
             return
         try:
             await self._resume(term)
-            outcome = await self._reconciler.tick(term)
+            ticked = await self._reconciler.tick(term)
         except LeaseLost as lost:
             self._resumed_in = None  # What was remembered of the log was rolled back.
             log.warning("%s", lost)
@@ -138,7 +138,7 @@ class Controller:
         if self._outage:
             log.info("PostgreSQL answers again")
             self._outage = False
-        if outcome.effects:
+        if ticked.effects:
             self._ticks.nudge_after(LOOK_AGAIN_AFTER_S)
 
     async def _resume(self, term: Term) -> None:

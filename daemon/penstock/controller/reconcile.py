@@ -19,8 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from penstock.controller.execute import Executor
 from penstock.controller.lease import Term
 from penstock.controller.observe import Observer
-from penstock.controller.outcomes import NOT_KNOWN, Result
-from penstock.controller.outcomes import Outcome as Tried
+from penstock.controller.outcomes import NOT_KNOWN, Outcome, Result
 from penstock.controller.record import Intent, Recorder, World
 from penstock.core.budget import WINDOW
 from penstock.core.decisions import CancelOrphan, CreateReplica, Resubmit, Submit
@@ -45,7 +44,7 @@ FORGOTTEN_AFTER = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Ticked:
     """What a tick did, for whoever times the next one."""
 
     tick: str
@@ -89,7 +88,7 @@ class Reconciler:
         self._starts: Mapping[str, tuple[Start, ...]] = {}
         self._read_starts_at: datetime | None = None
 
-    async def tick(self, term: Term) -> Outcome:
+    async def tick(self, term: Term) -> Ticked:
         """Runs one pass within a term of the lease that began before it. Raises LeaseLost, the database's outages, and
         bugs; Slurm's failures are observations."""
         tick = secrets.token_hex(4)
@@ -111,7 +110,7 @@ class Reconciler:
             self._recorder.forget_gone(frozenset(decision.subject for decision in decided.decisions))
         ended = await self._executor.carry_out(tick, term, intents) if intents else ()
         self._remember(ended)
-        return Outcome(tick, sum(one.result is Result.DONE for one in ended))
+        return Ticked(tick, sum(one.result is Result.DONE for one in ended))
 
     async def look_around(self) -> bool:
         """Looks at nodes and reservations for the ticks to come. Returns whether anything is another than before."""
@@ -121,7 +120,7 @@ class Reconciler:
             after and (after.leaving, after.maintenance)
         )
 
-    def _remember(self, ended: Sequence[Tried]) -> None:
+    def _remember(self, ended: Sequence[Outcome]) -> None:
         """What came to nothing, for the next tries; forgotten once nobody tries any more."""
         now = self._clock()
         self._vain = {

@@ -29,7 +29,7 @@ from typing import Any
 from penstock.core.routing import Route
 from penstock.core.spec import Routing
 from penstock.gateway import affinity
-from penstock.gateway.messages import ADS, Cluster, build, http_filter, typed
+from penstock.gateway.messages import ADS, Cluster, build, http_filter, put_header, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings, envoy_address
 
 CONTROL = "control"
@@ -298,14 +298,8 @@ def _counts_against_a_replica() -> dict[str, Any]:
 
 def _to_engines() -> dict[str, Any]:
     """HttpProtocolOptions towards engines."""
-    put_key = {
-        "header": {
-            "key": ENGINE_KEY_HEADER,
-            # Known only once the replica is chosen: each has a key of its own.
-            "value": f"%UPSTREAM_METADATA({METADATA}:engine_key)%",
-        },
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
+    # Known only once the replica is chosen: each has a key of its own.
+    put_key = put_header(ENGINE_KEY_HEADER, f"%UPSTREAM_METADATA({METADATA}:engine_key)%")
     return {
         "explicit_http_config": {"http_protocol_options": {}},
         "common_http_protocol_options": {"idle_timeout": _ENGINE_IDLE},

@@ -17,7 +17,7 @@ from typing import Any
 from google.rpc import code_pb2
 
 from penstock.gateway import affinity, control_rest, cors, openai
-from penstock.gateway.messages import ADS, Listener, build, http_filter, typed
+from penstock.gateway.messages import ADS, Listener, build, http_filter, put_header, typed
 from penstock.gateway.replies import FIRST_LOOK, GRPC_STATUS_HEADER, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
     CONTROL_PREFIXES,
@@ -232,15 +232,7 @@ def _grpc_status_again() -> dict[str, Any]:
 def _model_from_json() -> dict[str, Any]:
     """It acts on JSON alone, and holds the body back until it has all of it."""
     read = {MODEL_HEADER: "%REQUEST_BODY(model)%", STREAM_HEADER: "%REQUEST_BODY(stream)%"}
-    puts = [
-        {
-            "append": {
-                "header": {"key": key, "value": value},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        }
-        for key, value in read.items()
-    ]
+    puts = [{"append": put_header(key, value)} for key, value in read.items()]
     return http_filter(
         "transform",
         "transform.v3.TransformConfig",

@@ -46,6 +46,7 @@ __all__ = [
     "WeightedCluster",
     "build",
     "http_filter",
+    "put_header",
     "typed",
 ]
 
@@ -82,6 +83,11 @@ def build(message: Message, fields: dict[str, Any]) -> Message:
 def http_filter(name: str, message: str, **fields: Any) -> dict[str, Any]:
     """One of Envoy's HTTP filters, in JSON form; `message` as in `typed`, after `filters.http.`."""
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed(f"filters.http.{message}", **fields)}
+
+
+def put_header(key: str, value: str) -> dict[str, Any]:
+    """Of a message's headers this one is so from now on, whatever it was: a HeaderValueOption, in JSON form."""
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def typed(name: str, /, **fields: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from penstock.gateway.messages import (
     RouteMessage,
     build,
     http_filter,
+    put_header,
     typed,
 )
 from penstock.gateway.routes import (
@@ -117,12 +118,8 @@ def relay_routes(routes: tuple[Route, ...], settings: FrontDoorSettings) -> Rout
 @lru_cache(maxsize=4096)
 def _line(deployment: str, adapter: str, secret: str, routing: Routing) -> tuple[RouteMessage, ...]:
     agents, engines = cluster_name(deployment), rest_cluster_name(deployment)
-    put_secret = {
-        "header": {"key": SECRET_HEADER, "value": secret},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
     to_agents = to_replicas(agents, INFERENCE_RETRY, routing)
-    with_secret = {"request_headers_to_add": [put_secret]}
+    with_secret = {"request_headers_to_add": [put_header(SECRET_HEADER, secret)]}
     looks = {"typed_per_filter_config": affinity.looks_at_prompt(routing)}
     return (
         _route(deployment, adapter, INFERENCE, to_agents, **with_secret, **looks),

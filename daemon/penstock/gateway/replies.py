@@ -17,6 +17,7 @@ from penstock import details
 from penstock.gateway import control_rest, openai
 from penstock.gateway.cors import FOREIGN_PAGE
 from penstock.gateway.hold import RETRY_AFTER_S
+from penstock.gateway.messages import put_header
 from penstock.gateway.routes import DEPLOYMENT_HEADER
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
@@ -266,10 +267,7 @@ def _details(answer: _Answer) -> str:
 
 
 def _headers(fields: dict[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        for key, value in fields.items()
-    ]
+    return [put_header(key, value) for key, value in fields.items()]
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

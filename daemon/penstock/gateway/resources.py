@@ -36,7 +36,8 @@ class Resource:
     name: str
     body: Any
     digest: str
-    """Of the contents: equal for equal configuration, in any process."""
+    """Of the contents: equal for equal configuration while this process lives. Another one may write the maps inside in
+    another order."""
 
 
 @dataclass(frozen=True, slots=True)

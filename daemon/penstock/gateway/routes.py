@@ -26,7 +26,7 @@ from penstock.gateway.clusters import (
     rest_cluster_name,
 )
 from penstock.gateway.documents import DOCUMENTS
-from penstock.gateway.messages import RouteConfiguration, RouteMessage, build, typed
+from penstock.gateway.messages import RouteConfiguration, RouteMessage, build, put_header, typed
 from penstock.gateway.settings import MIB, FrontDoorSettings
 
 MAIN = "main"
@@ -168,8 +168,8 @@ def to_subset(adapter: str) -> dict[str, Any]:
 def _whose(deployment: str, adapter: str) -> list[dict[str, Any]]:
     """For the gateway, should no replica answer."""
     return [
-        _put(DEPLOYMENT_HEADER, deployment),
-        *([_put(ADAPTER_HEADER, adapter)] if adapter else []),
+        put_header(DEPLOYMENT_HEADER, deployment),
+        *([put_header(ADAPTER_HEADER, adapter)] if adapter else []),
     ]
 
 
@@ -228,7 +228,7 @@ def _model(
             },
             "metadata": {"filter_metadata": {METADATA: {"max_in_flight": max_in_flight}}},
             "typed_per_filter_config": affinity.looks_at_prompt(routing),
-            "request_headers_to_add": [_put(SECRET_HEADER, secret), *_whose(deployment, adapter)],
+            "request_headers_to_add": [put_header(SECRET_HEADER, secret), *_whose(deployment, adapter)],
             "request_headers_to_remove": _CREDENTIALS,
         },
     )
@@ -268,7 +268,7 @@ def _rest_unknown(pages: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "match": match,
             "route": {"cluster": GATEWAY_REST, "timeout": "0s", "retry_policy": OWN_RETRY},
-            "request_headers_to_add": [_put(ASKED_MODEL_HEADER, f"%REQ({MODEL_HEADER})%")],
+            "request_headers_to_add": [put_header(ASKED_MODEL_HEADER, f"%REQ({MODEL_HEADER})%")],
             "typed_per_filter_config": pages,
         }
         for match in matches
@@ -286,10 +286,6 @@ def _control_as_rest() -> dict[str, Any]:
         },
         "typed_per_filter_config": control_rest.asks_about_body(),
     }
-
-
-def _put(key: str, value: str) -> dict[str, Any]:
-    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _nothing_here() -> dict[str, Any]:

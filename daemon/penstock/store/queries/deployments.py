@@ -37,7 +37,6 @@ INSERT = (
 )
 GET = select(*rows.DEPLOYMENT).where(deployments.c.name == bindparam("name"))
 GET_FOR_UPDATE = GET.with_for_update()
-GET_BY_UID = select(*rows.DEPLOYMENT).where(deployments.c.uid == bindparam("uid"))
 LIST = select(*rows.DEPLOYMENT).order_by(deployments.c.name)
 _PAUSES = {
     (False, True): RevisionEventType.PAUSED,
@@ -73,7 +72,9 @@ WRITE_STATUS = (
     )
     .returning(deployments.c.name)
 )
-GET_BY_UID_FOR_UPDATE = GET_BY_UID.with_for_update()
+GET_BY_UID_FOR_UPDATE = (
+    select(*rows.DEPLOYMENT).where(deployments.c.uid == bindparam("uid")).with_for_update()
+)
 REMOVE = (
     delete(deployments)
     .where(
@@ -288,14 +289,6 @@ async def get(conn: AsyncConnection, name: str) -> Deployment:
     row = (await conn.execute(GET, {"name": name})).one_or_none()
     if row is None:
         raise NotFound("deployment", name)
-    return rows.deployment(row)
-
-
-async def get_by_uid(conn: AsyncConnection, uid: str) -> Deployment:
-    """Raises NotFound."""
-    row = (await conn.execute(GET_BY_UID, {"uid": uid})).one_or_none()
-    if row is None:
-        raise NotFound("deployment", uid)
     return rows.deployment(row)
 
 
