@@ -78,6 +78,11 @@ def state_word(item: replica_pb2.Replica) -> str:
     return name.removeprefix("REPLICA_STATE_").capitalize()
 
 
+def endpoint(item: replica_pb2.Replica) -> str:
+    """Where it is asked. Where an attempt was that has ended nobody listens, or somebody else does."""
+    return "-" if item.attempt.HasField("ended_at") else item.attempt.endpoint or "-"
+
+
 def replica_row(item: replica_pb2.Replica, *, wide: bool) -> tuple[str, ...]:
     """A row of REPLICAS, or of REPLICAS_WIDE."""
     attempt = item.attempt
@@ -95,7 +100,7 @@ def replica_row(item: replica_pb2.Replica, *, wide: bool) -> tuple[str, ...]:
     load = item.load
     return (
         *row,
-        attempt.endpoint or "-",
+        endpoint(item),
         str(load.running_requests),
         str(load.waiting_requests),
         f"{load.kv_cache_usage:.0%}",

@@ -56,7 +56,7 @@ def describe(context: typer.Context, name: DeploymentName) -> None:
             headers = ("NAME", "STATE", "REVISION", "JOB", "NODES", "ENDPOINT", "AGE", "MESSAGE")
             table(headers, [
                 (item.name, rows.state_word(item), str(item.revision), str(item.attempt.job_id or "-"),
-                 item.attempt.nodes or "-", item.attempt.endpoint or "-", age(item.created_at), item.message)
+                 item.attempt.nodes or "-", rows.endpoint(item), age(item.created_at), item.message)
                 for item in copies
             ])  # fmt: skip
         else:

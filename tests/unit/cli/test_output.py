@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from penstock.cli import connection, output
+from penstock.cli import connection, output, rows
 from penstock.cli.failures import Failure
 from penstock.cli.main import _server_first
 from penstock.cli.waiting import parse_duration
+from penstock.v1 import replica_pb2
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -28,6 +29,15 @@ def test_ages(seconds: int, text: str) -> None:
 
 def test_no_age() -> None:
     assert output.age(Timestamp()) == "-"
+
+
+def test_nobody_is_asked_where_an_attempt_was_that_has_ended() -> None:
+    item = replica_pb2.Replica()
+    assert rows.endpoint(item) == "-"
+    item.attempt.endpoint = "node1:4001"
+    assert rows.endpoint(item) == "node1:4001"
+    item.attempt.ended_at.GetCurrentTime()
+    assert rows.endpoint(item) == "-"
 
 
 def test_control_characters_are_shown_and_not_sent() -> None:
