@@ -164,6 +164,23 @@ async def test_a_body_with_a_field_that_is_not_known_is_refused_and_reaches_nobo
         assert made.door.refusals == 0
 
 
+async def test_a_body_where_none_is_taken_is_refused_and_an_empty_one_is_none() -> None:
+    async def chunks(text: bytes) -> AsyncIterator[bytes]:
+        yield text
+
+    async with house() as made:
+        path = "/apis/v1/deployments/chat"
+        for method, fine in (("GET", 200), ("DELETE", 501)):  # This test's control API deletes nothing.
+            for body in (b'{"force": true}', chunks(b"x")):  # With a length, and without.
+                refused = await made.rest.request(method, path, content=body)
+                assert (refused.status_code, refused.headers["content-type"]) == (400, "application/json")
+                said = f"{method} takes no body here; what can be asked for goes into the query"
+                assert refused.json() == {"code": 3, "message": said}
+            for empty in (None, b"", chunks(b"")):
+                assert (await made.rest.request(method, path, content=empty)).status_code == fine
+        assert made.door.refusals == 0
+
+
 async def test_a_body_may_be_as_long_as_a_manifest() -> None:
     async with house() as made:
         fits = {"metadata": {"labels": {"a": "x" * (MIB - 100)}}}

@@ -4,7 +4,8 @@ answer.
 The transcoder passes over fields that it does not know, in whatever is something like JSON, and has no option against
 it; what a path says it lets the body say otherwise. So Envoy asks the gateway about each body before (ext_authz), and
 control_bodies.py has the answer. The filter that asks is off but on the one route that requests with a body to paths of
-this API have until they are transcoded: others do not meet it.
+this API have until they are transcoded: others do not meet it. Methods that take no body are told so by a few lines of
+Lua, in the same way, for the transcoder would pass over the whole of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from penstock.gateway.settings import MIB
 PREFIX = "/apis/"
 """The paths of the contract's http annotations begin so; once transcoded, Envoy has them in a header."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+METHODS_WITHOUT_BODY = ("GET", "DELETE")
 SERVICES = (
     "penstock.v1.DeploymentService",
     "penstock.v1.ReplicaService",
@@ -34,19 +36,38 @@ MAX_BODY_BYTES = 1 * MIB
 tens of times its size while it lasts."""
 
 _CHECK = "ext_authz"
+_NO_BODY = "no_body"
+# Of a body whose length is said nothing is read. One that is there but empty is none.
+_REFUSE_BODY = """
+function envoy_on_request(request)
+  local length = request:headers():get("content-length")
+  if not length then
+    local body = request:body()
+    length = body and body:length() > 0 and "some"
+  end
+  if length and length ~= "0" then
+    local method = request:headers():get(":method")
+    request:respond({[":status"] = "400"}, method .. " takes no body here; what can be asked for goes into the query")
+  end
+end
+"""
 _CHECK_TIMEOUT_S = 30
 """For an answer that takes milliseconds. A gateway as late as that does not answer the call itself either."""
 
 
 def filters(descriptors: bytes) -> list[dict[str, Any]]:
     """The HTTP filters, in their order. `descriptors`: a serialized FileDescriptorSet of the API."""
-    return [_ask_about_body(), _transcoder(descriptors)]
+    no_body = {**http_filter(_NO_BODY, "lua.v3.Lua"), "disabled": True}
+    return [no_body, _ask_about_body(), _transcoder(descriptors)]
 
 
-def asks_about_body() -> dict[str, Any]:
-    """The part of a route's `typed_per_filter_config` that turns the question on."""
+def about_bodies() -> dict[tuple[str, ...], dict[str, Any]]:
+    """By methods, the part of a route's `typed_per_filter_config` that has their requests' bodies looked at."""
+    asks = typed("filters.http.ext_authz.v3.ExtAuthzPerRoute", check_settings={})
+    refuses = typed("filters.http.lua.v3.LuaPerRoute", source_code={"inline_string": _REFUSE_BODY})
     return {
-        f"envoy.filters.http.{_CHECK}": typed("filters.http.ext_authz.v3.ExtAuthzPerRoute", check_settings={})
+        METHODS_WITH_BODY: {f"envoy.filters.http.{_CHECK}": asks},
+        METHODS_WITHOUT_BODY: {f"envoy.filters.http.{_NO_BODY}": refuses},
     }
 
 

@@ -116,7 +116,7 @@ def route_configurations(routes: tuple[Route, ...], settings: FrontDoorSettings)
     main.virtual_hosts[0].routes.extend(_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(_rest_model(*one) for one in named)
     main.virtual_hosts[0].routes.extend(
-        _configuration("", [unknown, *_rest_unknown(pages), _control_as_rest(), _nothing_here()], settings)
+        _configuration("", [unknown, *_rest_unknown(pages), *_control_as_rest(), _nothing_here()], settings)
         .virtual_hosts[0]
         .routes
     )
@@ -275,17 +275,21 @@ def _rest_unknown(pages: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _control_as_rest() -> dict[str, Any]:
-    """Of requests with a body to the control API, until they are transcoded and the route is chosen anew."""
-    methods = {"safe_regex": {"regex": "|".join(control_rest.METHODS_WITH_BODY)}}
-    return {
-        **_nothing_here(),
-        "match": {
-            "prefix": control_rest.PREFIX,
-            "headers": [{"name": ":method", "string_match": methods}],
-        },
-        "typed_per_filter_config": control_rest.asks_about_body(),
-    }
+def _control_as_rest() -> list[dict[str, Any]]:
+    """Of requests to the control API, until they are transcoded and the route is chosen anew."""
+    return [
+        {
+            **_nothing_here(),
+            "match": {
+                "prefix": control_rest.PREFIX,
+                "headers": [
+                    {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(methods)}}}
+                ],
+            },
+            "typed_per_filter_config": looks,
+        }
+        for methods, looks in control_rest.about_bodies().items()
+    ]
 
 
 def _nothing_here() -> dict[str, Any]:

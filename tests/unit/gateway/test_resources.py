@@ -253,8 +253,8 @@ def test_every_inference_method_with_a_model_is_read_for_it() -> None:
     assert "ListModels" not in methods
 
 
-def test_nobody_is_asked_about_a_body_but_on_the_way_to_the_control_api() -> None:
-    question = "envoy.filters.http.ext_authz"
+@pytest.mark.parametrize("question", ["envoy.filters.http.ext_authz", "envoy.filters.http.no_body"])
+def test_nobody_is_asked_about_a_body_but_on_the_way_to_the_control_api(question: str) -> None:
     settings = replace(SETTINGS, cors_origins=("https://a.example",), runtime_listen="127.0.0.1:2")
     found = made(AFFINE, BASE[1], settings=settings)
     asked = []
