@@ -156,6 +156,9 @@ def front_door_settings(settings: Settings) -> FrontDoorSettings:
         listen=settings.listen,
         runtime_listen=settings.runtime_listen,
         cors_origins=settings.cors_origins,
+        # Agents call it too.
+        hosts=settings.hosts
+        and (*settings.hosts, *(address.rpartition(":")[0].lower() for address in settings.control)),
         max_heap_bytes=settings.envoy_memory_mib * MIB,
         worker_threads=settings.envoy_threads,
     )

@@ -43,6 +43,15 @@ Origin = Annotated[str, AfterValidator(_origin)]
 """A web page's, or `*`: any."""
 
 
+def _host(text: str) -> str:
+    if re.fullmatch(r"(?=.{1,253}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?", text) is None:
+        raise ValueError("must be a host's name in lower case, without a port, such as penstock.example.org")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
 class SettingsError(Exception):
     """The configuration cannot be used; the message names the key, the value and what is accepted."""
 
@@ -66,6 +75,10 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=100)] = ()
     """Web pages of these origins, such as `https://chat.example.org`, may use models from a browser (never the control
     API); `*`: those of any. Unset: pages of the front door's own origin only."""
+    hosts: Annotated[tuple[Host, ...], Field(max_length=100)] = ()
+    """Names by which clients may call the front door, such as `penstock.example.org`, beside addresses, `localhost` and
+    those in `control`. What is sent to another is refused, as what a web page sends that made its own name lead
+    here (DNS rebinding). Unset: any name."""
     runtime_listen: str | None = None
     """A second port, IP:port, for agents on other hosts; it carries nothing but their reports."""
     control: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from penstock.core.routing import Route, RoutingState
 from penstock.core.spec import Admission
 from penstock.gateway import served
+from penstock.gateway.routes import INFERENCE
 from penstock.gateway.settings import MIB
 from penstock.v1 import inference_pb2
 from tests.integration.front_door_kit import (
@@ -391,6 +392,36 @@ async def test_no_page_of_another_origin_may_use_the_control_api(origins: tuple[
             said = answer.json()
             assert said["code"] == 7 if path.startswith("/apis/") else said["error"]["code"] == "foreign_page"
         assert own.status_code != 403
+
+
+async def test_only_the_names_that_are_listed_lead_here() -> None:
+    async with House(hosts=("penstock.example.org",)) as house:
+        await house.serve()
+        port = house.settings.listen.rpartition(":")[2]
+        own = ("penstock.example.org", f"Penstock.Example.org:{port}", "localhost:1", "10.0.0.7", "[::1]:9")
+        others = (
+            "rebound.example.org",
+            f"127.0.0.1.example.org:{port}",
+            "penstock.example.org.evil.example",
+        )
+        for path in ("/apis/v1/deployments", "/v1/models", f"{INFERENCE}ListModels", "/nothing"):
+            for host in own:
+                assert (await house.rest.get(path, headers={"host": host})).status_code != 421
+            for host in others:
+                refused = await house.rest.get(path, headers={"host": host, "origin": f"http://{host}"})
+                assert refused.status_code == 421
+                said, control = refused.json(), path.startswith("/apis/")
+                sentence = said["message"] if control else said["error"]["message"]
+                assert sentence.startswith(f"this front door is not called {host}; ")
+                assert (said["code"] if control else said["error"]["code"]) == (
+                    7 if control else "wrong_host"
+                )
+        named = [("grpc.default_authority", others[0])]
+        async with grpc.aio.insecure_channel(house.settings.listen, options=named) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await _raw(channel, f"{INFERENCE}ListModels")
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        assert f"is not called {others[0]}" in str(caught.value.details())
 
 
 async def test_without_origins_no_page_of_another_may_use_models() -> None:

@@ -63,6 +63,20 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
         Settings(cors_origins=(origin,))
 
 
+def test_agents_may_call_the_front_door_by_the_name_that_they_have_for_it() -> None:
+    named = Settings(hosts=("penstock.example.org",), control=("Login1.example.org:8600", "10.0.0.7:8600"))
+    assert app.front_door_settings(named).hosts == ("penstock.example.org", "login1.example.org", "10.0.0.7")
+    assert app.front_door_settings(Settings(control=("login1:8600",))).hosts == ()
+
+
+@pytest.mark.parametrize(
+    "host", ["", "Login1", "login1:8600", "https://login1", "*", "*.example.org", "a b", "a" * 254]
+)
+def test_a_host_that_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="must be a host's name in lower case, without a port"):
+        Settings(hosts=(host,))
+
+
 def test_a_host_without_slurm_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

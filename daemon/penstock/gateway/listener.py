@@ -17,6 +17,7 @@ from typing import Any
 from google.rpc import code_pb2
 
 from penstock.gateway import affinity, control_rest, cors, openai
+from penstock.gateway.hosts import own_hosts
 from penstock.gateway.messages import ADS, Listener, build, http_filter, put_header, typed
 from penstock.gateway.replies import FIRST_LOOK, GRPC_STATUS_HEADER, TOO_LARGE, local_replies
 from penstock.gateway.routes import (
@@ -138,6 +139,7 @@ def _listener(name: str, address: str, descriptors: bytes | None, settings: Fron
     filters = [http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
     if descriptors is not None:
         filters = [
+            *([_lua("own_hosts", own_hosts(settings.hosts))] if settings.hosts else []),
             _lua("own_pages", cors.own_pages((control_rest.PREFIX, *CONTROL_PREFIXES))),
             cors.cors_filter(),
             http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),

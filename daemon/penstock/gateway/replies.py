@@ -17,6 +17,7 @@ from penstock import details
 from penstock.gateway import control_rest, openai
 from penstock.gateway.cors import FOREIGN_PAGE
 from penstock.gateway.hold import RETRY_AFTER_S
+from penstock.gateway.hosts import WRONG_HOST_STATUS
 from penstock.gateway.messages import put_header
 from penstock.gateway.routes import DEPLOYMENT_HEADER
 from penstock.gateway.settings import MIB, FrontDoorSettings
@@ -187,6 +188,13 @@ def _answers(settings: FrontDoorSettings) -> list[_Answer]:
             415,
         ),
         _Answer(_status_is(403), FOREIGN_PAGE, "foreign_page", 403, code_pb2.PERMISSION_DENIED),
+        _Answer(
+            _status_is(WRONG_HOST_STATUS),
+            "this front door is not called %REQ(:AUTHORITY):100%; its names are in penstock.toml (hosts)",
+            "wrong_host",
+            WRONG_HOST_STATUS,
+            code_pb2.PERMISSION_DENIED,
+        ),
         _Answer(
             _status_is(404),
             "no such service, method or path at this port",

@@ -48,6 +48,8 @@ class FrontDoorSettings:
     use `listen`."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use models from a browser; `*`: any."""
+    hosts: tuple[str, ...] = ()
+    """Names, in lower case, by which clients may call `listen`, beside addresses and `localhost`. Unset: any."""
 
     worker_threads: int = 2
     """Envoy's `--concurrency`. One thread carries some 90,000 tokens a second; health checks and streams
