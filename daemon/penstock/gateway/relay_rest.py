@@ -138,6 +138,8 @@ async def _pass(
             body = await answer.content.readexactly(CHUNK_BYTES)
         except asyncio.IncompleteReadError as whole:
             body = whole.partial
+        except aiohttp.ClientPayloadError:
+            body = b""  # The engine has died over its words.
         await events.write(_event(_error_of(answer.status, body.decode(errors="replace"))))
         return events
     response = events

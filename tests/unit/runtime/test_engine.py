@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -245,6 +246,14 @@ def test_load_is_the_sum_over_the_engines_of_one_server() -> None:
 def test_load_without_its_numbers_is_an_error() -> None:
     with pytest.raises(EngineError, match="lack vllm:num_requests_waiting, vllm:kv_cache_usage_perc"):
         read_load('vllm:num_requests_running{engine="0"} 1\n')
+
+
+@pytest.mark.parametrize("text", ["many", "NaN", "+Inf"])
+def test_load_that_is_no_number_is_an_error(text: str) -> None:
+    with pytest.raises(
+        EngineError, match=f"vllm:num_requests_running is '{re.escape(text)}', which is no number"
+    ):
+        read_load(f'vllm:num_requests_running{{engine="0"}} {text}\n')
 
 
 async def test_from_start_to_stop(standin: StartStandin) -> None:
