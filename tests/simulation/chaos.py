@@ -414,7 +414,7 @@ async def apply(world: World) -> None:
         spec = replace(spec, placement=limited, handover=Handover(margin_s=20))
 
     async def create(conn: AsyncConnection) -> None:
-        await deployments.create(conn, name, {}, spec, world.now)
+        await deployments.create(conn, name, {}, spec, world.clock())
 
     await world.people(f"someone creates {name} with {count} replicas", create)
 
@@ -428,7 +428,7 @@ async def change_burst(world: World) -> None:
             old = (await deployments.get(conn, name)).spec
             new = replace(old, burst=Burst(base, (SPOT,)))
             await deployments.update_spec(
-                conn, name, new, None, world.now, new_revision=False, expected_version=None
+                conn, name, new, None, world.clock(), new_revision=False, expected_version=None
             )
 
         await world.people(f"someone gives {name} a base of {base}", change)
@@ -446,7 +446,7 @@ async def _edit(world: World, name: str) -> None:
         old = (await deployments.get(conn, name)).spec
         new = replace(old, engine=Engine(args=(arg,)))
         await deployments.update_spec(
-            conn, name, new, None, world.now, new_revision=True, expected_version=None
+            conn, name, new, None, world.clock(), new_revision=True, expected_version=None
         )
 
     await world.people(f"someone edits {name}: a new revision", change)
@@ -504,7 +504,14 @@ async def undo(world: World) -> None:
             to = await revisions.get(conn, found.uid, max(1, found.revision - back))
             spec = with_count_and_policies_of(found.spec, to.spec)
             await deployments.update_spec(
-                conn, name, spec, None, world.now, new_revision=True, expected_version=None, proven=to.proven
+                conn,
+                name,
+                spec,
+                None,
+                world.clock(),
+                new_revision=True,
+                expected_version=None,
+                proven=to.proven,
             )
 
         await world.people(f"someone undoes {back} rollouts of {name}", change)
@@ -515,7 +522,7 @@ async def promote(world: World, where: str = "true") -> None:
 
         async def change(conn: AsyncConnection, name: str = name) -> None:
             found = await deployments.get(conn, name)
-            await deployments.promote(conn, name, found.revision, world.now)
+            await deployments.promote(conn, name, found.revision, world.clock())
 
         await world.people(f"someone promotes {name}", change)
 
@@ -527,7 +534,7 @@ async def pause_rollout(world: World) -> None:
 
 async def _pause_rollout(world: World, name: str, paused: bool) -> None:
     async def change(conn: AsyncConnection) -> None:
-        await deployments.set_paused(conn, name, paused, world.now, rollout_only=True)
+        await deployments.set_paused(conn, name, paused, world.clock(), rollout_only=True)
 
     await world.people(f"someone {'pauses' if paused else 'resumes'} the rollouts of {name}", change)
 
@@ -541,7 +548,7 @@ async def tend(world: World) -> None:
         async def again(conn: AsyncConnection, name: str = name) -> None:
             spec = (await deployments.get(conn, name)).spec
             await deployments.update_spec(
-                conn, name, spec, None, world.now, new_revision=True, expected_version=None
+                conn, name, spec, None, world.clock(), new_revision=True, expected_version=None
             )
 
         await world.people(f"someone restarts {name}", again)
@@ -552,7 +559,7 @@ async def scale(world: World) -> None:
         name, count = world.random.choice(known), world.random.randint(0, 3)
 
         async def change(conn: AsyncConnection) -> None:
-            await deployments.scale(conn, name, count, world.now)
+            await deployments.scale(conn, name, count, world.clock())
 
         await world.people(f"someone scales {name} to {count}", change)
 
@@ -565,7 +572,7 @@ async def pause(world: World, name: str = "", paused: bool | None = None) -> Non
     wanted = world.chance(0.4) if paused is None else paused
 
     async def change(conn: AsyncConnection) -> None:
-        await deployments.set_paused(conn, name, wanted, world.now)
+        await deployments.set_paused(conn, name, wanted, world.clock())
 
     await world.people(f"someone {'pauses' if wanted else 'resumes'} {name}", change)
 
@@ -575,7 +582,7 @@ async def delete(world: World) -> None:
         name, force = world.random.choice(known), world.chance(0.3)
 
         async def change(conn: AsyncConnection) -> None:
-            await deployments.mark_deleted(conn, name, force, world.now)
+            await deployments.mark_deleted(conn, name, force, world.clock())
 
         await world.people(f"someone deletes {name}" + (" by force" if force else ""), change)
 

@@ -66,8 +66,6 @@ ANSWERS = ("found", "submitted", "cancelled", "signalled")
 EXECUTOR = {"GROUP": 2, "LANES": 1, "CONCURRENCY": 1}
 """Its settings here: several groups in a pass of three replicas; one effect at a time, else the order of replies would
 be the machine's."""
-MAY_BE_A_GAP_S = members.GAP_S - members.BEAT_INTERVAL_S
-"""A gateway whose beats are lost for longer than this may count as newly come."""
 LOOK_AROUND_EVERY = timedelta(seconds=LOOK_AROUND_EVERY_S)
 STALE_MAX_S = 25.0
 """A listing is at most this old: less than JOB_MISSING's half minute, as an answer from memory is."""
@@ -88,7 +86,7 @@ NODES = tuple(
     Node(name, "IDLE", cpus=6, memory_mib=64_000, gpus={}, partitions=("gpu", "spot"))
     for name in ("node1", "node2", "node3")
 )
-TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases")
+TABLES = ("deployments", "revisions", "model_names", "replicas", "attempts", "decisions", "leases", "members")
 """What a backup holds, parents first."""
 
 
@@ -409,7 +407,9 @@ class World:
         self._born = 0
         self._taken: set[str] = set()
         """Names of the jobs that controllers submitted."""
-        self._open_since = self._backed_up_at = BEGIN
+        self.clock = DatabaseClock(zone=UTC, host=lambda: self.now, elapsed_s=lambda: self.elapsed_s)
+        """The gateway's, by which agents and people are written down."""
+        self._gateway_came = True
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -422,10 +422,7 @@ class World:
         executor: Mapping[str, int] = EXECUTOR,
     ) -> AsyncIterator[World]:
         """A world with nothing in it; what an earlier one left in the database is gone. `executor`: its constants."""
-        await admin.execute(f"TRUNCATE {', '.join(TABLES)}, members RESTART IDENTITY CASCADE".encode())
-        await admin.execute(
-            "INSERT INTO members VALUES ('gateway', 'g', 'g:1', %(at)s, %(at)s)", {"at": BEGIN}
-        )
+        await admin.execute(f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY CASCADE".encode())
         world = cls(database, admin, seed, nodes)
         usual = {name: getattr(execute, name) for name in executor}
         vars(execute).update(executor)
@@ -478,11 +475,9 @@ class World:
         end = self.now + timedelta(seconds=seconds)
         while True:
             self.now = min(end, self.now + timedelta(seconds=self.slice_s))
-            await self.admin.execute(
-                "WITH clock AS (UPDATE sim.clock SET at = %(now)s)"
-                " UPDATE members SET seen_at = %(now)s, open_since = %(open)s WHERE %(there)s",
-                {"now": self.now, "open": self._open_since, "there": self._gateway_beats},
-            )
+            await self.admin.execute("UPDATE sim.clock SET at = %s", (self.now,))
+            if not (self.control_down or self.database_down):
+                await self._beat()
             self.slurm.advance()
             await self._deliver()
             await self._agents_act()
@@ -494,6 +489,13 @@ class World:
             self.rules.jobs()
             if self.now >= end:
                 return
+
+    async def _beat(self) -> None:
+        """As the gateway's task does."""
+        async with self.database.transaction() as conn:
+            await members.beat(conn, members.GATEWAY, "g", "g:1", came=self._gateway_came)
+            await self.clock.sync(conn)
+        self._gateway_came = False
 
     async def leap(self, seconds: float) -> None:
         """A long time in which nobody does anything: the controllers go on, and nothing else is simulated."""
@@ -510,10 +512,6 @@ class World:
         self.rules.forget(tokens)
         self.slurm.purge()
         self.lines.clear()
-
-    @property
-    def _gateway_beats(self) -> bool:
-        return not (self.control_down or self.database_down)
 
     @property
     def running(self) -> list[Process]:
@@ -700,7 +698,7 @@ class World:
                 restart_count=agent.restarts,
                 host=agent.node,
                 port=4000 + agent.job_id,
-                now=self.now,
+                now=self.clock(),
             )
             agent.phase = Phase.REGISTERED
             agent.next_at = self.now + timedelta(seconds=3)
@@ -721,7 +719,7 @@ class World:
                 load=Load(),
                 exit_code=agent.exit_code or None,
                 last_words="",
-                now=self.now,
+                now=self.clock(),
             )
             if phase is Phase.READY:
                 agent.phase = phase
@@ -758,18 +756,16 @@ class World:
 
     def database_goes(self, *, up: bool) -> None:
         self.say(f"the database is {'up' if up else 'down'}")
-        if up:
-            self._open_since = self.now
+        self._gateway_came |= up
         self.database_down = not up
 
     def control(self, *, up: bool) -> None:
         self.control_down = not up
-        if up:
-            self._open_since = self.now
+        self._gateway_came |= up
 
     async def back_up(self) -> None:
         self.say("the database is backed up")
-        self.backed_up, self._backed_up_at = True, self.now
+        self.backed_up = True
         await self.admin.execute("DROP SCHEMA IF EXISTS backup CASCADE; CREATE SCHEMA backup")
         for table in TABLES:
             await self.admin.execute(f"CREATE TABLE backup.{table} AS TABLE public.{table}".encode())
@@ -781,8 +777,6 @@ class World:
         lost, and is no silence.
         """
         self.say("the database is restored from its backup")
-        if self._age_s(self._backed_up_at) > MAY_BE_A_GAP_S:
-            self._open_since = self.now
         self.rules.restored()
         statements = [f"TRUNCATE {', '.join(TABLES)} CASCADE"]
         statements += [

@@ -68,7 +68,7 @@ def cancel(scene: Scene, attempt: Attempt, job: Job, reason: Reason, message: st
 def after_agent(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """The agent has said its last word, and its job has not ended."""
     said = attempt.phase_message or "it ends"
-    if attempt.reported_at is None or scene.now < attempt.reported_at + timedelta(seconds=REPEAT_AFTER_S):
+    if attempt.reported_at is None or scene.lately(attempt.reported_at, REPEAT_AFTER_S):
         return scene.decide(Reason.STOPPING, ReplicaState.STOPPING, f"job {job.job_id} is ending: {said}")
     message = f"job {job.job_id} lives on after its agent said: {said}"
     return cancel(scene, attempt, job, Reason.CANCEL, message)

@@ -103,7 +103,7 @@ def _speaks(scene: Scene, attempt: Attempt) -> bool:
     """Whether the agent was heard so lately that its job must be there, whatever the listing says."""
     if attempt.reported_at is None or attempt.phase in (Phase.FAILED, Phase.ENDED):
         return False
-    return scene.now < attempt.reported_at + timedelta(seconds=MISSING_FOR_S)
+    return scene.lately(attempt.reported_at, MISSING_FOR_S)
 
 
 def _with_job(scene: Scene, attempt: Attempt, job: Job) -> Outlook:

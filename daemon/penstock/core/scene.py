@@ -6,7 +6,7 @@ Knows no situation; each of those has a module of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from penstock.core import handover
 from penstock.core.altered import Altered
@@ -87,6 +87,12 @@ class Scene:
     def respects(self) -> bool:
         """Whether what somebody else does to the job stays as it is."""
         return self.deployment.spec.outside_changes is OutsideChanges.RESPECT
+
+    def lately(self, at: datetime, within_s: float) -> bool:
+        """Whether a report of `at` is less than so old. One from a time yet to come was written before the database's
+        clock went back, or by a host that is a little ahead: it keeps nothing waiting for longer than one from as long
+        ago would."""
+        return abs(self.now - at) < timedelta(seconds=within_s)
 
     def decide(self, reason: Reason, state: ReplicaState, message: str, *actions: Action) -> Outlook:
         """The outlook whose decision and replica say the same sentence."""
