@@ -55,7 +55,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "/apis/v1/replicas/target-1:logs": {"follow": TRUTHS, "tail_lines": NUMBERS},
     "/apis/v1/replicas/nobody:logs": {"follow": TRUTHS, "tail_lines": NUMBERS},
 }
-MAY_BE_SILENT = frozenset({"/apis/v1/decisions:watch", "/apis/v1/replicas/target-1:logs"})
+MAY_BE_SILENT = frozenset({"/apis/v1/replicas/target-1:logs"})
 """Not even their headers need come before there is something to say."""
 STATUSES = frozenset({200, 400, 404, 413, 429, 431, 501, 503})
 AT_ONCE = 8

@@ -348,6 +348,11 @@ async def test_what_was_decided_is_listed_watched_and_explained(api: ControlApi)
     only_new.cancel()
 
     explained = await service.Explain(decision_pb2.ExplainRequest(deployment="a"))
+    nothing_yet = service.WatchDecisions(
+        decision_pb2.WatchDecisionsRequest(deployment="a", after=explained.decisions[0].id)
+    )
+    await asyncio.wait_for(nothing_yet.initial_metadata(), PATIENCE_S)
+    nothing_yet.cancel()
     assert explained.summary.startswith("0 of 1 ready")
     assert [item.replica for item in explained.replicas] == ["a-1"]
     assert [item.message for item in explained.decisions] == ["four", "three", "two", "one"]

@@ -46,7 +46,14 @@ def test_replicas_outlive_it_and_work_goes_on(penstock: Penstock) -> None:
     changed_at = time.time()
     penstock.cluster.run("sbatch", "--hold", "--output=/dev/null", "--wrap=true")
     written = penstock.cluster.root / "state" / "job_state"
-    wait_until(lambda: written.stat().st_mtime > changed_at, 60, "slurmctld has written its jobs down")
+
+    def is_written() -> bool:
+        try:
+            return written.stat().st_mtime > changed_at
+        except FileNotFoundError:  # Between the old one's renaming and the new one's.
+            return False
+
+    wait_until(is_written, 60, "slurmctld has written its jobs down")
 
     penstock.cluster.stop_controller(kill=True)
     penstock.cli("scale", "steady", "--replicas", "3")

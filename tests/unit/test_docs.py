@@ -41,7 +41,7 @@ def test_every_reason_that_ends_a_call_is_on_the_page_with_its_status() -> None:
             if each["header"]["key"] == "grpc-status-details-bin":
                 sent.add(_status_and_reason(each["header"]["value"]))
     agents = (ROOT / "runtime/penstock_runtime/endings.py").read_text()
-    sent |= set(re.findall(r'Ending\(code\.([A-Z_]+), "([A-Z_]+)"', agents))
+    sent |= set(re.findall(r'Ending\(code\.([A-Z_]+), (?:"|details\.)([A-Z_]+)', agents))
     gateways = set(re.findall(r'"([A-Z]+_[A-Z_]+)"', Path(explain.__file__).read_text()))
     assert len(sent) > 15
     assert {"MODEL_NOT_FOUND", "NO_READY_REPLICA", "REPLICA_ENDED", "TOO_MANY_WAIT"} <= gateways

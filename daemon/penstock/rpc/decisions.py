@@ -57,13 +57,16 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
             if not request.HasField("after"):
                 async with self._db.snapshot() as conn:
                     last = await decisions.last_id(conn)
-                # The client knows from here on that it misses nothing.
-                await context.send_initial_metadata(())
+            told = False
             while True:
                 async with self._db.snapshot() as conn:
                     found = await decisions.after(
                         conn, last, deployment=request.deployment, replica=request.replica, limit=BATCH
                     )
+                if not told:
+                    # The client knows from here on that it misses nothing, also where there is nothing to say yet.
+                    await context.send_initial_metadata(())
+                    told = True
                 for row in found:
                     yield pb.WatchDecisionsResponse(decision=decision_out(row))
                     last = row.id

@@ -1,8 +1,8 @@
 """Whether a request is well-formed: the contract's own field rules, and the rules between fields that it states
 in words.
 
-Pure: message in, violations out, in the manifest's own paths. Knows the protos, of core the defaults alone, and not
-the cluster (`limits` does that). The rule guarded here: what this release does not carry out is refused by name,
+Pure: message in, violations out, in the manifest's own paths. Knows the protos, and neither core nor the
+cluster (`limits` does that). The rule guarded here: what this release does not carry out is refused by name,
 never ignored.
 """
 
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from penstock import contract
 from penstock.contract import quoted
-from penstock.core.spec import Probes, RestartPolicy, Rollout
+from penstock.rpc.convert.spec import probes_in, restart_in, surge_and_unavailable_in
 from penstock.rpc.quantities import time_limit_s
 from penstock.rpc.refusals import Fault, Violation, refuse
 from penstock.slurm.options import KNOWN_OPTIONS, RESERVED_OPTIONS
@@ -156,7 +156,7 @@ def warnings(deployment: deployment_pb2.Deployment) -> list[str]:
     """What is legal and probably not meant, in sentences."""
     said = []
     spec = deployment.spec
-    startup_s = spec.probes.startup_timeout_s or Probes().startup_timeout_s
+    startup_s = probes_in(spec.probes).startup_timeout_s
     for path, placement in placements_of(spec):
         if placement.time_limit and time_limit_s(placement.time_limit) <= startup_s:
             said.append(
@@ -193,9 +193,8 @@ def _rules_between(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
             "spec.model.hub_revision", "is only for a model from the hub; spec.model.hub is not set"
         )
     yield from _rollout(spec)
-    restart, default = spec.restart, RestartPolicy()
-    first = restart.backoff_initial_s or default.backoff_initial_s
-    longest = restart.backoff_max_s or default.backoff_max_s
+    restart = restart_in(spec.restart)
+    first, longest = restart.backoff_initial_s, restart.backoff_max_s
     if first > longest:
         yield Violation(
             "spec.restart.backoff_initial_s",
@@ -263,9 +262,8 @@ def _margin(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
 
 
 def _rollout(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
-    rollout, default = spec.rollout, Rollout()
-    surge = rollout.max_surge or default.max_surge
-    if _nothing(surge) and _nothing(rollout.max_unavailable or default.max_unavailable):
+    rollout = spec.rollout
+    if all(map(_nothing, surge_and_unavailable_in(rollout))):
         yield Violation("spec.rollout.max_surge", "must not be zero while spec.rollout.max_unavailable is zero too:"
                         " a rollout could never begin")  # fmt: skip
     is_canary = rollout.strategy == spec_pb2.ROLLOUT_STRATEGY_CANARY
@@ -275,7 +273,7 @@ def _rollout(spec: spec_pb2.DeploymentSpec) -> Iterator[Violation]:
         )
     if rollout.HasField("canary") and not is_canary:
         yield Violation("spec.rollout.canary", "is only for the strategy canary (spec.rollout.strategy)")
-    startup_s = spec.probes.startup_timeout_s or Probes().startup_timeout_s
+    startup_s = probes_in(spec.probes).startup_timeout_s
     if rollout.progress_deadline_s > startup_s:
         yield Violation(
             "spec.rollout.progress_deadline_s",

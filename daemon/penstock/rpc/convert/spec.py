@@ -71,9 +71,9 @@ def spec_in(spec: pb.DeploymentSpec) -> core.Spec:
             nodes=spec.resources.nodes or default.resources.nodes,
         ),
         placement=_placement_in(spec.placements[0]) if spec.placements else default.placement,
-        probes=_probes_in(spec.probes),
+        probes=probes_in(spec.probes),
         rollout=_rollout_in(spec.rollout),
-        restart=_restart_in(spec.restart),
+        restart=restart_in(spec.restart),
         drain_timeout_s=spec.drain_timeout_s if spec.HasField("drain_timeout_s") else default.drain_timeout_s,
         fallbacks=tuple(map(_placement_in, spec.placements[1:])),
         burst=_burst_in(spec.burst) if spec.HasField("burst") else None,
@@ -196,16 +196,22 @@ def _room_out(model: core.Model) -> pb.AdapterRoom | None:
 
 
 def _rollout_in(rollout: pb.Rollout) -> core.Rollout:
-    default = core.Rollout()
     canary = core.Canary(rollout.canary.percent, rollout.canary.bake_s or None)
+    max_surge, max_unavailable = surge_and_unavailable_in(rollout)
     return core.Rollout(
-        strategy=_key(_STRATEGIES, rollout.strategy) or default.strategy,
-        max_surge=rollout.max_surge or default.max_surge,
-        max_unavailable=rollout.max_unavailable or default.max_unavailable,
+        strategy=_key(_STRATEGIES, rollout.strategy) or core.Rollout().strategy,
+        max_surge=max_surge,
+        max_unavailable=max_unavailable,
         progress_deadline_s=rollout.progress_deadline_s or None,
         rollback_on_failure=rollout.rollback_on_failure,
         canary=canary if rollout.HasField("canary") else None,
     )
+
+
+def surge_and_unavailable_in(rollout: pb.Rollout) -> tuple[str, str]:
+    """As many above and below the wanted number as a rollout may have: numbers or percents."""
+    default = core.Rollout()
+    return rollout.max_surge or default.max_surge, rollout.max_unavailable or default.max_unavailable
 
 
 def _rollout_out(rollout: core.Rollout) -> pb.Rollout:
@@ -312,7 +318,8 @@ def _placement_out(placement: core.Placement) -> pb.Placement:
     )
 
 
-def _probes_in(probes: pb.Probes) -> core.Probes:
+def probes_in(probes: pb.Probes) -> core.Probes:
+    """With the default for what is unset."""
     default = core.Probes()
     return core.Probes(
         startup_timeout_s=probes.startup_timeout_s or default.startup_timeout_s,
@@ -320,7 +327,8 @@ def _probes_in(probes: pb.Probes) -> core.Probes:
     )
 
 
-def _restart_in(restart: pb.RestartPolicy) -> core.RestartPolicy:
+def restart_in(restart: pb.RestartPolicy) -> core.RestartPolicy:
+    """With the default for what is unset."""
     default = core.RestartPolicy()
     return core.RestartPolicy(
         backoff_initial_s=restart.backoff_initial_s or default.backoff_initial_s,
