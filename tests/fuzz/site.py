@@ -32,8 +32,9 @@ DEPLOYMENTS = ("target", "pool", "bystander")
 
 # What a process may hold more of afterwards. Allocators keep what they had at most; a leak grows with every case.
 MORE_MEMORY_BYTES = 96 * MIB
-# Connections to replicas are kept for a while, one for each thread and replica; so are those to PostgreSQL.
-MORE_FILES = 24
+# Connections to replicas are kept for a while, one for each thread and replica, and replicas may still be made and
+# replaced as the control API was told to; so are those to PostgreSQL. A leak of one in ten cases makes over a hundred.
+MORE_FILES = 64
 SETTLES_WITHIN_S = 40.0
 """Longer than the request time-outs of the connections that still stalled at the end, and than idle ones live."""
 BYSTANDER_EVERY_S = 0.2
