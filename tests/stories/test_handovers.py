@@ -33,6 +33,15 @@ async def leaves(stage: Stage, replica: str) -> None:
     await stage.tick(1)
 
 
+async def succeeds(stage: Stage, successor: str, predecessor: str) -> None:
+    """The successor, which runs by now, becomes ready, and the one before it leaves."""
+    stage.pass_time(2)
+    await stage.becomes_ready(successor)
+    await stage.tick()
+    await leaves(stage, predecessor)
+    await stage.quiet_tick()
+
+
 async def test_handover_with_history(stage: Stage) -> None:
     stage.tell("""The cluster has become busy: the second generation waits ten minutes for its nodes, which is too
         long.
@@ -94,11 +103,7 @@ async def test_handover_after_somebody_altered_the_limit(stage: Stage) -> None:
     await stage.tick(5)
     await stage.tick(1)
     await stage.tick(240)
-    stage.pass_time(2)
-    await stage.becomes_ready("chat-2")
-    await stage.tick()
-    await leaves(stage, "chat-1")
-    await stage.quiet_tick()
+    await succeeds(stage, "chat-2", "chat-1")
 
 
 async def test_handover_of_two(stage: Stage) -> None:
@@ -162,19 +167,11 @@ async def test_handover_beside_a_canary(stage: Stage) -> None:
     await stage.tick(5)
     await stage.tick(820)
     await stage.tick(1)
-    stage.pass_time(2)
-    await stage.becomes_ready("chat-4")
-    await stage.tick()
-    await leaves(stage, "chat-1")
-    await stage.quiet_tick()
+    await succeeds(stage, "chat-4", "chat-1")
     stage.tell("The half hour is over. What was made of revision 1 a moment ago is replaced as any other.")
     await stage.tick(960)
     await stage.tick(1)
-    stage.pass_time(2)
-    await stage.becomes_ready("chat-5")
-    await stage.tick()
-    await leaves(stage, "chat-4")
-    await stage.quiet_tick()
+    await succeeds(stage, "chat-5", "chat-4")
 
 
 async def test_handover_of_a_canary(stage: Stage) -> None:
@@ -186,18 +183,10 @@ async def test_handover_of_a_canary(stage: Stage) -> None:
     await stage.tick(5)
     await stage.tick(900)
     await stage.tick(1)
-    stage.pass_time(2)
-    await stage.becomes_ready("chat-4")
-    await stage.tick()
-    await leaves(stage, "chat-3")
-    await stage.quiet_tick()
+    await succeeds(stage, "chat-4", "chat-3")
     await stage.tick(900)
     await stage.tick(1)
-    stage.pass_time(2)
-    await stage.becomes_ready("chat-5")
-    await stage.tick()
-    await leaves(stage, "chat-1")
-    await stage.quiet_tick()
+    await succeeds(stage, "chat-5", "chat-1")
 
 
 async def test_drained_node(stage: Stage) -> None:

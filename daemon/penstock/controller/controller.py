@@ -90,9 +90,7 @@ class Controller:
             try:
                 if self._lease.held and await self._reconciler.look_around():
                     self._ticks.nudge()
-            except (
-                Exception
-            ):  # A bug, over which the ticks must not end: they go on with what was seen before.
+            except Exception:  # A bug. The ticks must not end over it: they go on with what was seen before.
                 log.exception("the look at the nodes failed; it is tried again in %g s", LOOK_AROUND_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AROUND_EVERY_S):

@@ -241,7 +241,7 @@ class Executor:
                 # Only who knows what the folder holds may say what opens the door to the agent that reads it.
                 if isinstance(intent.action, acts.Resubmit) and intent.launch and intent.token in marked:
                     script, secret_hash = intent.launch.submission.script, hash_of(effect.secret)
-                    packed = bool(intent.action.beside) or intent.action.apart
+                    packed = acts.packed(intent.action)
                     await attempts.launch_again(connection, intent.token, script, secret_hash, packed=packed)
             # Last, because it locks the lease until the commit, and a lease that is locked cannot be renewed.
             await tick.term.fence(connection)

@@ -134,7 +134,7 @@ class _Batch:
                     script,
                     secret_hash,
                     action.placement,
-                    packed=bool(action.beside) or action.apart,
+                    packed=acts.packed(action),
                 )
             )
 

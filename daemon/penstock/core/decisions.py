@@ -250,6 +250,11 @@ class Resubmit:
     """As in Submit."""
 
 
+def packed(action: Submit | Resubmit) -> bool:
+    """Whether where the deployment's other replicas run says where this job may: `Attempt.packed`."""
+    return bool(action.beside) or action.apart
+
+
 @dataclass(frozen=True, slots=True)
 class Adopt:
     """Write the job's id to the attempt. The database only."""

@@ -26,7 +26,7 @@ was written down: whoever cancels our jobs in a loop, or a partition that preemp
 def ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
     """Its job has ended, by the listing."""
     given_up = _was_given_up(scene, attempt, job)
-    next_placement = _goes_on(scene, attempt, job)
+    next_placement, taken = _goes_on(scene, attempt, job), _was_taken(scene, attempt, job)
     if next_placement:
         where = named(scene.deployment.spec, scene.replica, attempt.placement)
         message = f"job {job.job_id} was withdrawn from {where}"
@@ -39,12 +39,12 @@ def ended(scene: Scene, attempt: Attempt, job: Job) -> Outlook:
         message = f"job {job.job_id} was cancelled by Penstock"
     else:
         message = job_end(job, attempt.exit_code if attempt.exit_code is not None else job.exit_code)
-    if _was_taken(scene, attempt, job):
+    if taken:
         message += ", after Slurm had taken its nodes for another one"
     if attempt.phase is Phase.FAILED and attempt.phase_message:
         message += f": {attempt.phase_message}"
     reason = _ENDS.get(_blame(scene, attempt, job), Reason.JOB_ENDED)
-    if job.state is JobState.PREEMPTED or _was_taken(scene, attempt, job):
+    if job.state is JobState.PREEMPTED or taken:
         reason = Reason.PREEMPTED
     if given_up:
         reason = Reason.PLACEMENT_GIVEN_UP if next_placement else no_room(scene.deployment)[0]

@@ -204,8 +204,13 @@ class _Fleet:
     def ready(self) -> int:
         return sum(one.state is ReplicaState.READY for one in self.staying)
 
-    def room_without(self, going: Sequence[Replica], counted: Sequence[Replica]) -> int:
-        """How many may be made when `going` go, of those that are `counted`."""
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there is more than one revision of it."""
+        return len({one.revision for one in self.fresh}) > 1
+
+    def room(self, counted: Sequence[Replica], going: Sequence[Replica] = ()) -> int:
+        """How many may be made beside those that are `counted`, when `going` of them go."""
         uids = {one.uid for one in going}
         left = sum(one.uid not in uids or _is_unborn(one) for one in counted)
         return max(0, self.most - self.unborn - left)
@@ -290,7 +295,7 @@ def _step(fleet: _Fleet, new: int, base: int = 0, *, beside: bool = False) -> _S
     ]
     retired = _spared(surplus, fleet.ready - fleet.floor)
     retired += fleet.relieved(but=retired, beside=(new, base) if beside else None)
-    room = fleet.room_without(retired, fleet.fresh)
+    room = fleet.room(fleet.fresh, going=retired)
     made_base = min(room, max(0, base - len(fleet.base)))
     made = min(room - made_base, max(0, new - len(fleet.current)))
     return _Step(fleet, retired, made, made_base)
@@ -313,7 +318,7 @@ def _delete(deployment: Deployment, replicas: Sequence[Replica], staying: Sequen
 def _scale(fleet: _Fleet) -> Counts:
     deployment, want, have = fleet.deployment, fleet.want, len(fleet.current)
     surplus = least_worth(fleet.current)[: max(0, have - want)]
-    made = min(max(0, want - have), max(0, fleet.most - fleet.unborn - have))
+    made = min(max(0, want - have), fleet.room(fleet.current))
     if fleet.ending and not surplus:
         return _hand_over(fleet, made)
     if made:
@@ -429,17 +434,17 @@ def _stand_still(fleet: _Fleet) -> Counts:
     """
     deployment, want, beside = fleet.deployment, fleet.want, _kept_beside(fleet)
     if beside is None:
-        most = fleet.most if len({one.revision for one in fleet.fresh}) > 1 else want
+        most = fleet.most if fleet.is_mixed else want
         have = len(fleet.fresh)
         retired = least_worth(fleet.fresh)[: max(0, have - most)]
         retired += fleet.relieved(but=retired)
-        made = min(max(0, want - have), max(0, fleet.most - fleet.unborn - have))
+        made = min(max(0, want - have), fleet.room(fleet.fresh))
         new = min(made, len(fleet.ending) - len(fleet.outdated))
         made_old = made - new
     else:
         retired = _too_many_beside(fleet, beside)
         retired += fleet.relieved(but=retired, beside=beside)
-        room = fleet.room_without(retired, [*fleet.current, *fleet.base])
+        room = fleet.room([*fleet.current, *fleet.base], going=retired)
         made_old = min(max(0, beside[1] - len(fleet.base)), room)
         new = min(max(0, beside[0] - len(fleet.current)), room - made_old)
     message = (
@@ -458,7 +463,7 @@ def _too_many_beside(fleet: _Fleet, beside: tuple[int, int]) -> list[Replica]:
         *least_worth(fleet.base)[: max(0, len(fleet.base) - beside[1])],
     ]
     lacking = max(0, beside[0] - len(fleet.current)) + max(0, beside[1] - len(fleet.base))
-    most = fleet.most if lacking or len({one.revision for one in fleet.fresh}) > 1 else fleet.want
+    most = fleet.most if lacking or fleet.is_mixed else fleet.want
     too_many = len(fleet.current) + len(fleet.base) + lacking - most
     stale = least_worth(fleet.stale)[: max(0, len(fleet.fresh) - most)]
     return _spared([*stale, *least_worth(surplus)[: max(0, too_many)]], fleet.ready - fleet.floor)

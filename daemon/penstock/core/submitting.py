@@ -54,8 +54,8 @@ def without_attempt(scene: Scene) -> Outlook:
     where = named(scene.deployment.spec, replica, replica.placement)
     message = f"attempt {number} of revision {replica.revision} is submitted{f' to {where}' * bool(where)}"
     if last is not None and last.packed:  # It found no room where the others are, or are not.
-        scene = replace(scene, company=(), crowded=())
-    message += told(scene.avoiding, now) + _elsewhere(scene) + _beside(scene.company) + scene.bounds.told
+        scene = _anywhere(scene)
+    message += _told(scene)
     names, apart = _names(scene), bool(scene.crowded)
     submit = Submit(replica.uid, names, scene.bounds, replica.placement, scene.company, apart)
     return scene.decide(Reason.SUBMIT, ReplicaState.SUBMITTING, message, submit)
@@ -111,10 +111,8 @@ def unconfirmed(scene: Scene, attempt: Attempt) -> Outlook:
     message = f"Slurm does not have attempt {attempt.number}; {how}"
     # One that was to run anywhere stays so: an earlier one found no room.
     if not attempt.packed:
-        scene = replace(scene, company=(), crowded=())
-    message += (
-        told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(scene.company) + scene.bounds.told
-    )
+        scene = _anywhere(scene)
+    message += _told(scene)
     names, apart = _names(scene), bool(scene.crowded)
     resubmit = Resubmit(scene.replica.uid, attempt.token, names, scene.bounds, scene.company, apart)
     return scene.decide(Reason.RESUBMIT, ReplicaState.SUBMITTING, message, resubmit)
@@ -134,6 +132,16 @@ def _doubtful_until(scene: Scene, attempt: Attempt) -> datetime:
     timeout = timedelta(seconds=scene.message_timeout_s)
     until = (attempt.submitted_at or attempt.intended_at) + DOUBT_FACTOR * timeout
     return until if scene.answers_since is None else max(until, scene.answers_since + timeout)
+
+
+def _anywhere(scene: Scene) -> Scene:
+    """As if where the deployment's other replicas run did not matter."""
+    return replace(scene, company=(), crowded=())
+
+
+def _told(scene: Scene) -> str:
+    """Where a submission may run and where not, and for how long, as the end of a sentence."""
+    return told(scene.avoiding, scene.now) + _elsewhere(scene) + _beside(scene.company) + scene.bounds.told
 
 
 def _names(scene: Scene) -> tuple[str, ...]:
